@@ -1,0 +1,177 @@
+"""The contract every puzzle domain fulfils, and the reward arithmetic that is the same for all of them.
+
+A plan-editing MDP (UPI-TRM Sec. 2) has states s = (x, y): the instance x never changes, the plan y is edited
+one action at a time, a checker scores it. A `PlanDomain` is a set of pure functions over batches of small
+integer arrays; the Gymnasium shells, the trainers and the evaluation all stand on these functions alone.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+Int8Array = NDArray[np.int8]
+"""Boards, plans and masks: dtype int8, C-contiguous."""
+
+RewardKind = Literal["shaped", "sparse"]
+DeadEnd = Literal["absorb", "continue"]
+
+C_MAX = 1.0
+"""Upper end of the potential, C_max in UPI-TRM Sec. 2: Phi lies in [0, 1]."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DomainSpec:
+    """Plain integers and arrays from which spaces, models and renderers are built.
+
+    A plan is a flat vector of `num_cells` integers, 0 = blank, 1..`num_values` = a value.
+    A *variable* is a pair (cell, value) with index `cell * num_values + value - 1`.
+    """
+
+    name: str
+    """Short name such as "sudoku9x9"."""
+    num_cells: int
+    """Cells of a plan, flattened row by row."""
+    num_values: int
+    """Values that a cell may take besides blank."""
+    grid_shape: tuple[int, int]
+    """Rows and columns for drawing; rows * columns = num_cells."""
+    num_actions: int
+    """Size of the discrete action space."""
+    horizon: int
+    """Edits after which an episode is truncated."""
+    max_score: float
+    """Score of a solved plan; Phi = clip(score, 0, max_score) / max_score."""
+    action_cell: NDArray[np.int32]
+    """Shape [action]: the cell an action edits, -1 when it edits none."""
+    action_value: NDArray[np.int32]
+    """Shape [action]: the value 1..num_values it writes, 0 when it writes none."""
+    action_kind: NDArray[np.int32]
+    """Shape [action]: index into `kind_names`; actions of one kind share a head's weights."""
+    kind_names: tuple[str, ...]
+    """Names of the kinds, e.g. ("write", "erase", "pad", "stop")."""
+    groups: Mapping[str, NDArray[np.int32]] = field(default_factory=dict)
+    """Constraint groups as partitions of the variables: name -> label per variable, shape [num_cells * num_values].
+    Two variables with the same label constrain one another; a singleton label means "in no group"."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Verdict:
+    """What the checker says of a batch of plans; every array has shape [batch]."""
+
+    score: NDArray[np.float32]
+    """Domain points, as tables report them (Sudoku: filled - 2 x violations - 5 x zero-candidate cells)."""
+    violations: NDArray[np.int32]
+    """Violated constraints (Sudoku: unordered pairs of equal digits in a row, column or box, each pair once)."""
+    solved: NDArray[np.bool_]
+    """The plan is a valid completion that keeps the instance."""
+    dead: NDArray[np.bool_]
+    """No sequence of edits of this domain's edit set can repair the plan (only what the checker can see at once)."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Successors:
+    """Every legal action of every state, ragged in CSR form: the rows of state i are offsets[i]:offsets[i + 1]."""
+
+    offsets: NDArray[np.int64]
+    """Shape [batch + 1]."""
+    state: NDArray[np.int32]
+    """Shape [total]: index of the state a row belongs to."""
+    action: NDArray[np.int32]
+    """Shape [total]: the legal action, ascending within a state."""
+    plan: Int8Array
+    """Shape [total, cell]: the edited plan; shape [0, cell] when `with_plans=False`."""
+    score: NDArray[np.float32]
+    """Shape [total]: score of the edited plan."""
+    reward: NDArray[np.float32]
+    """Shape [total]: folded reward of the edit (see `edit_reward`)."""
+    solved: NDArray[np.bool_]
+    """Shape [total]."""
+    dead: NDArray[np.bool_]
+    """Shape [total]: the checker sees that the plan cannot be repaired any more."""
+    terminated: NDArray[np.bool_]
+    """Shape [total]: the edit enters the absorbing state (solved, STOP, no legal edit left, and dead when dead ends absorb)."""
+
+
+class PlanDomain(Protocol):
+    """A puzzle as pure functions over batches: no random numbers, no hidden state.
+
+    `instances` and `plans` are int8 arrays of shape [batch, cell]. Functions never modify their arguments.
+    """
+
+    @property
+    def spec(self) -> DomainSpec:
+        """Sizes, action table and constraint groups."""
+        ...
+
+    def initial(self, instances: Int8Array) -> Int8Array:
+        """The plan an episode starts from, shape [batch, cell]."""
+        ...
+
+    def action_mask(self, instances: Int8Array, plans: Int8Array) -> Int8Array:
+        """Legal edits, shape [batch, action], 1 = legal. A dead or solved plan may have none."""
+        ...
+
+    def edit(self, instances: Int8Array, plans: Int8Array, actions: NDArray[np.int32]) -> Int8Array:
+        """The plan after one edit a row; an action that the mask forbids leaves its row unchanged."""
+        ...
+
+    def check(self, instances: Int8Array, plans: Int8Array) -> Verdict:
+        """Score the plans."""
+        ...
+
+    def successors(
+        self,
+        instances: Int8Array,
+        plans: Int8Array,
+        *,
+        gamma: float = 0.99,
+        reward: RewardKind = "shaped",
+        dead_end: DeadEnd = "absorb",
+        with_plans: bool = True,
+    ) -> Successors:
+        """Every legal edit of every plan with its outcome, in one call."""
+        ...
+
+    def is_stop(self, actions: NDArray[np.int32]) -> NDArray[np.bool_]:
+        """Which actions end the episode by themselves, shape [batch]."""
+        ...
+
+
+def potential(score: NDArray[Any], max_score: float) -> NDArray[np.float64]:
+    """Phi(s) = clip(score, 0, max_score) / max_score, in [0, C_max] (UPI-TRM Sec. 2, shaping potential)."""
+    return np.clip(np.asarray(score, np.float64), 0.0, max_score) / max_score
+
+
+def edit_reward(
+    phi: NDArray[Any],
+    next_phi: NDArray[Any],
+    *,
+    solved: NDArray[np.bool_],
+    absorbed: NDArray[np.bool_],
+    gamma: float,
+    reward: RewardKind = "shaped",
+) -> NDArray[np.float64]:
+    """Folded reward of an edit (UPI-TRM Sec. 2): r = r0 + gamma Phi(s') - Phi(s), learners bootstrap absorption with 0.
+
+    In the paper Phi(s_abs) = C_max and V(s_abs) = -C_max. We fold the constant gamma * V(s_abs) into the last
+    reward: r0 + gamma C_max - Phi(s) - gamma C_max = r0 - Phi(s), so that V(s_abs) = 0 gives the same returns
+    (a law test shows it). r0 = 1 on entering a solved plan, 0 on every other absorption.
+
+    Args:
+        phi: potential before the edit, shape [batch].
+        next_phi: potential after the edit, shape [batch]; ignored where absorbed.
+        solved: the edited plan is solved.
+        absorbed: the edit enters the absorbing state.
+        gamma: discount in (0, 1].
+        reward: "shaped", or "sparse" for r0 alone.
+
+    Returns:
+        float64 rewards, shape [batch].
+    """
+    base = np.where(solved & absorbed, 1.0, 0.0)
+    if reward == "sparse":
+        return base
+    return base + np.where(absorbed, 0.0, gamma * np.asarray(next_phi, np.float64)) - phi
