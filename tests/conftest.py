@@ -1,0 +1,46 @@
+"""What every test shares: quiet threads, a headless display, short hypothesis runs and the real data files."""
+
+import os
+from pathlib import Path
+
+# Before numpy, numba and torch start their pools: the suite runs on two cores, one worker each.
+for _pool in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS"):
+    os.environ.setdefault(_pool, "1")
+os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
+os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")
+
+import pytest  # noqa: E402
+from hypothesis import HealthCheck, settings  # noqa: E402
+
+REPO = Path(__file__).resolve().parent.parent
+
+# The first example of a law may compile a kernel, so no deadline; derandomised, so that CI repeats itself.
+settings.register_profile(
+    "suite",
+    max_examples=25,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.too_slow],
+)
+settings.load_profile("suite")
+
+
+@pytest.fixture(scope="session")
+def data_folder() -> Path:
+    """The folder of real puzzle files: PLAN_ENVS_DATA, else ../shared/data beside the checkout."""
+    folder = Path(os.environ.get("PLAN_ENVS_DATA", REPO.parent / "shared" / "data"))
+    if not folder.is_dir():
+        pytest.skip(f"real puzzle files are not here ({folder}); set PLAN_ENVS_DATA to use them")
+    return folder
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip tests marked gpu on a machine without CUDA."""
+    marked = [item for item in items if "gpu" in item.keywords]
+    if not marked:
+        return
+    import torch
+
+    if not torch.cuda.is_available():
+        for item in marked:
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
