@@ -1,0 +1,1 @@
+"""Puzzles as plan-editing MDPs: the domain core, Gymnasium shells, instances, rendering, evaluation."""
