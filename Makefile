@@ -1,0 +1,77 @@
+# Sets everything up with nothing but Python >= 3.11 and its pip. `make help` lists the targets.
+#   make train TORCH="torch==2.14.1"    another torch than the tested one
+#   make test PYTHON=python3.13         another Python (remove .venv first)
+
+PYTHON ?= python3
+VENV ?= .venv
+TORCH ?= $(shell sed -n 's/^\(torch==[^ ]*\).*/\1/p' constraints.txt)
+ENV ?= sudoku4x4
+TRAIN_ARGS ?=
+PYTEST_ARGS ?= -n 2
+
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+export TORCH
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help train test lint types imports format check wheel clean FORCE
+
+help: ## say what the targets do
+	@sed -n 's/^\([a-z]*\):[^#]*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 18
+
+train: $(VENV)/.installed ## set up, train on 4x4 Sudoku, print the evaluation table and where to look next
+	$(BIN)/upi-trm train --env $(ENV) $(TRAIN_ARGS)
+
+test: $(VENV)/.installed-test ## set up with the test extra and run the test suite
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+lint: $(VENV)/.installed-dev ## ruff check, ruff format --check, codespell
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/codespell
+
+types: $(VENV)/.installed-dev ## mypy in strict mode
+	$(BIN)/mypy
+
+imports: $(VENV)/.installed-dev ## the one-way imports between the packages
+	$(BIN)/lint-imports
+
+check: lint types imports ## lint, types and imports
+
+format: $(VENV)/.installed-dev ## let ruff rewrite what it can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+wheel: $(VENV)/.installed-test ## build the wheel into dist/
+	$(BIN)/python -m hatchling build -t wheel -d dist
+
+clean: ## remove the virtual environment and what tools left (runs/ stays)
+	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+
+# Stamps. torch goes first and alone, so that the project's own install finds it there and leaves it.
+$(VENV)/.created:
+	@$(PYTHON) -c 'import sys; sys.exit("UPI-TRM needs Python 3.11 or newer, this is %d.%d (say make PYTHON=...)" % sys.version_info[:2] if sys.version_info < (3, 11) else 0)'
+	$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+$(VENV)/.torch-choice: $(VENV)/.created FORCE
+	@echo "$$TORCH" | cmp -s - $@ || echo "$$TORCH" > $@
+
+# $$TORCH is left to the shell's word splitting: it may hold options, and a ">=" in it must not redirect.
+$(VENV)/.torch: $(VENV)/.torch-choice constraints.txt
+	grep -v '^torch==' constraints.txt > $(VENV)/constraints.txt
+	$(PIP) install -c $(VENV)/constraints.txt $$TORCH
+	@touch $@
+
+$(VENV)/.installed: $(VENV)/.torch pyproject.toml
+	$(PIP) install --quiet -c $(VENV)/constraints.txt -e .
+	@touch $@
+
+$(VENV)/.installed-test: $(VENV)/.torch pyproject.toml
+	$(PIP) install --quiet -c $(VENV)/constraints.txt -e '.[test]'
+	@touch $(VENV)/.installed $@
+
+$(VENV)/.installed-dev: $(VENV)/.torch pyproject.toml
+	$(PIP) install --quiet -c $(VENV)/constraints.txt -e '.[test,dev,render]'
+	@touch $(VENV)/.installed $(VENV)/.installed-test $@
