@@ -1,4 +1,4 @@
-"""What every test shares: quiet threads, a headless display, short hypothesis runs and the real data files."""
+"""What every test shares: quiet threads, no display, short hypothesis runs, real data files."""
 
 import os
 from pathlib import Path
@@ -14,7 +14,8 @@ from hypothesis import HealthCheck, settings  # noqa: E402
 
 REPO = Path(__file__).resolve().parent.parent
 
-# The first example of a law may compile a kernel, so no deadline; derandomised, so that CI repeats itself.
+# The first example of a law may compile a kernel, so no deadline; derandomised, so that CI
+# repeats itself.
 settings.register_profile(
     "suite",
     max_examples=25,

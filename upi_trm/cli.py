@@ -1,0 +1,558 @@
+"""The `upi-trm` command: train, evaluate, use and look at what was trained (README, Commands).
+
+Every import that costs time (torch, numba, gymnasium, rich) stands inside the command that needs
+it, so that `upi-trm --help` answers at once. Other learners add sub-commands with the entry-point
+group `upi_trm.commands`; an entry point names a click command and is loaded only when called.
+Mistakes of the user end in one line on stderr and exit code 2; `--debug` shows the traceback.
+"""
+
+import json
+import os
+import shutil
+import sys
+from collections.abc import Iterable, Sequence
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
+from typing import Any
+
+import click
+
+from upi_trm import __version__
+
+PLUGIN_GROUP = "upi_trm.commands"
+"""Entry-point group of the learners' click commands; the entry point's name is the command's."""
+
+_SECTIONS = {
+    "Learn": ["train"],
+    "Measure and use": ["eval", "solve"],
+    "Look around": ["envs"],
+}
+_EXIT_NOT_SOLVED = 1
+_EXIT_USER_ERROR = 2
+_EXIT_INTERRUPTED = 130
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Run the command line and exit with its code.
+
+    Args:
+        args: words after the program's name; None for those of the process.
+    """
+    debug = _Debug()
+    try:
+        code = cli.main(args=args, prog_name="upi-trm", standalone_mode=False, obj=debug)
+    except (KeyboardInterrupt, click.Abort):
+        sys.exit(_EXIT_INTERRUPTED)
+    except BrokenPipeError:  # the reader of our output, `head` say, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+    except Exception as error:
+        if debug.shown or not _is_users(error):
+            raise
+        print(f"error: {_one_line(error)}", file=sys.stderr)
+        sys.exit(_EXIT_USER_ERROR)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+class _Debug:
+    """Whether mistakes of the user show their traceback; set by `--debug`, read by `main`."""
+
+    shown = bool(os.environ.get("UPI_TRM_DEBUG"))
+
+
+class _Commands(click.Group):
+    """Our commands in sections, and those of other learners, unloaded until one is called."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        own = [name for names in _SECTIONS.values() for name in names]
+        return own + sorted(point.name for point in _plugins() if point.name not in own)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        own = super().get_command(ctx, cmd_name)
+        if own is not None:
+            return own
+        for point in _plugins():
+            if point.name == cmd_name:
+                return _load(point)
+        return None
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        for section, names in _SECTIONS.items():
+            with formatter.section(section):
+                commands = [(name, self.commands[name]) for name in names]
+                formatter.write_dl([(name, c.get_short_help_str(90)) for name, c in commands])
+        others = [name for name in self.list_commands(ctx) if name not in self.commands]
+        if others:
+            with formatter.section("Other learners"):
+                formatter.write_dl([(name, f"see upi-trm {name} --help") for name in others])
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="upi-trm")
+@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+@click.pass_obj
+def cli(settings: Any, debug: bool) -> None:
+    """Tiny recursive models that learn to solve puzzles from checker feedback alone.
+
+    Start with `upi-trm train --env sudoku4x4`.
+    """
+    if debug and settings is not None:
+        settings.shown = True
+
+
+def _placement_options(command: Any) -> Any:
+    """Where the numbers are computed: the same four flags on every command that runs a model."""
+    options = (
+        click.option("--threads", type=click.IntRange(1), help="CPU threads."),
+        click.option(
+            "--compile/--no-compile", "compiled", default=False, help="Use torch.compile."
+        ),
+        click.option(
+            "--precision",
+            type=click.Choice(["float32", "bfloat16"]),
+            default="float32",
+            show_default=True,
+            help="Of matrix products.",
+        ),
+        click.option("--device", default="cpu", show_default=True, help="cpu, cuda, cuda:1, ..."),
+    )
+    for option in options:
+        command = option(command)
+    return command
+
+
+@cli.command()
+@click.option("--env", help="sudoku4x4, ... or any PlanEdit id; `upi-trm envs` lists them.")
+@click.option(
+    "--recipe", help="Name of a shipped recipe, or a YAML file.  [default: that of the env]"
+)
+@click.option(
+    "--set",
+    "overrides",
+    multiple=True,
+    metavar="K=V",
+    help="Override a recipe's field; repeatable.",
+)
+@click.option(
+    "--steps", type=click.IntRange(0), help="Edits over all parallel plans, never exceeded."
+)
+@click.option(
+    "--seed",
+    type=click.IntRange(0),
+    default=0,
+    show_default=True,
+    help="Seed of all random streams.",
+)
+@click.option(
+    "--out", type=click.Path(path_type=Path), help="Run folder to make.  [default: below runs/]"
+)
+@click.option(
+    "--resume",
+    metavar="RUN",
+    type=click.Path(path_type=Path),
+    help="Go on with a run that stopped.",
+)
+@click.option(
+    "--eval-num",
+    type=click.IntRange(0),
+    default=500,
+    show_default=True,
+    help="Unseen puzzles to evaluate on at the end; 0 = none.",
+)
+@_placement_options
+@click.pass_context
+def train(
+    ctx: click.Context,
+    *,
+    env: str | None,
+    recipe: str | None,
+    overrides: tuple[str, ...],
+    steps: int | None,
+    seed: int,
+    out: Path | None,
+    resume: Path | None,
+    eval_num: int,
+    device: str,
+    precision: str,
+    compiled: bool,
+    threads: int | None,
+) -> None:
+    """Learn to solve an environment's puzzles; --resume goes on.
+
+    Ctrl-C saves and ends cleanly. At the end the greedy policy plays unseen puzzles beside the
+    reference policies.
+    """
+    _refuse_mixed_resume(ctx, resume=resume, env=env)
+    placement = _placement(device=device, precision=precision, compiled=compiled, threads=threads)
+    from upi_trm import trainer
+
+    if resume is not None:
+        run = trainer.resume(resume, steps=steps, placement=placement)
+    else:
+        assert env is not None
+        run = trainer.train(
+            env=env,
+            recipe_path=_find_recipe(recipe, env),
+            overrides=overrides,
+            steps=steps,
+            seed=seed,
+            out=out,
+            placement=placement,
+        )
+    if eval_num:
+        _show_scoreboard(run, placement=placement, num=eval_num)
+    _show_next_steps(run.path)
+
+
+@cli.command("eval")
+@click.argument("run_path", metavar="RUN", type=click.Path(path_type=Path))
+@click.option(
+    "--instances",
+    "file",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="CSV of puzzles: source,question,answer,rating.  [default: the test split]",
+)
+@click.option(
+    "--num", type=click.IntRange(1), help="Puzzles to play.  [default: 500, or the whole file]"
+)
+@click.option(
+    "--seed",
+    type=click.IntRange(0),
+    default=0,
+    show_default=True,
+    help="Seed of generated puzzles and of the reference policies.",
+)
+@click.option("--step", type=click.IntRange(0), help="Checkpoint to use.  [default: the newest]")
+@click.option(
+    "--json", "as_json", is_flag=True, help="One JSON object on one line, last on stdout."
+)
+@_placement_options
+def evaluate(
+    *,
+    run_path: Path,
+    file: Path | None,
+    num: int | None,
+    seed: int,
+    step: int | None,
+    as_json: bool,
+    device: str,
+    precision: str,
+    compiled: bool,
+    threads: int | None,
+) -> None:
+    """Measure a run beside the reference policies."""
+    placement = _placement(device=device, precision=precision, compiled=compiled, threads=threads)
+    run = _open_run(run_path)
+    record = _show_scoreboard(
+        run, placement=placement, file=file, num=num, seed=seed, step=step, as_json=as_json
+    )
+    if as_json:
+        click.echo(json.dumps(record))
+
+
+@cli.command()
+@click.argument("puzzle", metavar="PUZZLE|FILE|-")
+@click.option(
+    "--run",
+    "run_path",
+    metavar="RUN",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="Run folder of a trained model.",
+)
+@click.option("--step", type=click.IntRange(0), help="Checkpoint to use.  [default: the newest]")
+@_placement_options
+def solve(
+    *,
+    puzzle: str,
+    run_path: Path,
+    step: int | None,
+    device: str,
+    precision: str,
+    compiled: bool,
+    threads: int | None,
+) -> None:
+    """Let a trained model solve one puzzle.
+
+    The puzzle is a line or a grid of digits with . for blanks, a file of it, or - for stdin.
+
+    Prints the final grid. Exit code 1 when it is not a solution.
+    """
+    placement = _placement(device=device, precision=precision, compiled=compiled, threads=threads)
+    run = _open_run(run_path)
+    from plan_envs.evaluation import evaluate_policy
+    from plan_envs.instances import InstanceSet, format_grid, parse_puzzle
+    from upi_trm.policy import load_policy, task_of
+
+    task = task_of(run)
+    domain: Any = task.domain
+    source, text = _read_puzzle(puzzle)
+    try:
+        instance = parse_puzzle(text, side=domain.side)
+    except ValueError as error:
+        raise ValueError(f"{source}: {error} (the run was trained on {task.name})") from error
+    conflict = _conflict(domain.spec, instance[0])
+    if conflict is not None:
+        raise ValueError(f"{source}: {conflict}")
+
+    policy = load_policy(run, placement=placement, step=step)
+    lone = InstanceSet.of(source, instance, instance)
+    report = evaluate_policy(policy, domain, lone)
+    click.echo(format_grid(report.final_plans[0], domain.side))
+    if report.solved[0]:
+        click.echo(f"solved in {report.edits} edits")
+        return
+    click.echo(_why_not_solved(domain, instance, report.final_plans))
+    sys.exit(_EXIT_NOT_SOLVED)
+
+
+@cli.command()
+@click.argument("name", required=False)
+@click.option("--measure", is_flag=True, help="Play the reference policies on the test split now.")
+@click.option(
+    "--num", type=click.IntRange(1), default=500, show_default=True, help="Puzzles to measure on."
+)
+def envs(*, name: str | None, measure: bool, num: int) -> None:
+    """List the environments; with NAME, describe one."""
+    from plan_envs.catalogue import TASKS, resolve_task
+
+    if name is None:
+        if measure:
+            raise click.UsageError("--measure needs the NAME of an environment")
+        _print_env_list([resolve_task(task) for task in TASKS])
+        return
+    task = resolve_task(name)
+    _print_env(task)
+    if measure:
+        _print_references(task, num=num)
+
+
+# Helpers of `train`, `eval` and `solve`.
+
+
+def _refuse_mixed_resume(ctx: click.Context, *, resume: Path | None, env: str | None) -> None:
+    """A run goes on as it began: what its folder records can't be given again."""
+    if resume is None:
+        if env is None:
+            raise click.UsageError("--env is missing (or --resume RUN); `upi-trm envs` lists them")
+        return
+    for parameter in ("env", "recipe", "overrides", "seed", "out"):
+        if ctx.get_parameter_source(parameter) is not click.core.ParameterSource.DEFAULT:
+            flag = "set" if parameter == "overrides" else parameter
+            raise click.UsageError(f"--{flag} can't be combined with --resume: the run records it")
+
+
+def _find_recipe(recipe: str | None, env: str) -> Path | None:
+    """A file, else a shipped recipe's name; by default the recipe that bears the task's name."""
+    from plan_envs.catalogue import resolve_task
+    from upi_trm.recipes import recipe_names, recipe_path
+
+    if recipe is not None:
+        return Path(recipe) if os.path.isfile(recipe) else recipe_path(recipe)
+    name = resolve_task(env).name
+    return recipe_path(name) if name in recipe_names() else None
+
+
+def _placement(*, device: str, precision: str, compiled: bool, threads: int | None) -> Any:
+    from trm.device import Placement
+
+    literal: Any = precision
+    return Placement(device=device, precision=literal, compile=compiled, threads=threads)
+
+
+def _open_run(path: Path) -> Any:
+    from trm.run import Run
+
+    return Run.open(path)
+
+
+def _show_scoreboard(
+    run: Any,
+    *,
+    placement: Any,
+    file: Path | None = None,
+    num: int | None = None,
+    seed: int = 0,
+    step: int | None = None,
+    as_json: bool = False,
+) -> dict[str, Any]:
+    """Evaluate a run and print the table, unless the caller prints JSON; returns the record."""
+    from rich.console import Console
+
+    from plan_envs.instances import read_sudoku_csv
+    from upi_trm.policy import load_policy, task_of
+    from upi_trm.scoreboard import score_policies
+
+    task = task_of(run)
+    if file is not None:
+        side = getattr(task.domain, "side")  # noqa: B009  # of Sudoku; the protocol has none
+        instances = read_sudoku_csv(file, side=side, limit=num, require_unique=False)
+    else:
+        instances = task.instances("test", num=num or 500, seed=seed)
+    policy = load_policy(run, placement=placement, step=step)
+    progress = Console(stderr=True)
+    with progress.status("evaluating") as status:
+        board = score_policies(
+            policy,
+            task,
+            instances,
+            seed=seed,
+            announce=lambda name: status.update(f"evaluating: {name}"),
+        )
+    if not as_json:
+        Console().print(board.table())
+    return {
+        **board.to_json_dict(),
+        "run": str(run.path),
+        "step": run.checkpoint_steps()[-1] if step is None else step,
+        "seed": run.info.seed,
+        "eval_seed": seed,
+    }
+
+
+def _show_next_steps(path: Path) -> None:
+    program = _program()
+    click.echo(
+        f"\nThe run is in {path}. Where to look next:\n"
+        f"  {program} eval {path} --num 2000          more unseen puzzles\n"
+        f"  {program} solve PUZZLE --run {path}       a puzzle of your own\n"
+        f"  {program} train --resume {path} --steps N   train on\n"
+        f"  {_program('tensorboard')} --logdir {path}          curves"
+    )
+
+
+def _program(name: str = "upi-trm") -> str:
+    """How the user can call a program of this environment from where they are."""
+    if shutil.which(name):
+        return name
+    beside = Path(sys.executable).with_name(name)
+    try:
+        return str(beside.relative_to(Path.cwd()))
+    except ValueError:
+        return str(beside)
+
+
+def _read_puzzle(puzzle: str) -> tuple[str, str]:
+    """Where the puzzle comes from, for messages, and its text."""
+    if puzzle == "-":
+        return "stdin", click.get_text_stream("stdin").read()
+    if os.path.isfile(puzzle):
+        if puzzle.endswith(".csv"):
+            raise click.UsageError(
+                f"{puzzle}: solve takes one puzzle; use eval RUN --instances {puzzle}"
+            )
+        try:
+            return puzzle, Path(puzzle).read_text(encoding="utf-8").strip()
+        except UnicodeDecodeError as error:
+            raise ValueError(
+                f"{puzzle}: not a text file (byte {error.start} is not UTF-8)"
+            ) from error
+    if not any(character.isdigit() or character == "." for character in puzzle) or os.sep in puzzle:
+        raise click.UsageError(f"{puzzle!r} is neither a file nor a puzzle")
+    return "puzzle", puzzle
+
+
+def _conflict(spec: Any, instance: Any) -> str | None:
+    """The first pair of equal givens that constrain one another, in words."""
+    columns = spec.grid_shape[1]
+    for group, labels in spec.groups.items():
+        seen: dict[int, int] = {}
+        for cell in instance.nonzero()[0]:
+            value = int(instance[cell])
+            label = int(labels[cell * spec.num_values + value - 1])
+            if label in seen and seen[label] != cell:
+                (r0, c0), (r1, c1) = divmod(seen[label], columns), divmod(int(cell), columns)
+                return (
+                    f"conflicting givens: {value} stands twice in a {group}, "
+                    f"at row {r0 + 1} column {c0 + 1} and at row {r1 + 1} column {c1 + 1}"
+                )
+            seen[label] = int(cell)
+    return None
+
+
+def _why_not_solved(domain: Any, instance: Any, plans: Any) -> str:
+    from plan_envs.instances import count_solutions
+
+    verdict = domain.check(instance, plans)
+    filled, cells = int((plans[0] != 0).sum()), plans.shape[1]
+    message = (
+        f"NOT solved: {filled} of {cells} cells filled, {int(verdict.violations[0])} conflicts"
+    )
+    if domain.side <= 9 and count_solutions(instance, side=domain.side, limit=1)[0] == 0:
+        message += "; the puzzle has no solution"
+    return message
+
+
+# Helpers of `envs`.
+
+
+def _print_env_list(tasks: Iterable[Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for heading in ("name", "id", "actions", "edits", "mask", "horizon", "puzzles"):
+        table.add_column(heading, justify="right" if heading in ("actions", "horizon") else "left")
+    for task in tasks:
+        domain, spec = task.domain, task.domain.spec
+        options = ", ".join(f"{k} {_show_option(v)}" for k, v in task.instance_options.items())
+        table.add_row(
+            task.name,
+            task.env_id,
+            str(spec.num_actions),
+            domain.edits,
+            domain.mask,
+            str(spec.horizon),
+            options,
+        )
+    Console().print(table)
+    click.echo("\n`upi-trm envs NAME` tells all about one, and its options.")
+
+
+def _print_env(task: Any) -> None:
+    raise NotImplementedError
+
+
+def _print_references(task: Any, *, num: int) -> None:
+    raise NotImplementedError
+
+
+def _show_option(value: object) -> str:
+    if isinstance(value, tuple) and len(value) == 2:
+        return f"{value[0]}-{value[1]}"
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+# Plug-ins and errors.
+
+
+def _plugins() -> Sequence[EntryPoint]:
+    return tuple(entry_points(group=PLUGIN_GROUP))
+
+
+def _load(point: EntryPoint) -> click.Command:
+    try:
+        command = point.load()
+    except Exception as error:
+        raise click.ClickException(
+            f"sub-command {point.name} ({point.value}) does not load: {error}"
+        ) from error
+    if not isinstance(command, click.Command):
+        raise click.ClickException(f"sub-command {point.name}: {point.value} is no click command")
+    return command
+
+
+def _is_users(error: Exception) -> bool:
+    """Mistakes in what the user gave us, and troubles of the disk; all else is a bug of ours."""
+    return isinstance(error, (click.ClickException, ValueError, OSError))
+
+
+def _one_line(error: Exception) -> str:
+    if isinstance(error, OSError) and error.filename is not None:
+        message = f"{error.filename}: {error.strerror}"
+    else:
+        message = error.format_message() if isinstance(error, click.ClickException) else str(error)
+    if isinstance(error, click.UsageError) and error.ctx is not None:
+        message += f" (see {error.ctx.command_path} --help)"
+    return " ".join(message.split()) or type(error).__name__
