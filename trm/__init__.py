@@ -1,0 +1,5 @@
+"""The shared backbone and the ground every learner stands on: recursive models, recipes, runs, devices.
+
+Floor 0 (DESIGN.md section 2): `trm` imports nothing of ours, and every learner imports it. Modules are imported by
+name (`from trm.run import Run`), so that reading a recipe or printing help never loads torch.
+"""

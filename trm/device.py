@@ -1,0 +1,114 @@
+"""Where and how a model runs: device, precision, compilation and threads, decided in one place.
+
+A `Placement` comes from command-line flags and belongs to the machine, never to a recipe: the same recipe runs on a
+laptop's CPU and on a GPU. Learners call `apply` once at the start, wrap forward passes in `autocast` and pass what they
+want compiled through `compiled`.
+"""
+
+import contextlib
+import os
+import shutil
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, TypeVar
+
+import torch
+
+Precision = Literal["float32", "bfloat16"]
+
+C = TypeVar("C", bound=Callable[..., Any])
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Placement:
+    """Device, precision, compilation and threads; refused at once where this machine lacks them."""
+
+    device: str = "cpu"
+    """"cpu", "cuda", "cuda:1", ...; parameters, latents and gradients live there."""
+    precision: Precision = "float32"
+    """Of matrix products in the forward pass; weights and optimiser stay float32."""
+    compile: bool = False
+    """Whether `compiled` hands its argument to torch.compile."""
+    threads: int | None = None
+    """CPU threads of torch; None leaves torch's choice. Results on the CPU are bit-identical for equal counts only."""
+
+    def __post_init__(self) -> None:
+        """Check every field against this machine."""
+        _check_device(self.device)
+        if self.precision not in ("float32", "bfloat16"):
+            raise ValueError(f"precision must be float32 or bfloat16, got {self.precision!r}")
+        if self.threads is not None and self.threads < 1:
+            raise ValueError(f"threads must be >= 1, got {self.threads}")
+        if self.compile and not _has_compiler():
+            raise ValueError(
+                "compile needs a C++ compiler (g++ or clang++, or CXX), and none was found"
+            )
+        if (
+            self.precision == "bfloat16"
+            and self.kind == "cuda"
+            and not torch.cuda.is_bf16_supported()
+        ):
+            raise ValueError(f"precision bfloat16 is not supported by device {self.device}")
+
+    @property
+    def kind(self) -> str:
+        """ "cpu" or "cuda", without a number."""
+        return torch.device(self.device).type
+
+    @property
+    def torch_device(self) -> torch.device:
+        """The device as torch wants it."""
+        return torch.device(self.device)
+
+    def apply(self) -> None:
+        """Set the process up: threads, and on the CPU algorithms that give the same bits every time."""
+        if self.threads is not None:
+            torch.set_num_threads(self.threads)
+        if self.kind == "cpu" and torch.get_num_threads() > 1:
+            # One thread has one order anyway, and the deterministic cumsum and scatter cost up to twice the time.
+            torch.use_deterministic_algorithms(True)
+            # Filling fresh memory is a debugging aid that costs time on every allocation.
+            torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # a property of the module
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """Context of a forward pass: bfloat16 matrix products, or nothing."""
+        if self.precision == "float32":
+            return contextlib.nullcontext()
+        return torch.autocast(self.kind, dtype=torch.bfloat16)
+
+    def compiled(self, target: C) -> C:
+        """The module or function compiled, or itself where `compile` is off."""
+        return torch.compile(target) if self.compile else target  # type: ignore[return-value]  # same signature
+
+    def to_json_dict(self) -> dict[str, Any]:
+        """The fields and, on a GPU, its name; for run.json."""
+        name = torch.cuda.get_device_name(self.device) if self.kind == "cuda" else None
+        return {**asdict(self), "device_name": name}
+
+
+def _check_device(device: str) -> None:
+    try:
+        parsed = torch.device(device)
+    except RuntimeError:
+        raise ValueError(f"device must be cpu, cuda or cuda:N, got {device!r}") from None
+    if parsed.type not in ("cpu", "cuda"):
+        raise ValueError(f"device must be cpu, cuda or cuda:N, got {device!r}")
+    if parsed.type == "cuda":
+        if not torch.cuda.is_available():
+            why = (
+                "this torch is built without CUDA"
+                if torch.version.cuda is None
+                else "no CUDA GPU was found"
+            )
+            raise ValueError(f"device {device!r} is not available: {why}")
+        if parsed.index is not None and parsed.index >= torch.cuda.device_count():
+            raise ValueError(
+                f"device {device!r} is not available: {torch.cuda.device_count()} CUDA GPU(s) found"
+            )
+
+
+def _has_compiler() -> bool:
+    return any(
+        shutil.which(name) for name in (os.environ.get("CXX", "g++"), "g++", "clang++", "c++")
+    )

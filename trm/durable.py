@@ -1,0 +1,126 @@
+"""Files that survive a killed process, a lost machine and a full disk.
+
+Run folders (DESIGN.md section 8) are written with nothing but these: a file that is either old or new and never half
+of each, a log that grows by whole records, and a lock that dies with its owner. Every function raises plain `OSError`.
+"""
+
+import contextlib
+import fcntl
+import os
+import weakref
+from pathlib import Path
+from typing import ClassVar
+
+
+def write_durably(path: Path, data: bytes) -> None:
+    """Write a new file and wait until the disk holds it."""
+    with open(path, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def replace_durably(path: Path, data: bytes) -> None:
+    """Give `path` new content in one step: whoever reads, and whenever we die, it is the old or the new one."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        write_durably(temporary, data)
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise
+    sync_folder(path.parent)
+
+
+def sync_folder(path: Path) -> None:
+    """Wait until the disk holds the names in a folder: a rename is durable only after this."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+class RecordLog:
+    """A file that grows by whole records: a record that fails half-way (full disk) is taken back."""
+
+    def __init__(self, path: Path) -> None:
+        """Open for appending; the file is created when missing."""
+        self.path = path
+        self._descriptor = os.open(
+            path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o666
+        )
+
+    def append(self, record: bytes) -> None:
+        """Hand the record to the operating system, which keeps it even if this process is killed at once."""
+        start = os.fstat(self._descriptor).st_size
+        try:
+            rest = memoryview(record)
+            while rest:
+                rest = rest[os.write(self._descriptor, rest) :]
+        except OSError:
+            with contextlib.suppress(OSError):
+                os.ftruncate(self._descriptor, start)
+            raise
+
+    def sync(self) -> None:
+        """Wait until the disk holds every record."""
+        os.fsync(self._descriptor)
+
+    def close(self) -> None:
+        """Close the file; a closed log can't be used any more."""
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+
+class LockedError(OSError):
+    """Another process holds the lock."""
+
+
+class FolderLock:
+    """At most one holder per file on a machine; released when its owner ends, however it ends."""
+
+    _held: ClassVar["weakref.WeakSet[FolderLock]"] = weakref.WeakSet()
+
+    def __init__(self, path: Path) -> None:
+        """Take the lock or raise.
+
+        Raises:
+            LockedError: another process (or another `FolderLock` of this one) holds it; the message names its process id.
+        """
+        self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        try:
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            owner = os.read(self._descriptor, 32).decode("ascii", "replace").strip() or "unknown"
+            self._close()
+            raise LockedError(f"process {owner}") from None
+        except OSError:
+            self._close()
+            raise
+        # The process id only serves the message above: on a full disk the lock holds without it.
+        with contextlib.suppress(OSError):
+            os.ftruncate(self._descriptor, 0)
+            os.write(self._descriptor, f"{os.getpid()}\n".encode())
+        self._held.add(self)
+
+    def release(self) -> None:
+        """Give the lock back; safe to call twice."""
+        self._held.discard(self)
+        self._close()
+
+    def _close(self) -> None:
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+    @classmethod
+    def _forget_in_child(cls) -> None:
+        """A forked worker must not keep the lock alive after the process that took it was killed."""
+        for lock in list(cls._held):
+            lock.release()
+
+
+os.register_at_fork(after_in_child=FolderLock._forget_in_child)

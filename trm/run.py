@@ -1,0 +1,714 @@
+"""Run folders: recipe, provenance, metrics and checkpoints of one training run (DESIGN.md section 8).
+
+    recipe.yaml                       what was asked for, complete
+    run.json                          format version, kind, environment, seed, command, provenance
+    metrics.jsonl                     one JSON object a line: step and named numbers
+    tensorboard/                      the same numbers for TensorBoard
+    checkpoints/step-000005120/       weights.safetensors, state.pt, checkpoint.json (sizes and hashes)
+    checkpoints/best.json             a tag: the step it stands for
+
+A learner makes or opens a `Run`, logs to it and saves checkpoints; evaluation, comparison and reports read it. A
+checkpoint is written under a temporary name, flushed to disk and renamed, so that a kill or a full disk at any moment
+leaves the previous one whole. POSIX only (flock).
+"""
+
+import contextlib
+import hashlib
+import io
+import json
+import math
+import os
+import re
+import shlex
+import shutil
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from trm.device import Placement
+from trm.durable import (
+    FolderLock,
+    LockedError,
+    RecordLog,
+    replace_durably,
+    sync_folder,
+    write_durably,
+)
+from trm.process import ResourceMeter, ResourceUsage, StopRequest, graceful_stop, provenance
+from trm.recipe import dump_recipe, load_recipe, recipe_hash
+from trm.streams import STREAM_NAMES, Streams, named_streams, pack_state, unpack_state
+
+__all__ = [
+    "FORMAT_VERSION",
+    "KEEP_NEWEST",
+    "STREAM_NAMES",
+    "Checkpoint",
+    "ResourceMeter",
+    "ResourceUsage",
+    "Run",
+    "RunError",
+    "RunInfo",
+    "StopRequest",
+    "Streams",
+    "graceful_stop",
+    "named_streams",
+    "pack_state",
+    "unpack_state",
+]
+
+FORMAT_VERSION = 1
+"""Version of the folder's layout and of its JSON files; another version is refused."""
+
+KEEP_NEWEST = 2
+"""Checkpoints kept besides tagged ones: the newest, and one to fall back to."""
+
+_WEIGHTS, _STATE, _MANIFEST = "weights.safetensors", "state.pt", "checkpoint.json"
+_STEP_FOLDER = re.compile(r"step-(\d{9,})")
+_TAG = re.compile(r"[a-z][a-z0-9_-]*")
+
+T = TypeVar("T")
+
+
+class RunError(ValueError):
+    """A run folder can't be used as asked; one line that names the file and what is wrong."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunInfo:
+    """What run.json says."""
+
+    format_version: int
+    kind: str
+    """The learner that made the run, e.g. "upi"."""
+    env: str
+    """Name of the task, as `--env` takes it."""
+    seed: int
+    created: str
+    """UTC, ISO 8601."""
+    command: str
+    recipe_hash: str
+    recipe_sha256: str
+    """Hash of the text of recipe.yaml, which must not change while the run lives."""
+    provenance: Mapping[str, Any]
+    """Commit, package versions, python, platform, placement, torch threads."""
+    extra: Mapping[str, Any]
+    """Whatever else the learner wants to record; JSON values."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Checkpoint:
+    """A checkpoint that was read back whole."""
+
+    step: int
+    weights: dict[str, Tensor]
+    """Named tensors on the CPU."""
+    state: dict[str, Any]
+    """What `save_checkpoint` was given, numpy arrays and generators included."""
+
+
+class Run:
+    """A run folder, open for reading, or for writing by one process at a time.
+
+    Use it as a context manager, or call `close`.
+    """
+
+    def __init__(self, path: Path, info: RunInfo, lock: FolderLock | None) -> None:
+        """Use `Run.create` or `Run.open`."""
+        self.path = path
+        self.info = info
+        self._lock = lock
+        self._metrics: RecordLog | None = None
+        self._events: _EventLog | None = None
+        self._purge_step: int | None = None
+
+    # --- open and close
+
+    @classmethod
+    def create(
+        cls,
+        path: Path,
+        *,
+        kind: str,
+        env: str,
+        seed: int,
+        recipe: object,
+        command: str | None = None,
+        placement: Placement | None = None,
+        extra: Mapping[str, Any] | None = None,
+    ) -> Self:
+        """Make a run folder and open it for writing.
+
+        Args:
+            path: must not exist, or be an empty folder.
+            kind: the learner, e.g. "upi"; `open` can insist on it.
+            env: name of the task.
+            seed: the seed of the named streams.
+            recipe: a dataclass; written to recipe.yaml.
+            command: the command line; None for that of this process.
+            placement: recorded in run.json; call `placement.apply()` before, so that the thread count is the real one.
+            extra: JSON values to record beside.
+
+        Raises:
+            RunError: the folder exists and is not empty, or can't be written.
+        """
+        path = Path(path)
+        text = dump_recipe(recipe).encode()
+        with _explained(path, "cannot be made"):
+            path.mkdir(parents=True, exist_ok=True)
+            lock = _take_lock(path)
+        try:
+            if any(entry.name != ".lock" for entry in path.iterdir()):
+                hint = "resume it" if (path / "run.json").exists() else "empty it"
+                raise RunError(
+                    f"{path}: the folder exists and is not empty; {hint}, or choose another one"
+                )
+            info = RunInfo(
+                format_version=FORMAT_VERSION,
+                kind=kind,
+                env=env,
+                seed=seed,
+                created=datetime.now(UTC).isoformat(timespec="seconds"),
+                command=_command_line() if command is None else command,
+                recipe_hash=recipe_hash(recipe),
+                recipe_sha256=_sha256(text),
+                provenance=provenance() | _placement_record(placement),
+                extra=dict(extra or {}),
+            )
+            # run.json comes last: a folder without it is no run yet.
+            with _explained(path, "cannot be written"):
+                (path / "checkpoints").mkdir()
+                replace_durably(path / "recipe.yaml", text)
+                replace_durably(path / "run.json", _json_bytes(_fields(info)))
+        except BaseException:
+            lock.release()
+            raise
+        return cls(path, info, lock)
+
+    @classmethod
+    def open(cls, path: Path, *, kind: str | None = None, write: bool = False) -> Self:
+        """Open a run folder.
+
+        Args:
+            path: the folder that `create` made.
+            kind: the learner that must have made it; None for any.
+            write: take the writer's lock and clear away what an interrupted writer left half-done.
+
+        Raises:
+            RunError: not a run folder, another format version or kind, or, with `write`, another process writes to it.
+        """
+        path = Path(path)
+        info = _read_info(path)
+        if kind is not None and info.kind != kind:
+            raise RunError(f"{path / 'run.json'}: kind is {info.kind!r} where {kind!r} is needed")
+        if not write:
+            return cls(path, info, None)
+        with _explained(path, "cannot be opened for writing"):
+            lock = _take_lock(path)
+            try:
+                _clear_leftovers(path)
+            except BaseException:
+                lock.release()
+                raise
+        return cls(path, info, lock)
+
+    @property
+    def writable(self) -> bool:
+        """Whether this process holds the writer's lock."""
+        return self._lock is not None
+
+    def close(self) -> None:
+        """Close the logs and give the writer's lock back; safe to call twice."""
+        for log in (self._metrics, self._events):
+            if log is not None:
+                log.close()
+        self._metrics, self._events = None, None
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None
+
+    def __enter__(self) -> Self:
+        """The run itself; it is closed at the end."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Close."""
+        self.close()
+
+    def load_recipe(self, cls: type[T], overrides: Sequence[str] = ()) -> T:
+        """The recipe of this run.
+
+        Raises:
+            RunError: recipe.yaml is not the file that the run was made with.
+            ValueError: it does not fit `cls` (see `trm.recipe.load_recipe`).
+        """
+        path = self.path / "recipe.yaml"
+        with _explained(path, "cannot be read"):
+            found = _sha256(path.read_bytes())
+        if found != self.info.recipe_sha256:
+            raise RunError(
+                f"{path}: changed since the run was made (sha256 {found[:12]} where run.json says"
+                f" {self.info.recipe_sha256[:12]}); put it back, or start a new run from it"
+            )
+        return load_recipe(cls, path, overrides)
+
+    # --- checkpoints
+
+    def save_checkpoint(
+        self,
+        step: int,
+        *,
+        weights: Mapping[str, Tensor],
+        state: Mapping[str, Any],
+        tag: str | None = None,
+    ) -> Path:
+        """Save a checkpoint: whole and on disk when this returns, else not there at all.
+
+        Afterwards the `KEEP_NEWEST` newest up to this step stay, and tagged ones; older ones, and those of a later
+        step (left over from before the run was taken back to an earlier checkpoint), are deleted. Log the metrics
+        of this step before.
+
+        Args:
+            step: the learner's counter, at least 0; an existing checkpoint of the same step is replaced.
+            weights: named tensors.
+            state: everything else that resuming needs; see `pack_state` for what it may hold.
+            tag: move this tag ("best") here; a tagged checkpoint is never deleted while it carries the tag.
+
+        Returns:
+            The checkpoint's folder.
+
+        Raises:
+            RunError: it can't be written (disk full); the earlier checkpoints are as they were.
+            ValueError: `state` holds something that can't be stored.
+        """
+        self._check_writable()
+        if step < 0:
+            raise ValueError(f"step must be >= 0, got {step}")
+        contents = {_WEIGHTS: _weights_bytes(weights), _STATE: _state_bytes(state)}
+        final = self._step_folder(step)
+        partial = final.with_name(f".partial-{final.name}")
+        with _explained(final, "could not be saved; the earlier checkpoints are whole"):
+            try:
+                self._sync_logs()
+                partial.mkdir()
+                for name, data in contents.items():
+                    write_durably(partial / name, data)
+                write_durably(partial / _MANIFEST, _json_bytes(_manifest(step, contents)))
+                sync_folder(partial)
+                _rename_over(partial, final)
+            except BaseException:
+                shutil.rmtree(partial, ignore_errors=True)
+                raise
+        if tag is not None:
+            self.tag_checkpoint(tag, step)
+        self._prune(step)
+        return final
+
+    def load_checkpoint(self, step: int | str | None = None) -> Checkpoint:
+        """Read a checkpoint and check it against its sizes and hashes; never deletes or changes anything.
+
+        Args:
+            step: a step, a tag such as "best", or None for the newest.
+
+        Raises:
+            RunError: there is none, or a file of it is missing, truncated or corrupt; says which earlier one is whole.
+        """
+        number = self._resolve(step)
+        folder = self._step_folder(number)
+        try:
+            contents = _read_checked(folder)
+        except RunError as error:
+            raise RunError(f"{error}; {self._fallback(number)}") from error
+        weights = safetensors.torch.load(contents[_WEIGHTS])
+        state = torch.load(io.BytesIO(contents[_STATE]), map_location="cpu", weights_only=True)
+        return Checkpoint(step=number, weights=weights, state=unpack_state(state))
+
+    def checkpoint_steps(self) -> list[int]:
+        """Steps of the checkpoints on disk, ascending; they are not read."""
+        folder = self.path / "checkpoints"
+        matches = (_STEP_FOLDER.fullmatch(entry.name) for entry in folder.glob("step-*"))
+        return sorted(int(match[1]) for match in matches if match)
+
+    def tag_checkpoint(self, tag: str, step: int) -> None:
+        """Let a tag stand for an existing checkpoint, which is then never deleted while it carries it."""
+        self._check_writable()
+        if not _TAG.fullmatch(tag):
+            raise ValueError(f"tag must be lower-case letters, digits, - and _, got {tag!r}")
+        if not self._step_folder(step).is_dir():
+            raise RunError(f"{self._step_folder(step)}: no such checkpoint")
+        path = self._tag_path(tag)
+        with _explained(path, "could not be written"):
+            replace_durably(path, _json_bytes({"format_version": FORMAT_VERSION, "step": step}))
+
+    def tagged_step(self, tag: str) -> int | None:
+        """The step that a tag stands for; None when nothing carries it."""
+        path = self._tag_path(tag)
+        if not path.exists():
+            return None
+        record = _read_json(path)
+        if not isinstance(record.get("step"), int):
+            raise RunError(f"{path}: step is {record.get('step')!r}, expected an integer")
+        return int(record["step"])
+
+    def _step_folder(self, step: int) -> Path:
+        return self.path / "checkpoints" / f"step-{step:09d}"
+
+    def _tag_path(self, tag: str) -> Path:
+        return self.path / "checkpoints" / f"{tag}.json"
+
+    def _tags(self) -> dict[str, int]:
+        names = [path.stem for path in (self.path / "checkpoints").glob("*.json")]
+        return {name: step for name in names if (step := self.tagged_step(name)) is not None}
+
+    def _resolve(self, step: int | str | None) -> int:
+        steps = self.checkpoint_steps()
+        if step is None:
+            if not steps:
+                raise RunError(f"{self.path / 'checkpoints'}: holds no checkpoint yet")
+            return steps[-1]
+        number = self.tagged_step(step) if isinstance(step, str) else step
+        if number is None or number not in steps:
+            have = ", ".join([*map(str, steps), *self._tags()]) or "none"
+            raise RunError(f"{self.path / 'checkpoints'}: no checkpoint {step}; there are {have}")
+        return number
+
+    def _fallback(self, damaged: int) -> str:
+        """What to do about a damaged checkpoint, as the end of an error message."""
+        for step in reversed(self.checkpoint_steps()):
+            if step < damaged and _is_whole(self._step_folder(step)):
+                return (
+                    f"the checkpoint of step {step} is whole: move {self._step_folder(damaged).name} out of"
+                    f" {self.path / 'checkpoints'} to go on from it"
+                )
+        return "no earlier checkpoint is whole"
+
+    def _prune(self, newest: int) -> None:
+        keep = {step for step in self.checkpoint_steps() if step <= newest}
+        keep = set(sorted(keep)[-KEEP_NEWEST:]) | set(self._tags().values())
+        for step in self.checkpoint_steps():
+            if step not in keep:
+                _delete_folder(self._step_folder(step))
+
+    # --- metrics
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Append one line to metrics.jsonl and the same numbers to TensorBoard.
+
+        A line is handed to the operating system whole: a killed process loses none. No time of day goes into it, so
+        that two equal runs have equal files.
+
+        Raises:
+            RunError: it can't be written; the file is as it was.
+        """
+        self._check_writable()
+        path = self.path / "metrics.jsonl"
+        if "step" in metrics:
+            raise ValueError("metrics: 'step' is taken by the step itself")
+        numbers = {name: _json_number(value) for name, value in metrics.items()}
+        line = json.dumps({"step": step, **numbers}, allow_nan=False) + "\n"
+        with _explained(path, "could not be written"):
+            if self._metrics is None:
+                self._metrics = RecordLog(path)
+            self._metrics.append(line.encode())
+        with _explained(self.path / "tensorboard", "could not be written"):
+            if self._events is None:
+                self._events = _EventLog(self.path / "tensorboard", self._purge_step)
+            self._events.append(step, metrics)
+
+    def read_metrics(self) -> list[dict[str, Any]]:
+        """Every logged line, oldest first; a last line that is only half written is left out."""
+        path = self.path / "metrics.jsonl"
+        if not path.exists():
+            return []
+        with _explained(path, "cannot be read"):
+            return [record for record, _ in _parse_metrics(path)]
+
+    def truncate_metrics(self, after_step: int) -> None:
+        """Drop every line of a later step, so that the log goes on as if the run had never been stopped.
+
+        TensorBoard is told to forget the same steps.
+        """
+        self._check_writable()
+        path = self.path / "metrics.jsonl"
+        for log in (self._metrics, self._events):
+            if log is not None:
+                log.close()
+        self._metrics, self._events = None, None
+        self._purge_step = after_step + 1
+        if not path.exists():
+            return
+        with _explained(path, "could not be cut"):
+            kept = b"".join(
+                line for record, line in _parse_metrics(path) if record["step"] <= after_step
+            )
+            if kept != path.read_bytes():
+                replace_durably(path, kept)
+
+    def _sync_logs(self) -> None:
+        """A checkpoint of a step on disk means that its metrics are there too."""
+        if self._metrics is not None:
+            self._metrics.sync()
+
+    def _check_writable(self) -> None:
+        if self._lock is None:
+            raise RunError(f"{self.path}: opened for reading only, or closed")
+
+
+# --- run.json
+
+
+def _read_info(path: Path) -> RunInfo:
+    file = path / "run.json"
+    if not path.exists():
+        raise RunError(f"{path}: no such run folder")
+    if not file.is_file():
+        inside = [parent for parent in path.resolve().parents if (parent / "run.json").is_file()]
+        hint = f"; did you mean {inside[0]}?" if inside else ""
+        raise RunError(f"{path}: not a run folder (it holds no run.json){hint}")
+    record = _read_json(file)
+    types = {
+        "kind": str,
+        "env": str,
+        "seed": int,
+        "created": str,
+        "command": str,
+        "recipe_hash": str,
+    }
+    types |= {"recipe_sha256": str, "provenance": dict, "extra": dict}
+    for name, kind in types.items():
+        if not isinstance(record.get(name), kind):
+            raise RunError(f"{file}: {name} is {record.get(name)!r}, expected {kind.__name__}")
+    return RunInfo(format_version=FORMAT_VERSION, **{name: record[name] for name in types})
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    """A JSON object of this format version."""
+    with _explained(path, "cannot be read"):
+        data = path.read_bytes()
+    try:
+        record = json.loads(data)
+    except ValueError as error:
+        raise RunError(f"{path}: not valid JSON ({error})") from error
+    if not isinstance(record, dict):
+        raise RunError(f"{path}: expected a JSON object, got {type(record).__name__}")
+    if record.get("format_version") != FORMAT_VERSION:
+        version = record.get("format_version")
+        raise RunError(
+            f"{path}: format_version is {version!r}, this program reads and writes {FORMAT_VERSION}"
+        )
+    return record
+
+
+def _fields(info: RunInfo) -> dict[str, Any]:
+    return asdict(info)
+
+
+def _placement_record(placement: Placement | None) -> dict[str, Any]:
+    return {"placement": (placement or Placement()).to_json_dict()}
+
+
+def _command_line() -> str:
+    return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+
+
+def _json_bytes(record: Mapping[str, Any]) -> bytes:
+    return (json.dumps(record, indent=2) + "\n").encode()
+
+
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+# --- the folder itself
+
+
+@contextlib.contextmanager
+def _explained(path: Path, problem: str) -> Iterator[None]:
+    """Turn the operating system's refusal into one line that names the file and the cause."""
+    try:
+        yield
+    except OSError as error:
+        where = error.filename if isinstance(error.filename, str) else path
+        raise RunError(f"{where}: {problem}: {error.strerror or error}") from error
+
+
+def _take_lock(path: Path) -> FolderLock:
+    try:
+        return FolderLock(path / ".lock")
+    except LockedError as error:
+        raise RunError(
+            f"{path}: {error} is writing to this run; wait for it or stop it first"
+        ) from None
+
+
+def _clear_leftovers(path: Path) -> None:
+    """Finish or take back what an interrupted writer left half-done."""
+    checkpoints = path / "checkpoints"
+    checkpoints.mkdir(exist_ok=True)
+    for old in checkpoints.glob(".replaced-step-*"):
+        final = checkpoints / old.name.removeprefix(".replaced-")
+        if final.exists():
+            shutil.rmtree(old)
+        else:
+            os.rename(old, final)
+    for pattern in (".partial-step-*", ".deleted-step-*"):
+        for folder in checkpoints.glob(pattern):
+            shutil.rmtree(folder)
+    for folder in (path, checkpoints):
+        for file in folder.glob(".*.tmp"):
+            file.unlink()
+
+
+def _rename_over(partial: Path, final: Path) -> None:
+    """Put a finished folder in its place; a folder that is already there goes only afterwards."""
+    replaced = final.with_name(f".replaced-{final.name}")
+    if final.exists():
+        shutil.rmtree(replaced, ignore_errors=True)
+        os.rename(final, replaced)
+    try:
+        os.rename(partial, final)
+    except OSError:
+        if replaced.exists():
+            os.rename(replaced, final)
+        raise
+    sync_folder(final.parent)
+    shutil.rmtree(replaced, ignore_errors=True)
+
+
+def _delete_folder(folder: Path) -> None:
+    """Take a checkpoint out of sight first, so that a kill half-way leaves no damaged one behind."""
+    hidden = folder.with_name(f".deleted-{folder.name}")
+    with _explained(folder, "could not be deleted"):
+        os.rename(folder, hidden)
+        shutil.rmtree(hidden)
+
+
+# --- checkpoint files
+
+
+def _weights_bytes(weights: Mapping[str, Tensor]) -> bytes:
+    # Copies: safetensors refuses tensors that share storage, which tied weights do.
+    plain = {
+        name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in weights.items()
+    }
+    return safetensors.torch.save(plain)
+
+
+def _state_bytes(state: Mapping[str, Any]) -> bytes:
+    buffer = io.BytesIO()
+    torch.save(pack_state(state), buffer)
+    return buffer.getvalue()
+
+
+def _manifest(step: int, contents: Mapping[str, bytes]) -> dict[str, Any]:
+    files = {name: {"bytes": len(data), "sha256": _sha256(data)} for name, data in contents.items()}
+    return {"format_version": FORMAT_VERSION, "step": step, "files": files}
+
+
+def _read_checked(folder: Path) -> dict[str, bytes]:
+    """The files of a checkpoint, each as its manifest says, or `RunError`."""
+    manifest = _read_json(folder / _MANIFEST)
+    files = manifest.get("files")
+    if not isinstance(files, dict) or not {_WEIGHTS, _STATE} <= set(files):
+        raise RunError(
+            f"{folder / _MANIFEST}: files is {files!r}, expected {_WEIGHTS} and {_STATE}"
+        )
+    return {name: _read_file_checked(folder / name, files[name]) for name in (_WEIGHTS, _STATE)}
+
+
+def _read_file_checked(path: Path, expected: Mapping[str, Any]) -> bytes:
+    with _explained(path, "cannot be read"):
+        data = path.read_bytes()
+    if len(data) != expected["bytes"]:
+        cut = "truncated" if len(data) < expected["bytes"] else "too long"
+        raise RunError(
+            f"{path}: {cut}: {len(data)} bytes where {_MANIFEST} says {expected['bytes']}"
+        )
+    if _sha256(data) != expected["sha256"]:
+        raise RunError(
+            f"{path}: corrupt: sha256 {_sha256(data)[:12]} where {_MANIFEST} says {str(expected['sha256'])[:12]}"
+        )
+    return data
+
+
+def _is_whole(folder: Path) -> bool:
+    try:
+        _read_checked(folder)
+    except RunError:
+        return False
+    return True
+
+
+# --- metrics files
+
+
+def _json_number(value: float) -> float | int | str:
+    """JSON has no NaN and no infinity: they are written as text."""
+    number = value if isinstance(value, int) else float(value)
+    return number if math.isfinite(number) else str(number)
+
+
+def _parse_metrics(path: Path) -> Iterator[tuple[dict[str, Any], bytes]]:
+    lines = path.read_bytes().splitlines(keepends=True)
+    for number, line in enumerate(lines, start=1):
+        if not line.endswith(b"\n"):
+            # Only the last line can lack its end: a process was killed, or the disk filled up, while writing it.
+            return
+        try:
+            record = json.loads(line)
+            step = record["step"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise RunError(f"{path}, line {number}: not a line of metrics ({error})") from error
+        values = {
+            name: float(v) if v in ("nan", "inf", "-inf") else v for name, v in record.items()
+        }
+        yield {**values, "step": step}, line
+
+
+class _EventLog:
+    """TensorBoard's event file, written at once by the caller's thread: no queue that a kill could lose."""
+
+    def __init__(self, folder: Path, purge_step: int | None) -> None:
+        # Imported here: evaluation and tests that log nothing should not pay for it.
+        from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+        from tensorboard.compat.proto.summary_pb2 import Summary
+        from tensorboard.summary.writer.record_writer import RecordWriter
+
+        self._event, self._summary, self._record_writer = Event, Summary, RecordWriter
+        folder.mkdir(exist_ok=True)
+        seconds, nanoseconds = divmod(time.time_ns(), 10**9)
+        self._log = RecordLog(folder / f"events.out.tfevents.{seconds:010d}.{nanoseconds:09d}")
+        self._append(Event(wall_time=time.time(), file_version="brain.Event:2"))
+        if purge_step is not None:
+            start = SessionLog(status=SessionLog.START)
+            self._append(Event(wall_time=time.time(), step=purge_step, session_log=start))
+
+    def append(self, step: int, metrics: Mapping[str, float]) -> None:
+        values = [
+            self._summary.Value(tag=name, simple_value=float(value))
+            for name, value in metrics.items()
+        ]
+        self._append(
+            self._event(wall_time=time.time(), step=step, summary=self._summary(value=values))
+        )
+
+    def close(self) -> None:
+        self._log.close()
+
+    def _append(self, event: Any) -> None:
+        buffer = io.BytesIO()
+        self._record_writer(buffer).write(event.SerializeToString())
+        self._log.append(buffer.getvalue())
