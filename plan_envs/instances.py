@@ -1,9 +1,9 @@
-"""Sudoku instances: seeded generation, exact solving, reading and printing, symmetries, disjoint splits.
+"""Sudoku instances: seeded generation, exact solving, files, symmetries, disjoint splits.
 
 Domains hold no random numbers (DESIGN.md, Environments): puzzles come from here as an
 `InstanceSet`, and the Gymnasium shells and the trainers draw from that pool. Generation depends on
 (seed, split, options, index) alone, so the first k instances of a set do not depend on its size,
-and different seeds may run in parallel.
+and seeds may run in parallel.
 """
 
 import csv
@@ -60,8 +60,7 @@ class InstanceSet:
         return len(self.instances)
 
     def subset(self, index: Any) -> "InstanceSet":
-        """The instances at `index` (a slice, an integer array or a boolean array), in that
-        order."""
+        """The instances at `index` (a slice, an integer or a boolean array), in that order."""
         return InstanceSet(
             name=self.name,
             instances=np.ascontiguousarray(self.instances[index]),
@@ -83,7 +82,8 @@ class InstanceSet:
         solutions = np.ascontiguousarray(solutions, np.int8)
         if instances.ndim != 2 or instances.shape != solutions.shape:
             raise ValueError(
-                f"instances {instances.shape} and solutions {solutions.shape} must both be [num, cell]"
+                f"instances and solutions must both be [num, cell], "
+                f"got {instances.shape} and {solutions.shape}"
             )
         if ratings is None:
             ratings = (instances == 0).sum(axis=1)
@@ -117,8 +117,7 @@ class InstanceSet:
 
 
 def content_keys(instances: Int8Array) -> NDArray[np.uint64]:
-    """Stable 64-bit content hash of every row, shape [num]; the same on every machine and in every
-    version."""
+    """Stable 64-bit content hash of every row, shape [num]; equal on every machine."""
     return np.asarray(_search.content_keys(np.ascontiguousarray(instances, np.int8)))
 
 
@@ -133,7 +132,7 @@ def sudoku_instances(
     unique: bool = True,
     progress: bool = False,
 ) -> InstanceSet:
-    """Seeded Sudoku puzzles; the same (side, split, seed, range, unique) gives the same puzzles for ever.
+    """Seeded Sudoku puzzles; equal (side, split, seed, range, unique) give equal puzzles for ever.
 
     Name at most one of `givens` and `blanks`: an inclusive range from which each puzzle's count is
     drawn uniformly. With neither, `DEFAULT_GIVENS`. With `unique=True` a random solved grid loses
@@ -194,8 +193,9 @@ def sudoku_instances(
             )
             if failed >= 0:
                 raise ValueError(
-                    f"no {side}x{side} puzzle of split {split!r} with {low}-{high} givens (unique={unique}) found in "
-                    f"{_MAX_ATTEMPTS[side]} attempts (puzzle {failed} of seed {seed}); widen the range"
+                    f"no {side}x{side} puzzle of split {split!r} with {low}-{high} givens "
+                    f"(unique={unique}) found in {_MAX_ATTEMPTS[side]} attempts "
+                    f"(puzzle {failed} of seed {seed}); widen the range"
                 )
             advance(stop - start)
     return InstanceSet.of(f"sudoku{side}x{side}:{split}:seed{seed}", instances, solutions)
@@ -230,8 +230,7 @@ def solve(instances: Int8Array, *, side: int) -> Int8Array:
 
 
 def split_of(solutions: Int8Array, *, side: int, instances: Int8Array | None = None) -> list[str]:
-    """The split to which each solved grid belongs (4x4: each puzzle, so `instances` is needed
-    there)."""
+    """The split of each solved grid (4x4: of each puzzle, so `instances` is needed there)."""
     tables = tables_of(side)
     if side == 4:
         if instances is None:
@@ -275,9 +274,9 @@ def read_sudoku_csv(
         )
         question = format_line(rows.questions[i], side)
         raise ValueError(f"{path}:{rows.lines[i]}: question has {reason}: {question!r}")
-    has_answer = rows.answers.any(axis=1)
+    has_answer: NDArray[np.bool_] = np.any(rows.answers, axis=1)
     answers = np.where(has_answer[:, None], rows.answers, solved)
-    good = _search.valid_completion(rows.questions, answers, tables_of(side))
+    good = np.asarray(_search.valid_completion(rows.questions, answers, tables_of(side)))
     for i in np.flatnonzero(~good)[:1]:
         answer = format_line(answers[i], side)
         raise ValueError(f"{path}:{rows.lines[i]}: answer does not solve the question: {answer!r}")
@@ -306,7 +305,8 @@ def parse_puzzle(text: str, *, side: int | None = None) -> Int8Array:
     box_shape(side)
     if len(symbols) != side * side:
         raise ValueError(
-            f"a {side}x{side} puzzle has {side * side} cells, got {len(symbols)}: {_shorten(text)!r}"
+            f"a {side}x{side} puzzle has {side * side} cells, "
+            f"got {len(symbols)}: {_shorten(text)!r}"
         )
     board = np.zeros((1, side * side), np.int8)
     for cell, symbol in enumerate(symbols):
@@ -314,7 +314,8 @@ def parse_puzzle(text: str, *, side: int | None = None) -> Int8Array:
         if not 0 <= value <= side:
             row, column = divmod(cell, side)
             raise ValueError(
-                f"{symbol!r} at row {row + 1}, column {column + 1} is no blank (. 0 _) and no digit of a {side}x{side} puzzle"
+                f"{symbol!r} at row {row + 1}, column {column + 1} is no blank (. 0 _) "
+                f"and no digit of a {side}x{side} puzzle"
             )
         board[0, cell] = value
     return board
@@ -423,7 +424,8 @@ def _givens_range(
     if low < least or high > cells - 1:
         bounds = (least, cells - 1) if name == "givens" else (1, cells - least)
         raise ValueError(
-            f"{name} of a {side}x{side} puzzle must lie in {bounds[0]}-{bounds[1]} (unique={unique}), got {tuple(asked)}"
+            f"{name} of a {side}x{side} puzzle must lie in {bounds[0]}-{bounds[1]} "
+            f"(unique={unique}), got {tuple(asked)}"
         )
     return low, high
 
@@ -477,7 +479,8 @@ def _csv_rows(path: Path, *, side: int | None, limit: int | None) -> _CsvRows:
         try:
             if reader.fieldnames is None or "question" not in reader.fieldnames:
                 raise ValueError(
-                    f"{path}:1: header must name the columns source,question,answer,rating, got {reader.fieldnames}"
+                    f"{path}:1: header must name the columns source,question,answer,rating, "
+                    f"got {reader.fieldnames}"
                 )
             for row in reader:
                 if limit is not None and len(lines) >= limit:
@@ -486,7 +489,7 @@ def _csv_rows(path: Path, *, side: int | None, limit: int | None) -> _CsvRows:
                 if None in row:
                     raise ValueError(f"{place}: more fields than the header, got {row[None]}")
                 question = _csv_board(row["question"] or "", side, place, "question")
-                side = side or int(round(question.size**0.5))
+                side = side or round(question.size**0.5)
                 answer_text = row.get("answer") or ""
                 answer = np.zeros(side * side, np.int8)
                 if answer_text:
@@ -510,9 +513,10 @@ def _csv_rows(path: Path, *, side: int | None, limit: int | None) -> _CsvRows:
 
 def _csv_board(text: str, side: int | None, place: str, field: str) -> Int8Array:
     try:
-        return parse_puzzle(text, side=side)[0]
+        board: Int8Array = parse_puzzle(text, side=side)[0]
     except ValueError as error:
         raise ValueError(f"{place}: {field}: {error} in {_shorten(text)!r}") from None
+    return board
 
 
 def _csv_rating(text: str, question: Int8Array, place: str) -> float:
@@ -538,7 +542,8 @@ def _boards(boards: Int8Array, side: int) -> Int8Array:
         raise ValueError(f"{side}x{side} boards must have shape [num, {cells}], got {array.shape}")
     if array.size and (array.min() < 0 or array.max() > side):
         raise ValueError(f"{side}x{side} boards hold 0-{side}, got {array.min()} to {array.max()}")
-    return np.ascontiguousarray(array, np.int8)
+    boards8: Int8Array = np.ascontiguousarray(array, np.int8)
+    return boards8
 
 
 def _conflict(board: Int8Array, side: int) -> str | None:

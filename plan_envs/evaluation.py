@@ -1,0 +1,446 @@
+"""Evaluation on a set of instances, and the reference policies that every results table carries.
+
+An evaluation plays one episode on every instance, in lockstep over a batch, through the pure
+functions of `PlanDomain` alone. Success means that the checker calls the final plan solved (any
+valid completion). What a mask gives away is large (DESIGN.md, Environments), so learned policies
+stand beside reference policies on the same instances: random-legal, fewest-candidates, singles and
+oracle.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+
+from plan_envs.domain import DeadEnd, Int8Array, PlanDomain
+from plan_envs.instances import InstanceSet, content_keys
+
+Policy = Callable[[Int8Array, Int8Array, Int8Array, np.random.Generator], NDArray[np.int32]]
+"""(instances [batch, cell], plans [batch, cell], mask [batch, action], rng) -> actions [batch].
+
+Every row of the mask has a legal action, and the policy returns a legal one.
+"""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EvalReport:
+    """Outcome of one episode on each instance."""
+
+    success_rate: float
+    """Share of instances whose final plan the checker calls solved, in [0, 1]."""
+    mean_score: float
+    """Mean score of the final plans, in the domain's points."""
+    improvement: float
+    """Mean of final minus initial score."""
+    num_instances: int
+    """Instances played."""
+    edits: int
+    """Actions taken over all episodes, STOP included."""
+    solved: NDArray[np.bool_]
+    """Shape [num]."""
+    final_score: NDArray[np.float32]
+    """Shape [num]."""
+    initial_score: NDArray[np.float32]
+    """Shape [num]."""
+    final_plans: Int8Array
+    """Shape [num, cell]."""
+
+    def to_json_dict(self) -> dict[str, float | int]:
+        """The aggregate numbers as plain Python values; rates in [0, 1]."""
+        return {
+            "success_rate": self.success_rate,
+            "mean_score": self.mean_score,
+            "improvement": self.improvement,
+            "num_instances": self.num_instances,
+        }
+
+
+def evaluate_policy(
+    policy: Policy,
+    domain: PlanDomain,
+    instances: InstanceSet,
+    *,
+    dead_end: DeadEnd = "continue",
+    horizon: int | None = None,
+    batch_size: int = 512,
+    seed: int = 0,
+) -> EvalReport:
+    """Play one episode on every instance and report.
+
+    An episode ends when the plan is solved, on STOP, when no edit is legal, at the horizon, and
+    under `dead_end="absorb"` also at a dead plan. Scores are of the final plan; the default
+    `dead_end="continue"` is the paper's protocol.
+
+    Args:
+        policy: chooses the actions; it sees at most `batch_size` plans at a time, fewer as episodes
+        end.
+        domain: the puzzle.
+        instances: what to play.
+        dead_end: "continue" or "absorb".
+        horizon: edits per episode; None = the domain's.
+        batch_size: instances played in lockstep.
+        seed: seeds the generator that the policy gets; (seed, batch_size) fix the outcome.
+
+    Raises:
+        ValueError: if the set is empty or does not fit the domain, or the policy returns an illegal
+        action.
+    """
+    spec = domain.spec
+    num = len(instances)
+    if num == 0:
+        raise ValueError(f"instances: the set {instances.name!r} is empty")
+    if instances.instances.shape[1] != spec.num_cells:
+        raise ValueError(
+            f"instances of {instances.instances.shape[1]} cells do not fit {spec.name}, "
+            f"which has {spec.num_cells}"
+        )
+    if dead_end not in ("continue", "absorb"):
+        raise ValueError(f"dead_end must be 'continue' or 'absorb', got {dead_end!r}")
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be >= 1, got {batch_size}")
+    horizon = spec.horizon if horizon is None else horizon
+    rng = np.random.default_rng(seed)
+    plans = np.empty_like(instances.instances)
+    edits = 0
+    for start in range(0, num, batch_size):
+        rows = slice(start, start + batch_size)
+        plans[rows], taken = _play(
+            policy, domain, instances.instances[rows], rng=rng, dead_end=dead_end, horizon=horizon
+        )
+        edits += taken
+    initial = domain.check(instances.instances, domain.initial(instances.instances))
+    final = domain.check(instances.instances, plans)
+    return EvalReport(
+        success_rate=float(final.solved.mean()),
+        mean_score=float(final.score.mean(dtype=np.float64)),
+        improvement=float((final.score - initial.score).mean(dtype=np.float64)),
+        num_instances=num,
+        edits=edits,
+        solved=final.solved,
+        final_score=final.score,
+        initial_score=initial.score,
+        final_plans=plans,
+    )
+
+
+def reference_policies(domain: PlanDomain, instances: InstanceSet) -> dict[str, Policy]:
+    """The policies that stand beside a learned one in every results table, by name."""
+    return {
+        "random-legal": random_legal,
+        "fewest-candidates": fewest_candidates(domain),
+        "singles": singles(domain),
+        "oracle": oracle(domain, instances),
+    }
+
+
+def random_legal(
+    instances: Int8Array, plans: Int8Array, mask: Int8Array, rng: np.random.Generator
+) -> NDArray[np.int32]:
+    """A uniformly random legal action a row (a `Policy`)."""
+    return _checked(_pick_legal(mask, _streams(len(mask), rng)), "random-legal")
+
+
+def fewest_candidates(domain: PlanDomain) -> Policy:
+    """Fill a blank cell that has the fewest candidates with a uniformly random candidate of it.
+
+    A candidate is a legal value for a blank cell that no constraint group shows already; ties
+    between cells are broken at random. Where the mask also allows conflicting digits, erasures or
+    STOP, these are taken only when there is no candidate at all: then a uniformly random legal
+    action.
+    """
+    tables = _tables(domain)
+
+    def policy(
+        instances: Int8Array, plans: Int8Array, mask: Int8Array, rng: np.random.Generator
+    ) -> NDArray[np.int32]:
+        actions = _pick_candidate(plans, mask, False, _streams(len(mask), rng), tables)
+        return _checked(actions, "fewest-candidates")
+
+    return policy
+
+
+def singles(domain: PlanDomain) -> Policy:
+    """Fill naked singles first, then hidden singles; where there is none, as `fewest_candidates`.
+
+    A naked single is a cell with one candidate, a hidden single a value with one place in a group
+    (row, column or box). Meant for domains whose groups must all be filled, such as Sudoku.
+    """
+    tables = _tables(domain)
+
+    def policy(
+        instances: Int8Array, plans: Int8Array, mask: Int8Array, rng: np.random.Generator
+    ) -> NDArray[np.int32]:
+        actions = _pick_candidate(plans, mask, True, _streams(len(mask), rng), tables)
+        return _checked(actions, "singles")
+
+    return policy
+
+
+def oracle(domain: PlanDomain, instances: InstanceSet) -> Policy:
+    """Write the stored solution, cell after cell in random order.
+
+    Where a cell holds another digit it is overwritten if the edit set and the mask allow that, else
+    erased, else a uniformly random legal action is taken.
+
+    Raises:
+        ValueError: from the policy, for an instance that is not in the set.
+    """
+    tables = _tables(domain)
+    order = np.argsort(instances.keys)
+    keys = instances.keys[order]
+
+    def policy(
+        boards: Int8Array, plans: Int8Array, mask: Int8Array, rng: np.random.Generator
+    ) -> NDArray[np.int32]:
+        wanted = content_keys(boards)
+        place = np.minimum(np.searchsorted(keys, wanted), max(len(keys) - 1, 0))
+        if len(keys) == 0 or (keys[place] != wanted).any():
+            raise ValueError(f"oracle: an instance is not in the set {instances.name!r}")
+        solutions = instances.solutions[order[place]]
+        actions = _pick_solution(plans, solutions, mask, _streams(len(mask), rng), tables)
+        return _checked(actions, "oracle")
+
+    return policy
+
+
+def _play(
+    policy: Policy,
+    domain: PlanDomain,
+    instances: Int8Array,
+    *,
+    rng: np.random.Generator,
+    dead_end: DeadEnd,
+    horizon: int,
+) -> tuple[Int8Array, int]:
+    """Play a batch to the end; returns the final plans and the number of actions taken."""
+    plans = domain.initial(instances)
+    live = np.flatnonzero(~_over(domain, instances, plans, dead_end))
+    edits = 0
+    for _ in range(horizon):
+        mask = domain.action_mask(instances[live], plans[live])
+        stuck = ~mask.any(axis=1)
+        if stuck.any():
+            live, mask = live[~stuck], mask[~stuck]
+        if len(live) == 0:
+            break
+        boards = instances[live]
+        actions = np.asarray(policy(boards, plans[live], mask, rng), np.int32)
+        _require_legal(actions, mask)
+        edits += len(live)
+        edited = domain.edit(boards, plans[live], actions)
+        plans[live] = edited
+        ended = domain.is_stop(actions) | _over(domain, boards, edited, dead_end)
+        live = live[~ended]
+    return plans, edits
+
+
+def _over(
+    domain: PlanDomain, instances: Int8Array, plans: Int8Array, dead_end: DeadEnd
+) -> NDArray[np.bool_]:
+    verdict = domain.check(instances, plans)
+    return verdict.solved | verdict.dead if dead_end == "absorb" else verdict.solved
+
+
+def _require_legal(actions: NDArray[np.int32], mask: Int8Array) -> None:
+    batch, num_actions = mask.shape
+    if actions.shape != (batch,):
+        raise ValueError(f"policy returned actions of shape {actions.shape}, expected ({batch},)")
+    inside = (actions >= 0) & (actions < num_actions)
+    legal = inside & (mask[np.arange(batch), np.where(inside, actions, 0)] != 0)
+    if not legal.all():
+        raise ValueError(f"policy returned the illegal action {actions[~legal][0]}")
+
+
+def _checked(actions: NDArray[np.int32], name: str) -> NDArray[np.int32]:
+    if (actions < 0).any():
+        raise ValueError(f"{name}: row {np.flatnonzero(actions < 0)[0]} has no legal action")
+    return actions
+
+
+def _streams(batch: int, rng: np.random.Generator) -> NDArray[np.uint64]:
+    """One splitmix64 state a row, so that kernels draw their own random numbers."""
+    return rng.integers(0, 2**64, size=batch, dtype=np.uint64)
+
+
+class _Tables(NamedTuple):
+    """What the kernels need of a DomainSpec."""
+
+    labels: NDArray[np.int32]
+    """Shape [group, variable]: constraint groups, renumbered 0..; -1 = in no group. Group 0 is the
+    cell."""
+    num_labels: int
+    """Labels of the largest group."""
+    write: NDArray[np.int32]
+    """Shape [variable]: the action that writes it, -1 if none does."""
+    erase: NDArray[np.int32]
+    """Shape [cell]: the action that erases the cell, -1 if none does."""
+
+
+def _tables(domain: PlanDomain) -> _Tables:
+    spec = domain.spec
+    cells, values = spec.num_cells, spec.num_values
+    rows = [np.repeat(np.arange(cells), values)]
+    for name, group in spec.groups.items():
+        if name != "cell":
+            _, label, size = np.unique(group, return_inverse=True, return_counts=True)
+            rows.append(np.where(size[label] > 1, label, -1))
+    labels = np.stack(rows).astype(np.int32)
+    write = np.full(cells * values, -1, np.int32)
+    erase = np.full(cells, -1, np.int32)
+    for action, (cell, value, kind) in enumerate(
+        zip(spec.action_cell, spec.action_value, spec.action_kind, strict=True)
+    ):
+        if spec.kind_names[kind] == "write":
+            write[cell * values + value - 1] = action
+        elif spec.kind_names[kind] == "erase":
+            erase[cell] = action
+    return _Tables(labels, int(labels.max()) + 1, write, erase)
+
+
+# ---- kernels -------------------------------------------------------------------------------------
+# All return int32 actions [batch], -1 in a row without a legal action.
+
+
+@njit(cache=True)
+def _below(state: Any, bound: Any) -> Any:
+    """Uniform integer in [0, bound) from a one-element splitmix64 state."""
+    state[0] += np.uint64(0x9E3779B97F4A7C15)
+    x = state[0]
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    x = x ^ (x >> np.uint64(31))
+    return np.int64(((x >> np.uint64(32)) * np.uint64(bound)) >> np.uint64(32))
+
+
+@njit(cache=True)
+def _legal_at_random(mask: Any, state: Any) -> Any:
+    count = 0
+    for a in range(len(mask)):
+        count += mask[a] != 0
+    if count == 0:
+        return -1
+    skip = _below(state, count)
+    for a in range(len(mask)):
+        if mask[a] != 0:
+            if skip == 0:
+                return a
+            skip -= 1
+    return -1
+
+
+@njit(cache=True)
+def _pick_legal(mask: Any, streams: Any) -> Any:
+    actions = np.empty(len(mask), np.int32)
+    for i in range(len(mask)):
+        actions[i] = _legal_at_random(mask[i], streams[i : i + 1])
+    return actions
+
+
+@njit(cache=True)
+def _pick_candidate(plans: Any, mask: Any, use_singles: Any, streams: Any, tables: Any) -> Any:
+    batch, cells = plans.shape
+    num_groups, variables = tables.labels.shape
+    values = variables // cells
+    actions = np.empty(batch, np.int32)
+    shown = np.empty((num_groups, tables.num_labels), np.bool_)
+    places = np.empty((num_groups, tables.num_labels), np.int32)
+    open_ = np.empty(variables, np.bool_)
+    for i in range(batch):
+        state = streams[i : i + 1]
+        shown[:] = False
+        for c in range(cells):
+            if plans[i, c] > 0:
+                for g in range(num_groups):
+                    label = tables.labels[g, c * values + plans[i, c] - 1]
+                    if label >= 0:
+                        shown[g, label] = True
+        places[:] = 0
+        for v in range(variables):
+            action = tables.write[v]
+            free = action >= 0 and mask[i, action] != 0
+            for g in range(num_groups):
+                if free and tables.labels[g, v] >= 0 and shown[g, tables.labels[g, v]]:
+                    free = False
+            open_[v] = free
+            if free:
+                for g in range(num_groups):
+                    if tables.labels[g, v] >= 0:
+                        places[g, tables.labels[g, v]] += 1
+        chosen = -1
+        if use_singles:
+            chosen = _single(open_, places, 0, 1, state, tables)
+            if chosen < 0:
+                chosen = _single(open_, places, 1, num_groups, state, tables)
+        if chosen < 0:
+            chosen = _fewest(open_, places[0], values, state)
+        actions[i] = tables.write[chosen] if chosen >= 0 else _legal_at_random(mask[i], state)
+    return actions
+
+
+@njit(cache=True)
+def _single(open_: Any, places: Any, first: Any, last: Any, state: Any, tables: Any) -> Any:
+    """A random variable that is the only open one of a label in groups first..last - 1, or -1."""
+    chosen = -1
+    seen = 0
+    for v in range(len(open_)):
+        if open_[v]:
+            for g in range(first, last):
+                label = tables.labels[g, v]
+                if label >= 0 and places[g, label] == 1:
+                    seen += 1
+                    if _below(state, seen) == 0:
+                        chosen = v
+                    break
+    return chosen
+
+
+@njit(cache=True)
+def _fewest(open_: Any, sizes: Any, values: Any, state: Any) -> Any:
+    """A random open variable of a cell with the fewest (but some) open ones, or -1."""
+    cells = len(open_) // values
+    fewest = values + 1
+    tied = 0
+    cell = -1
+    for c in range(cells):
+        if 0 < sizes[c] <= fewest:
+            tied = 1 if sizes[c] < fewest else tied + 1
+            fewest = sizes[c]
+            if _below(state, tied) == 0:
+                cell = c
+    if cell < 0:
+        return -1
+    skip = _below(state, fewest)
+    for v in range(cell * values, (cell + 1) * values):
+        if open_[v]:
+            if skip == 0:
+                return v
+            skip -= 1
+    return -1
+
+
+@njit(cache=True)
+def _pick_solution(plans: Any, solutions: Any, mask: Any, streams: Any, tables: Any) -> Any:
+    batch, cells = plans.shape
+    values = tables.labels.shape[1] // cells
+    actions = np.empty(batch, np.int32)
+    for i in range(batch):
+        state = streams[i : i + 1]
+        chosen = -1
+        seen = 0
+        for c in range(cells):
+            if plans[i, c] != solutions[i, c] and solutions[i, c] > 0:
+                action = tables.write[c * values + solutions[i, c] - 1]
+                if action >= 0 and mask[i, action] != 0:
+                    seen += 1
+                    if _below(state, seen) == 0:
+                        chosen = action
+        if chosen < 0:
+            for c in range(cells):
+                action = tables.erase[c]
+                if plans[i, c] != solutions[i, c] and action >= 0 and mask[i, action] != 0:
+                    chosen = action
+        actions[i] = chosen if chosen >= 0 else _legal_at_random(mask[i], state)
+    return actions
