@@ -433,7 +433,7 @@ def _cycle_type(first, second):
 def _lines_invariant(grid, height):
     """Hash of a grid [side, side] that relabelling and row, band and column permutations keep.
 
-    Relabelling conjugates the digit permutation between two rows, so its cycle type stays; sums over
+    Relabelling conjugates the digit permutation of two rows, so its cycle type stays; sums over
     rows and bands forget their order. Pairs in one band and across two bands are hashed apart.
     """
     side = grid.shape[0]
