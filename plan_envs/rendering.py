@@ -1,8 +1,9 @@
 """Drawings of a plan: coloured text for a terminal, an RGB frame for a window or a video.
 
 Both are built from `DomainSpec` alone: rules between boxes come from the group "box" where a domain
-has one, conflicts from any constraint group. Givens are bold (dark in the frame), edits blue,
-conflicts red. The environments' `render()` calls these functions.
+has one, conflicts from any constraint group. Givens are bold (black in the frame), edits blue,
+conflicts red (in the frame on a red ground, where a given among them stays black). The environments'
+`render()` calls these functions.
 """
 
 import os
@@ -43,10 +44,9 @@ def render_ansi(
         text = _symbol(plan[cell])
         style = ""
         if plan[cell]:
-            style = _BOLD if instance[cell] == plan[cell] else _BLUE
-            style = (
-                (_BOLD if instance[cell] == plan[cell] else "") + _RED if conflicts[cell] else style
-            )
+            given = instance[cell] == plan[cell]
+            hue = _RED if conflicts[cell] else "" if given else _BLUE
+            style = (_BOLD if given else "") + hue
         texts.append(f"{style}{text}{_RESET}" if color and style else text)
     lines = []
     for row in range(rows):
@@ -102,11 +102,11 @@ def render_rgb(
         elif given:
             surface.fill(_GIVEN_PAPER, box)
         if plan[cell]:
-            ink = _CONFLICT_INK if conflicts[cell] else _GIVEN_INK if given else _EDIT_INK
+            ink = _GIVEN_INK if given else _CONFLICT_INK if conflicts[cell] else _EDIT_INK
             text = font.render(_symbol(plan[cell]), True, ink)
             bounds = text.get_bounding_rect()
             surface.blit(text, _centred(bounds, box))
-    _draw_rules(pygame, surface, spec, edge, thick=max(2, round(pitch / 16)))
+    _draw_rules(pygame, surface, spec, edge, thick=min(max(2, round(pitch / 16)), 5))
     return np.ascontiguousarray(pygame.surfarray.array3d(surface).swapaxes(0, 1), np.uint8)
 
 
