@@ -1,8 +1,8 @@
 """Where and how a model runs: device, precision, compilation and threads, decided in one place.
 
-A `Placement` comes from command-line flags and belongs to the machine, never to a recipe: the same recipe runs on a
-laptop's CPU and on a GPU. Learners call `apply` once at the start, wrap forward passes in `autocast` and pass what they
-want compiled through `compiled`.
+A `Placement` comes from command-line flags and belongs to the machine, never to a recipe: the same
+recipe runs on a laptop's CPU and on a GPU. Learners call `apply` once at the start, wrap forward
+passes in `autocast` and pass what they want compiled through `compiled`.
 """
 
 import contextlib
@@ -31,7 +31,8 @@ class Placement:
     compile: bool = False
     """Whether `compiled` hands its argument to torch.compile."""
     threads: int | None = None
-    """CPU threads of torch; None leaves torch's choice. Results on the CPU are bit-identical for equal counts only."""
+    """CPU threads of torch; None leaves torch's choice. Results on the CPU are bit-identical for
+    equal counts only."""
 
     def __post_init__(self) -> None:
         """Check every field against this machine."""
@@ -53,7 +54,7 @@ class Placement:
 
     @property
     def kind(self) -> str:
-        """ "cpu" or "cuda", without a number."""
+        """The device without its number: "cpu" or "cuda"."""
         return torch.device(self.device).type
 
     @property
@@ -62,11 +63,12 @@ class Placement:
         return torch.device(self.device)
 
     def apply(self) -> None:
-        """Set the process up: threads, and on the CPU algorithms that give the same bits every time."""
+        """Set the process up: threads and, on the CPU, algorithms that repeat bit by bit."""
         if self.threads is not None:
             torch.set_num_threads(self.threads)
         if self.kind == "cpu" and torch.get_num_threads() > 1:
-            # One thread has one order anyway, and the deterministic cumsum and scatter cost up to twice the time.
+            # One thread has one order anyway, and the deterministic cumsum and scatter cost up to
+            # twice the time.
             torch.use_deterministic_algorithms(True)
             # Filling fresh memory is a debugging aid that costs time on every allocation.
             torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # a property of the module

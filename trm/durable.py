@@ -1,27 +1,29 @@
 """Files that survive a killed process, a lost machine and a full disk.
 
-Run folders (DESIGN.md section 8) are written with nothing but these: a file that is either old or new and never half
-of each, a log that grows by whole records, and a lock that dies with its owner. Every function raises plain `OSError`.
+Run folders (DESIGN.md section 8) are written with nothing but these: a file that is either old or
+new and never half of each, a log that grows by whole records, and a lock that dies with its owner.
+Every function raises plain `OSError`.
 """
 
 import contextlib
 import fcntl
 import os
 import weakref
+from collections.abc import Iterator
 from pathlib import Path
 from typing import ClassVar
 
 
 def write_durably(path: Path, data: bytes) -> None:
     """Write a new file and wait until the disk holds it."""
-    with open(path, "wb") as file:
+    with _naming(path), open(path, "wb") as file:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
 
 
 def replace_durably(path: Path, data: bytes) -> None:
-    """Give `path` new content in one step: whoever reads, and whenever we die, it is the old or the new one."""
+    """Give `path` new content in one step: at any moment it holds the old or the new one."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         write_durably(temporary, data)
@@ -43,7 +45,7 @@ def sync_folder(path: Path) -> None:
 
 
 class RecordLog:
-    """A file that grows by whole records: a record that fails half-way (full disk) is taken back."""
+    """A file that grows by whole records: one that fails half-way (full disk) is taken back."""
 
     def __init__(self, path: Path) -> None:
         """Open for appending; the file is created when missing."""
@@ -53,26 +55,39 @@ class RecordLog:
         )
 
     def append(self, record: bytes) -> None:
-        """Hand the record to the operating system, which keeps it even if this process is killed at once."""
+        """Hand the record to the operating system, which keeps it even if we are killed at once."""
         start = os.fstat(self._descriptor).st_size
-        try:
-            rest = memoryview(record)
-            while rest:
-                rest = rest[os.write(self._descriptor, rest) :]
-        except OSError:
-            with contextlib.suppress(OSError):
-                os.ftruncate(self._descriptor, start)
-            raise
+        with _naming(self.path):
+            try:
+                rest = memoryview(record)
+                while rest:
+                    rest = rest[os.write(self._descriptor, rest) :]
+            except OSError:
+                with contextlib.suppress(OSError):
+                    os.ftruncate(self._descriptor, start)
+                raise
 
     def sync(self) -> None:
         """Wait until the disk holds every record."""
-        os.fsync(self._descriptor)
+        with _naming(self.path):
+            os.fsync(self._descriptor)
 
     def close(self) -> None:
         """Close the file; a closed log can't be used any more."""
         if self._descriptor >= 0:
             os.close(self._descriptor)
             self._descriptor = -1
+
+
+@contextlib.contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """A failing write on an open file doesn't say which file it was."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            error.filename = str(path)
+        raise
 
 
 class LockedError(OSError):
@@ -88,7 +103,8 @@ class FolderLock:
         """Take the lock or raise.
 
         Raises:
-            LockedError: another process (or another `FolderLock` of this one) holds it; the message names its process id.
+            LockedError: another process (or another `FolderLock` of this one) holds it; the message
+                names its process id.
         """
         self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
         try:
@@ -118,7 +134,7 @@ class FolderLock:
 
     @classmethod
     def _forget_in_child(cls) -> None:
-        """A forked worker must not keep the lock alive after the process that took it was killed."""
+        """A forked worker must not keep the lock alive after its owner was killed."""
         for lock in list(cls._held):
             lock.release()
 

@@ -1,7 +1,7 @@
-"""What a training process owes its surroundings: stop when told, count what it used, say what it runs on.
+"""What a training process owes its surroundings: stop when told, count its use, say what it is.
 
-Learners wrap their loop in `graceful_stop`, keep a `ResourceMeter` in their checkpoints, and `Run` records
-`provenance` when a run folder is made (DESIGN.md section 8).
+Learners wrap their loop in `graceful_stop`, keep a `ResourceMeter` in their checkpoints, and `Run`
+records `provenance` when a run folder is made (DESIGN.md section 8).
 """
 
 import contextlib
@@ -22,7 +22,8 @@ from typing import Any
 import torch
 
 _ECHO_SECONDS = 0.25
-"""Wrappers such as `timeout` pass one Ctrl-C on a second time: a SIGINT this soon after the first is the same one."""
+"""Wrappers such as `timeout` pass one Ctrl-C on a second time: a SIGINT this soon after the first
+is the same one."""
 
 _PACKAGES = (
     "upi-trm",
@@ -50,8 +51,9 @@ class StopRequest:
 def graceful_stop() -> Iterator[StopRequest]:
     """Turn SIGINT and SIGTERM into a request to stop, so that the loop can save and leave.
 
-    A second SIGINT raises `KeyboardInterrupt` at once, for a loop that hangs. The previous handlers come back at the
-    end. Outside the main thread, where Python allows no handlers, nothing is changed and nothing is ever requested.
+    A second SIGINT raises `KeyboardInterrupt` at once, for a loop that hangs. The previous handlers
+    come back at the end. Outside the main thread, where Python allows no handlers, nothing is
+    changed and nothing is ever requested.
     """
     stop = StopRequest()
     if threading.current_thread() is not threading.main_thread():
@@ -123,7 +125,7 @@ class ResourceMeter:
 
 
 def provenance() -> dict[str, Any]:
-    """Code, packages and machine this process runs on, as JSON values. Names no user, no host and no folder."""
+    """Code, packages and machine of this process, as JSON; names no user, host or folder."""
     return {
         "git": _git_state(Path(__file__).resolve()),
         "packages": {

@@ -1,8 +1,9 @@
 """Recipes: YAML files and `--set` overrides that become typed, frozen dataclasses.
 
-An experiment is one complete YAML file (DESIGN.md section 8). Each dataclass lives beside the class it configures and
-checks its own ranges in `__post_init__`; this module reads the file, checks names and types, and says in one line what
-is wrong. It is the only one that sees OmegaConf: no `DictConfig` ever leaves it.
+An experiment is one complete YAML file (DESIGN.md section 8). Each dataclass lives beside the class
+it configures and checks its own ranges in `__post_init__`; this module reads the file, checks names
+and types, and says in one line what is wrong. It is the only one that sees OmegaConf: no
+`DictConfig` ever leaves it.
 """
 
 import dataclasses
@@ -30,14 +31,17 @@ def load_recipe(cls: type[T], path: Path | None, overrides: Sequence[str] = ()) 
     Args:
         cls: a dataclass, usually frozen; fields may be dataclasses themselves.
         path: YAML file; None for the defaults of `cls`.
-        overrides: assignments `field=value` or `outer.inner=value`, the value in YAML; later ones win.
+        overrides: assignments `field=value` or `outer.inner=value`, the value in YAML; later ones
+            win.
 
     Returns:
-        An instance of `cls`; fields that neither the file nor an override names keep their defaults.
+        An instance of `cls`; fields that neither the file nor an override names keep their
+        defaults.
 
     Raises:
-        ValueError: one line naming the file (or `--set`), the field and the value, for an unknown field (with the
-            nearest valid one), a wrong type, a value out of range, malformed YAML or a missing file.
+        ValueError: one line naming the file (or `--set`), the field and the value, for an unknown
+            field (with the nearest valid one), a wrong type, a value out of range, malformed YAML
+            or a missing file.
     """
     draft = _Draft(cls=cls, config=OmegaConf.structured(cls), path=path, origins={})
     if path is not None:
@@ -54,7 +58,7 @@ def dump_recipe(recipe: object) -> str:
 
 
 def recipe_hash(recipe: object) -> str:
-    """Hash of every value in the recipe, 16 hexadecimal digits: equal recipes, equal hashes, in any process."""
+    """Hash of every value in the recipe, 16 hexadecimal digits, the same in every process."""
     values = OmegaConf.to_container(OmegaConf.structured(recipe))
     text = json.dumps([type(recipe).__name__, values], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
@@ -124,10 +128,11 @@ class _Draft:
         for name in _all_names(self.cls):
             if name.rpartition(".")[2] == key:
                 return f"unknown field; did you mean {name}?"
-        return f"unknown field; nearest is {_nearest(key, prefix, hints)}, valid are {', '.join(hints)}"
+        nearest = prefix + difflib.get_close_matches(key, hints, n=1, cutoff=0.0)[0]
+        return f"unknown field; nearest is {nearest}, valid are {', '.join(hints)}"
 
     def _blame(self, node: DictConfig, cls: type, *, prefix: str) -> None:
-        """Build innermost records first; raise for the first whose own check fails, naming field, value and source."""
+        """Raise for the innermost record whose own check fails, naming source, field and value."""
         hints = _field_types(cls)
         for key, hint in hints.items():
             record = _record_type(hint)
@@ -209,10 +214,6 @@ def _all_names(cls: type, prefix: str = "") -> Iterator[str]:
         record = _record_type(hint)
         if record is not None:
             yield from _all_names(record, f"{prefix}{key}.")
-
-
-def _nearest(key: str, prefix: str, hints: Mapping[str, object]) -> str:
-    return prefix + difflib.get_close_matches(key, hints, n=1, cutoff=0.0)[0]
 
 
 def _unusable(value: object, hint: object) -> str | None:

@@ -1,15 +1,15 @@
-"""Run folders: recipe, provenance, metrics and checkpoints of one training run (DESIGN.md section 8).
+"""Run folders (DESIGN.md section 8): recipe, provenance, metrics, checkpoints of one training run.
 
     recipe.yaml                       what was asked for, complete
     run.json                          format version, kind, environment, seed, command, provenance
     metrics.jsonl                     one JSON object a line: step and named numbers
     tensorboard/                      the same numbers for TensorBoard
-    checkpoints/step-000005120/       weights.safetensors, state.pt, checkpoint.json (sizes and hashes)
-    checkpoints/best.json             a tag: the step it stands for
+    checkpoints/step-000005120/       weights.safetensors, state.pt, checkpoint.json (sizes and
+    hashes) checkpoints/best.json             a tag: the step it stands for
 
-A learner makes or opens a `Run`, logs to it and saves checkpoints; evaluation, comparison and reports read it. A
-checkpoint is written under a temporary name, flushed to disk and renamed, so that a kill or a full disk at any moment
-leaves the previous one whole. POSIX only (flock).
+A learner makes or opens a `Run`, logs to it and saves checkpoints; evaluation, comparison and
+reports read it. A checkpoint is written under a temporary name, flushed to disk and renamed, so
+that a kill or a full disk at any moment leaves the previous one whole. POSIX only (flock).
 """
 
 import contextlib
@@ -154,7 +154,8 @@ class Run:
             seed: the seed of the named streams.
             recipe: a dataclass; written to recipe.yaml.
             command: the command line; None for that of this process.
-            placement: recorded in run.json; call `placement.apply()` before, so that the thread count is the real one.
+            placement: recorded in run.json; call `placement.apply()` before, so that the thread
+                count is the real one.
             extra: JSON values to record beside.
 
         Raises:
@@ -164,13 +165,11 @@ class Run:
         text = dump_recipe(recipe).encode()
         with _explained(path, "cannot be made"):
             path.mkdir(parents=True, exist_ok=True)
+            _check_empty(path)
             lock = _take_lock(path)
         try:
-            if any(entry.name != ".lock" for entry in path.iterdir()):
-                hint = "resume it" if (path / "run.json").exists() else "empty it"
-                raise RunError(
-                    f"{path}: the folder exists and is not empty; {hint}, or choose another one"
-                )
+            # Again, now that nobody else can be filling it.
+            _check_empty(path)
             info = RunInfo(
                 format_version=FORMAT_VERSION,
                 kind=kind,
@@ -185,9 +184,13 @@ class Run:
             )
             # run.json comes last: a folder without it is no run yet.
             with _explained(path, "cannot be written"):
-                (path / "checkpoints").mkdir()
-                replace_durably(path / "recipe.yaml", text)
-                replace_durably(path / "run.json", _json_bytes(_fields(info)))
+                try:
+                    (path / "checkpoints").mkdir()
+                    replace_durably(path / "recipe.yaml", text)
+                    replace_durably(path / "run.json", _json_bytes(asdict(info)))
+                except BaseException:
+                    _empty(path)
+                    raise
         except BaseException:
             lock.release()
             raise
@@ -203,7 +206,8 @@ class Run:
             write: take the writer's lock and clear away what an interrupted writer left half-done.
 
         Raises:
-            RunError: not a run folder, another format version or kind, or, with `write`, another process writes to it.
+            RunError: not a run folder, another format version or kind, or, with `write`, another
+                process writes to it.
         """
         path = Path(path)
         info = _read_info(path)
@@ -277,15 +281,17 @@ class Run:
     ) -> Path:
         """Save a checkpoint: whole and on disk when this returns, else not there at all.
 
-        Afterwards the `KEEP_NEWEST` newest up to this step stay, and tagged ones; older ones, and those of a later
-        step (left over from before the run was taken back to an earlier checkpoint), are deleted. Log the metrics
-        of this step before.
+        Afterwards the `KEEP_NEWEST` newest up to this step stay, and tagged ones; older ones, and
+        those of a later step (left over from before the run was taken back to an earlier
+        checkpoint), are deleted. Log the metrics of this step before.
 
         Args:
-            step: the learner's counter, at least 0; an existing checkpoint of the same step is replaced.
+            step: the learner's counter, at least 0; an existing checkpoint of the same step is
+                replaced.
             weights: named tensors.
             state: everything else that resuming needs; see `pack_state` for what it may hold.
-            tag: move this tag ("best") here; a tagged checkpoint is never deleted while it carries the tag.
+            tag: move this tag ("best") here; a tagged checkpoint is never deleted while it carries
+                the tag.
 
         Returns:
             The checkpoint's folder.
@@ -318,19 +324,23 @@ class Run:
         return final
 
     def load_checkpoint(self, step: int | str | None = None) -> Checkpoint:
-        """Read a checkpoint and check it against its sizes and hashes; never deletes or changes anything.
+        """Read a checkpoint and check its sizes and hashes; never deletes or changes anything.
 
         Args:
             step: a step, a tag such as "best", or None for the newest.
 
         Raises:
-            RunError: there is none, or a file of it is missing, truncated or corrupt; says which earlier one is whole.
+            RunError: there is none, or a file of it is missing, truncated or corrupt; says which
+                earlier one is whole.
         """
         number = self._resolve(step)
         folder = self._step_folder(number)
         try:
             contents = _read_checked(folder)
         except RunError as error:
+            if not isinstance(step, int) and not folder.exists():
+                # A trainer at work has moved on and deleted it while we were reading.
+                return self.load_checkpoint(step)
             raise RunError(f"{error}; {self._fallback(number)}") from error
         weights = safetensors.torch.load(contents[_WEIGHTS])
         state = torch.load(io.BytesIO(contents[_STATE]), map_location="cpu", weights_only=True)
@@ -343,7 +353,7 @@ class Run:
         return sorted(int(match[1]) for match in matches if match)
 
     def tag_checkpoint(self, tag: str, step: int) -> None:
-        """Let a tag stand for an existing checkpoint, which is then never deleted while it carries it."""
+        """Let a tag stand for an existing checkpoint, which is not deleted while it carries it."""
         self._check_writable()
         if not _TAG.fullmatch(tag):
             raise ValueError(f"tag must be lower-case letters, digits, - and _, got {tag!r}")
@@ -389,10 +399,9 @@ class Run:
         """What to do about a damaged checkpoint, as the end of an error message."""
         for step in reversed(self.checkpoint_steps()):
             if step < damaged and _is_whole(self._step_folder(step)):
-                return (
-                    f"the checkpoint of step {step} is whole: move {self._step_folder(damaged).name} out of"
-                    f" {self.path / 'checkpoints'} to go on from it"
-                )
+                name = self._step_folder(damaged).name
+                where = self.path / "checkpoints"
+                return f"step {step} is whole: move {name} out of {where} to go on from it"
         return "no earlier checkpoint is whole"
 
     def _prune(self, newest: int) -> None:
@@ -407,8 +416,8 @@ class Run:
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Append one line to metrics.jsonl and the same numbers to TensorBoard.
 
-        A line is handed to the operating system whole: a killed process loses none. No time of day goes into it, so
-        that two equal runs have equal files.
+        A line is handed to the operating system whole: a killed process loses none. No time of day
+        goes into it, so that two equal runs have equal files.
 
         Raises:
             RunError: it can't be written; the file is as it was.
@@ -437,7 +446,7 @@ class Run:
             return [record for record, _ in _parse_metrics(path)]
 
     def truncate_metrics(self, after_step: int) -> None:
-        """Drop every line of a later step, so that the log goes on as if the run had never been stopped.
+        """Drop every line of a later step, so that the log goes on as if never stopped.
 
         TensorBoard is told to forget the same steps.
         """
@@ -512,10 +521,6 @@ def _read_json(path: Path) -> dict[str, Any]:
     return record
 
 
-def _fields(info: RunInfo) -> dict[str, Any]:
-    return asdict(info)
-
-
 def _placement_record(placement: Placement | None) -> dict[str, Any]:
     return {"placement": (placement or Placement()).to_json_dict()}
 
@@ -554,6 +559,20 @@ def _take_lock(path: Path) -> FolderLock:
         ) from None
 
 
+def _check_empty(path: Path) -> None:
+    if any(entry.name != ".lock" for entry in path.iterdir()):
+        hint = "resume it" if (path / "run.json").exists() else "empty it"
+        raise RunError(f"{path}: the folder exists and is not empty; {hint}, or choose another one")
+
+
+def _empty(path: Path) -> None:
+    """Take back what a failed `create` wrote, so that the same path can be tried again."""
+    for name in ("run.json", "recipe.yaml", ".lock"):
+        with contextlib.suppress(OSError):
+            (path / name).unlink(missing_ok=True)
+    shutil.rmtree(path / "checkpoints", ignore_errors=True)
+
+
 def _clear_leftovers(path: Path) -> None:
     """Finish or take back what an interrupted writer left half-done."""
     checkpoints = path / "checkpoints"
@@ -570,6 +589,12 @@ def _clear_leftovers(path: Path) -> None:
     for folder in (path, checkpoints):
         for file in folder.glob(".*.tmp"):
             file.unlink()
+    metrics = path / "metrics.jsonl"
+    if metrics.exists():
+        data = metrics.read_bytes()
+        whole = data[: data.rfind(b"\n") + 1]
+        if whole != data:
+            replace_durably(metrics, whole)
 
 
 def _rename_over(partial: Path, final: Path) -> None:
@@ -589,7 +614,7 @@ def _rename_over(partial: Path, final: Path) -> None:
 
 
 def _delete_folder(folder: Path) -> None:
-    """Take a checkpoint out of sight first, so that a kill half-way leaves no damaged one behind."""
+    """Hide a checkpoint before deleting it, so that a kill half-way leaves no damaged one."""
     hidden = folder.with_name(f".deleted-{folder.name}")
     with _explained(folder, "could not be deleted"):
         os.rename(folder, hidden)
@@ -638,9 +663,8 @@ def _read_file_checked(path: Path, expected: Mapping[str, Any]) -> bytes:
             f"{path}: {cut}: {len(data)} bytes where {_MANIFEST} says {expected['bytes']}"
         )
     if _sha256(data) != expected["sha256"]:
-        raise RunError(
-            f"{path}: corrupt: sha256 {_sha256(data)[:12]} where {_MANIFEST} says {str(expected['sha256'])[:12]}"
-        )
+        found, said = _sha256(data)[:12], str(expected["sha256"])[:12]
+        raise RunError(f"{path}: corrupt: sha256 {found} where {_MANIFEST} says {said}")
     return data
 
 
@@ -665,7 +689,8 @@ def _parse_metrics(path: Path) -> Iterator[tuple[dict[str, Any], bytes]]:
     lines = path.read_bytes().splitlines(keepends=True)
     for number, line in enumerate(lines, start=1):
         if not line.endswith(b"\n"):
-            # Only the last line can lack its end: a process was killed, or the disk filled up, while writing it.
+            # Only the last line can lack its end: a process was killed, or the disk filled up,
+            # while writing it.
             return
         try:
             record = json.loads(line)
@@ -679,7 +704,7 @@ def _parse_metrics(path: Path) -> Iterator[tuple[dict[str, Any], bytes]]:
 
 
 class _EventLog:
-    """TensorBoard's event file, written at once by the caller's thread: no queue that a kill could lose."""
+    """TensorBoard's event file, written at once by the caller: no queue that a kill could lose."""
 
     def __init__(self, folder: Path, purge_step: int | None) -> None:
         # Imported here: evaluation and tests that log nothing should not pay for it.

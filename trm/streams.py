@@ -1,8 +1,9 @@
 """Named random streams from one seed, and state dicts that hold them exactly.
 
-Every stochastic function takes a generator (STYLE.md, Randomness). A learner gets its generators here, by name, so that
-drawing more from one never shifts another; `pack_state` turns generators and numpy arrays into what
-`torch.load(weights_only=True)` accepts, and `unpack_state` brings them back bit for bit.
+Every stochastic function takes a generator (STYLE.md, Randomness). A learner gets its generators
+here, by name, so that drawing more from one never shifts another; `pack_state` turns generators and
+numpy arrays into what `torch.load(weights_only=True)` accepts, and `unpack_state` brings them back
+bit for bit.
 """
 
 import difflib
@@ -23,7 +24,7 @@ _MARK = "__packed__"
 
 
 class Streams:
-    """Independent generators, one numpy and one torch generator per name; made by `named_streams`."""
+    """Independent generators, one of numpy and one of torch per name; made by `named_streams`."""
 
     def __init__(self, seed: int, names: Sequence[str]) -> None:
         """See `named_streams`."""
@@ -36,7 +37,7 @@ class Streams:
         self._torch = {name: torch.Generator().manual_seed(self.torch_seed(name)) for name in names}
 
     def numpy(self, name: str) -> np.random.Generator:
-        """The one numpy generator of this name: every call returns the same object, further along."""
+        """The one numpy generator of this name: every call returns the same object."""
         self._check(name)
         return self._numpy[name]
 
@@ -65,16 +66,16 @@ class Streams:
         """
         loaded = unpack_state(state)
         if set(loaded["numpy"]) != set(self.names):
-            raise ValueError(
-                f"streams: the state holds {sorted(loaded['numpy'])}, this run has {sorted(self.names)}"
-            )
+            held, ours = sorted(loaded["numpy"]), sorted(self.names)
+            raise ValueError(f"streams: the state holds {held}, this run has {ours}")
         self.seed = loaded["seed"]
         for name in self.names:
             self._numpy[name].bit_generator.state = loaded["numpy"][name].bit_generator.state
             self._torch[name].set_state(loaded["torch"][name].get_state())
 
     def _seed_of(self, name: str, library: str) -> np.random.SeedSequence:
-        # A stable hash, not Python's: the same name gives the same stream in every process and version.
+        # A stable hash, not Python's: the same name gives the same stream in every process and
+        # version.
         words = np.frombuffer(hashlib.sha256(name.encode()).digest()[:8], "<u4")
         key = (*(int(word) for word in words), _LIBRARIES.index(library))
         return np.random.SeedSequence(self.seed, spawn_key=key)
@@ -100,11 +101,12 @@ def named_streams(seed: int, names: Sequence[str] = STREAM_NAMES) -> Streams:
 
 
 def pack_state(value: Any) -> Any:
-    """A copy of `value` made of tensors, numbers, text, lists and dicts only, loadable with `weights_only=True`.
+    """A copy of `value` that `torch.load(weights_only=True)` accepts: tensors and plain values.
 
-    Takes nested dicts (keys text or int), lists and tuples of: None, bool, int of any size, float, text, torch
-    tensors (moved to the CPU), numpy arrays and scalars of any numeric dtype, numpy and torch generators (by their
-    state) and `random.Random`. `unpack_state` returns equal values of the same types, tensors on the CPU.
+    Takes nested dicts (keys text or int), lists and tuples of: None, bool, int of any size, float,
+    text, torch tensors (moved to the CPU), numpy arrays and scalars of any numeric dtype, numpy and
+    torch generators (by their state) and `random.Random`. `unpack_state` returns equal values of
+    the same types, tensors on the CPU.
 
     Raises:
         ValueError: naming the place and the type of anything else.
@@ -125,7 +127,8 @@ def unpack_state(value: Any) -> Any:
 
 def _pack(value: Any, place: str) -> Any:
     if value is None or isinstance(value, bool | float | str):
-        # numpy's float64 is a float and numpy's str_ a str; the branch for numpy scalars is for them.
+        # numpy's float64 is a float and numpy's str_ a str; the branch for numpy scalars is for
+        # them.
         if not isinstance(value, np.generic):
             return value
     if isinstance(value, int):
@@ -135,7 +138,8 @@ def _pack(value: Any, place: str) -> Any:
         # The copy also drops the rest of a storage that `value` is only a view of.
         return value.detach().to("cpu", copy=True).contiguous()
     if isinstance(value, Mapping):
-        # A part that is packed already passes through: `Streams.state_dict` inside a learner's state.
+        # A part that is packed already passes through: `Streams.state_dict` inside a learner's
+        # state.
         for key in value:
             if not isinstance(key, str | int):
                 raise ValueError(

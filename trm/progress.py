@@ -1,0 +1,140 @@
+"""What a person sees while a model trains: a bar, the speed, the time left and the latest figures.
+
+Learners name their own figures; nothing here knows what they mean. Everything goes to stderr, so
+that stdout stays free for results. On a terminal the display is live; in a log file it is a plain
+line now and then.
+"""
+
+import time
+from collections import deque
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+_ROWS = 8
+"""Evaluations that stay visible in the live table."""
+_LINE_SECONDS = 10.0
+"""Shortest time between two plain lines that no evaluation asked for."""
+
+
+class TrainingProgress:
+    """Live display of a training run; a context manager.
+
+    Args:
+        total: steps at which the run ends.
+        columns: figure -> format, in the order shown, e.g. {"success": ".1%", "KL": ".1e"}.
+        unit: what a step is, e.g. "edits".
+        start: the step a resumed run starts at.
+        console: where to write; None for stderr.
+    """
+
+    def __init__(
+        self,
+        total: int,
+        columns: Mapping[str, str],
+        *,
+        unit: str = "edits",
+        start: int = 0,
+        console: Console | None = None,
+    ) -> None:
+        self._total = total
+        self._columns = dict(columns)
+        self._unit = unit
+        self._step = self._start = start
+        self._console = console or Console(stderr=True)
+        self._rows: deque[tuple[int, Mapping[str, float]]] = deque(maxlen=_ROWS)
+        self._began = self._last_line = time.monotonic()
+        self._bar = Progress(
+            TextColumn("[bold]{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[rate]}"),
+            TimeRemainingColumn(compact=True),
+            console=self._console,
+        )
+        self._task = self._bar.add_task(unit, total=total, completed=start, rate="")
+        self._live = (
+            Live(self._render(), console=self._console, refresh_per_second=4)
+            if self._console.is_terminal
+            else None
+        )
+
+    def __enter__(self) -> Self:
+        """Start the clock and the display."""
+        self._began = self._last_line = time.monotonic()
+        if self._live is not None:
+            self._live.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Leave the last picture standing."""
+        if self._live is not None:
+            self._live.update(self._render(), refresh=True)
+            self._live.stop()
+
+    @property
+    def rate(self) -> float:
+        """Steps per second of this session."""
+        seconds = time.monotonic() - self._began
+        return (self._step - self._start) / seconds if seconds > 0 else 0.0
+
+    def update(self, step: int) -> None:
+        """The run has reached this step. Cheap; call it every iteration."""
+        self._step = step
+        self._bar.update(self._task, completed=step, rate=f"{self.rate:,.0f} {self._unit}/s")
+        if self._live is None and time.monotonic() - self._last_line >= _LINE_SECONDS:
+            self._print_line({})
+
+    def report(self, step: int, figures: Mapping[str, float]) -> None:
+        """New figures; those without a column are left out, missing ones stay empty."""
+        self._rows.append((step, dict(figures)))
+        self._step = step
+        self._bar.update(self._task, completed=step, rate=f"{self.rate:,.0f} {self._unit}/s")
+        if self._live is None:
+            self._print_line(figures)
+        else:
+            self._live.update(self._render(), refresh=True)
+
+    def note(self, text: str) -> None:
+        """One line that stays, above the live display."""
+        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    def _render(self) -> Group:
+        if not self._rows:
+            return Group(self._bar)
+        table = Table(box=None, pad_edge=False, header_style="dim")
+        table.add_column(self._unit, justify="right")
+        for name in self._columns:
+            table.add_column(name, justify="right")
+        for step, figures in self._rows:
+            table.add_row(f"{step:,}", *(self._format(name, figures) for name in self._columns))
+        return Group(table, self._bar)
+
+    def _print_line(self, figures: Mapping[str, float]) -> None:
+        self._last_line = time.monotonic()
+        rate = self.rate
+        left = _clock((self._total - self._step) / rate) if rate > 0 else "?"
+        head = f"{self._unit} {self._step:,}/{self._total:,}  {rate:,.0f}/s  {left} left"
+        shown = (
+            f"{name} {self._format(name, figures)}" for name in self._columns if name in figures
+        )
+        self.note("  ".join([head, *shown]))
+
+    def _format(self, name: str, figures: Mapping[str, float]) -> str:
+        return format(figures[name], self._columns[name]) if name in figures else ""
+
+
+def _clock(seconds: float) -> str:
+    minutes, second = divmod(round(seconds), 60)
+    hours, minute = divmod(minutes, 60)
+    return f"{hours}:{minute:02d}:{second:02d}" if hours else f"{minute}:{second:02d}"
