@@ -71,8 +71,8 @@ class _Draft:
     cls: type
     config: DictConfig
     path: Path | None
-    origins: dict[str, tuple[str, object]]
-    """Field -> (source, value as written)."""
+    origins: dict[str, str]
+    """Field -> the source that set it last; the field set last comes last."""
 
     def assign(self, values: Mapping[Any, Any], *, source: str) -> None:
         self._assign_record(self.config, self.cls, values, source=source, prefix="")
@@ -119,7 +119,8 @@ class _Draft:
                 problem = f"expected {_describe(hint)}"
         if problem is not None:
             raise ValueError(f"{source}: {name} = {_show(value)}: {problem}")
-        self.origins[name] = (source, value)
+        self.origins.pop(name, None)
+        self.origins[name] = source
 
     def _unknown(self, key: str, hints: Mapping[str, object], prefix: str) -> str:
         near = difflib.get_close_matches(key, hints, n=1)
@@ -142,13 +143,12 @@ class _Draft:
             OmegaConf.to_object(node)
         except ValueError as error:
             message = _one_line(str(error))
-            named = [key for key in hints if re.search(rf"\b{re.escape(key)}\b", message)]
-            given = [key for key in named if f"{prefix}{key}" in self.origins]
-            for key in given[-1:] or named[:1]:
-                source, _ = self.origins.get(f"{prefix}{key}", ("default", None))
-                raise ValueError(
-                    f"{source}: {prefix}{key} = {_show(_plain(node[key]))}: {message}"
-                ) from error
+            named = [prefix + key for key in hints if re.search(rf"\b{key}\b", message)]
+            given = [name for name in self.origins if name in named]
+            for name in given[-1:] or named[:1]:
+                value = _show(_plain(node[name.removeprefix(prefix)]))
+                source = self.origins.get(name, "default")
+                raise ValueError(f"{source}: {name} = {value}: {message}") from error
             raise ValueError(
                 f"{self.path or '--set'}: {prefix.rstrip('.') or cls.__name__}: {message}"
             ) from error
