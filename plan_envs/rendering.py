@@ -1,8 +1,8 @@
 """Drawings of a plan: coloured text for a terminal, an RGB frame for a window or a video.
 
 Both are built from `DomainSpec` alone: rules between boxes come from the group "box" where a
-domain has one, conflicts from any constraint group. Givens are bold (black in the frame), edits blue,
-conflicts red (in the frame on a red ground, where a given among them stays black). The
+domain has one, conflicts from any constraint group. Givens are bold (black in the frame), edits
+blue, conflicts red (in the frame on a red ground, where a given among them stays black). The
 environments call these functions in `render()`.
 """
 
