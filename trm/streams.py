@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 STREAM_NAMES = ("instances", "policy", "init", "noise")
@@ -171,7 +172,7 @@ def _pack(value: Any, place: str) -> Any:
     )
 
 
-def _tensor_of(value: "np.ndarray[Any, Any] | np.generic", place: str) -> Tensor:
+def _tensor_of(value: NDArray[Any] | np.generic, place: str) -> Tensor:
     native = np.array(value, dtype=value.dtype.newbyteorder("="), order="C", copy=True)
     try:
         return torch.from_numpy(native)
