@@ -435,22 +435,18 @@ def _program(name: str = "upi-trm") -> str:
 
 def _read_puzzle(puzzle: str) -> tuple[str, str]:
     """Where the puzzle comes from, for messages, and its text."""
-    if puzzle == "-":
-        return "stdin", click.get_text_stream("stdin").read()
-    if os.path.isfile(puzzle):
-        if puzzle.endswith(".csv"):
-            raise click.UsageError(
-                f"{puzzle}: solve takes one puzzle; use eval RUN --instances {puzzle}"
-            )
-        try:
-            return puzzle, Path(puzzle).read_text(encoding="utf-8").strip()
-        except UnicodeDecodeError as error:
-            raise ValueError(
-                f"{puzzle}: not a text file (byte {error.start} is not UTF-8)"
-            ) from error
-    if not any(character.isdigit() or character == "." for character in puzzle) or os.sep in puzzle:
-        raise click.UsageError(f"{puzzle!r} is neither a file nor a puzzle")
-    return "puzzle", puzzle
+    if puzzle != "-" and not os.path.isfile(puzzle):
+        if os.sep in puzzle or not any(sign.isdigit() or sign in "._" for sign in puzzle):
+            raise click.UsageError(f"{puzzle!r} is neither a file nor a puzzle")
+        return "puzzle", puzzle
+    if puzzle.endswith(".csv"):
+        raise click.UsageError(f"{puzzle} holds many puzzles; use eval RUN --instances {puzzle}")
+    source = "stdin" if puzzle == "-" else puzzle
+    try:
+        text = sys.stdin.read() if puzzle == "-" else Path(puzzle).read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{source}: not text (byte {error.start} is not UTF-8)") from error
+    return source, text
 
 
 def _conflict(spec: Any, instance: Any) -> str | None:
@@ -488,40 +484,79 @@ def _why_not_solved(domain: Any, instance: Any, plans: Any) -> str:
 
 
 def _print_env_list(tasks: Iterable[Any]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    for heading in ("name", "id", "actions", "edits", "mask", "horizon", "puzzles"):
-        table.add_column(heading, justify="right" if heading in ("actions", "horizon") else "left")
     for task in tasks:
         domain, spec = task.domain, task.domain.spec
-        options = ", ".join(f"{k} {_show_option(v)}" for k, v in task.instance_options.items())
-        table.add_row(
-            task.name,
-            task.env_id,
-            str(spec.num_actions),
-            domain.edits,
-            domain.mask,
-            str(spec.horizon),
-            options,
+        click.echo(f"{task.name:<15} {task.env_id:<26} {_puzzles(task)}")
+        click.echo(
+            f"{'':<15} {spec.num_actions} actions ({domain.codec} codec, {domain.edits} edits, "
+            f"{domain.mask} mask), horizon {spec.horizon}"
         )
-    Console().print(table)
-    click.echo("\n`upi-trm envs NAME` tells all about one, and its options.")
+    click.echo(
+        "\n`upi-trm envs NAME` describes one; with --measure it plays the reference policies."
+    )
 
 
 def _print_env(task: Any) -> None:
-    raise NotImplementedError
+    """Everything about one environment, and the options that `gym.make` takes for it."""
+    domain, spec = task.domain, task.domain.spec
+    kinds = [int((spec.action_kind == kind).sum()) for kind in range(len(spec.kind_names))]
+    actions = ", ".join(f"{n} {kind}" for n, kind in zip(kinds, spec.kind_names, strict=True) if n)
+    facts = {
+        "id": task.env_id,
+        "grid": "{} x {}, values 1-{}".format(*spec.grid_shape, spec.num_values),
+        "actions": f"{spec.num_actions} ({actions})",
+        "codec": f"{domain.codec}: {_CODECS[domain.codec].format(side=domain.side)}",
+        "edits": f"{domain.edits}: {_EDITS[domain.edits]}",
+        "mask": f"{domain.mask}: {_MASKS[domain.mask]}",
+        "horizon": f"{spec.horizon} edits",
+        "score": f"{spec.max_score:g} when solved",
+        "puzzles": _puzzles(task),
+        "make": f'gym.make("plan_envs:{task.env_id}")',
+        "options": "edits=fill|overwrite|full, mask=givens|constraint, codec=digits|tokens, "
+        "givens=(low, high) or blanks=(low, high), unique=True|False",
+        "train": f"{_program()} train --env {task.name}",
+    }
+    click.echo(task.name)
+    for name, fact in facts.items():
+        click.echo(f"  {name:<8} {fact}")
+
+
+_CODECS = {
+    "digits": "action = cell * {side} + digit - 1",
+    "tokens": "action = cell * ({side} + 2) + token; token 0 PAD, 1 blank, digit + 1; last STOP",
+}
+_EDITS = {
+    "fill": "write into blank cells",
+    "overwrite": "write into any cell that is not given",
+    "full": "write into or erase any cell that is not given, or STOP",
+}
+_MASKS = {
+    "givens": "every such edit that changes the plan",
+    "constraint": "only digits that no cell of the row, column or box shows",
+}
 
 
 def _print_references(task: Any, *, num: int) -> None:
-    raise NotImplementedError
+    from rich.console import Console
+
+    from upi_trm.scoreboard import Scoreboard, score_references
+
+    instances = task.instances("test", num=num)
+    board = Scoreboard(
+        env=task.name, instances=instances.name, reference=score_references(task, instances)
+    )
+    Console().print(board.table())
 
 
-def _show_option(value: object) -> str:
-    if isinstance(value, tuple) and len(value) == 2:
-        return f"{value[0]}-{value[1]}"
-    return str(value).lower() if isinstance(value, bool) else str(value)
+def _puzzles(task: Any) -> str:
+    """Its instance options in words: `26-28 givens, unique`."""
+    from plan_envs.instances import DEFAULT_GIVENS
+
+    options = dict(task.instance_options)
+    name = "blanks" if options.get("blanks") is not None else "givens"
+    low, high = options.get(name) or DEFAULT_GIVENS[task.domain.side]
+    completions = "one solution" if options.get("unique", True) else "any completion counts"
+    return f"{low}-{high} {name}, {completions}"
 
 
 # Plug-ins and errors.
