@@ -9,7 +9,7 @@ import time
 from collections import deque
 from collections.abc import Mapping
 from types import TracebackType
-from typing import Self
+from typing import SupportsFloat
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -47,7 +47,7 @@ class TrainingProgress:
         self._unit = unit
         self._step = self._start = start
         self._console = console or Console(stderr=True)
-        self._rows: deque[tuple[int, Mapping[str, float]]] = deque(maxlen=_ROWS)
+        self._rows: deque[tuple[int, Mapping[str, SupportsFloat]]] = deque(maxlen=_ROWS)
         self._began = self._last_line = time.monotonic()
         self._bar = Progress(
             TextColumn("[bold]{task.description}"),
@@ -64,7 +64,7 @@ class TrainingProgress:
             else None
         )
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "TrainingProgress":
         """Start the clock and the display."""
         self._began = self._last_line = time.monotonic()
         if self._live is not None:
@@ -95,7 +95,7 @@ class TrainingProgress:
         if self._live is None and time.monotonic() - self._last_line >= _LINE_SECONDS:
             self._print_line({})
 
-    def report(self, step: int, figures: Mapping[str, float]) -> None:
+    def report(self, step: int, figures: Mapping[str, SupportsFloat]) -> None:
         """New figures; those without a column are left out, missing ones stay empty."""
         self._rows.append((step, dict(figures)))
         self._step = step
@@ -120,7 +120,7 @@ class TrainingProgress:
             table.add_row(f"{step:,}", *(self._format(name, figures) for name in self._columns))
         return Group(table, self._bar)
 
-    def _print_line(self, figures: Mapping[str, float]) -> None:
+    def _print_line(self, figures: Mapping[str, SupportsFloat]) -> None:
         self._last_line = time.monotonic()
         rate = self.rate
         left = _clock((self._total - self._step) / rate) if rate > 0 else "?"
@@ -130,8 +130,8 @@ class TrainingProgress:
         )
         self.note("  ".join([head, *shown]))
 
-    def _format(self, name: str, figures: Mapping[str, float]) -> str:
-        return format(figures[name], self._columns[name]) if name in figures else ""
+    def _format(self, name: str, figures: Mapping[str, SupportsFloat]) -> str:
+        return format(float(figures[name]), self._columns[name]) if name in figures else ""
 
 
 def _clock(seconds: float) -> str:

@@ -28,7 +28,7 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, SupportsFloat, TypeVar
 
 import safetensors.torch
 import torch
@@ -144,7 +144,7 @@ class Run:
         command: str | None = None,
         placement: Placement | None = None,
         extra: Mapping[str, Any] | None = None,
-    ) -> Self:
+    ) -> "Run":
         """Make a run folder and open it for writing.
 
         Args:
@@ -197,7 +197,7 @@ class Run:
         return cls(path, info, lock)
 
     @classmethod
-    def open(cls, path: Path, *, kind: str | None = None, write: bool = False) -> Self:
+    def open(cls, path: Path, *, kind: str | None = None, write: bool = False) -> "Run":
         """Open a run folder.
 
         Args:
@@ -239,7 +239,7 @@ class Run:
             self._lock.release()
             self._lock = None
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "Run":
         """The run itself; it is closed at the end."""
         return self
 
@@ -413,7 +413,7 @@ class Run:
 
     # --- metrics
 
-    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+    def log(self, step: int, metrics: Mapping[str, SupportsFloat]) -> None:
         """Append one line to metrics.jsonl and the same numbers to TensorBoard.
 
         A line is handed to the operating system whole: a killed process loses none. No time of day
@@ -679,7 +679,7 @@ def _is_whole(folder: Path) -> bool:
 # --- metrics files
 
 
-def _json_number(value: float) -> float | int | str:
+def _json_number(value: SupportsFloat) -> float | int | str:
     """JSON has no NaN and no infinity: they are written as text."""
     number = value if isinstance(value, int) else float(value)
     return number if math.isfinite(number) else str(number)
@@ -721,7 +721,7 @@ class _EventLog:
             start = SessionLog(status=SessionLog.START)
             self._append(Event(wall_time=time.time(), step=purge_step, session_log=start))
 
-    def append(self, step: int, metrics: Mapping[str, float]) -> None:
+    def append(self, step: int, metrics: Mapping[str, SupportsFloat]) -> None:
         values = [
             self._summary.Value(tag=name, simple_value=float(value))
             for name, value in metrics.items()
