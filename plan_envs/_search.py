@@ -371,17 +371,33 @@ def _random_grid(grid, states, queue, branch, rest, rng, tables):
         if _search(states, queue, queued, branch, rest, 1, 20 * cells, rng, grid, tables) == 1:
             break
     # Search favours some images of a grid over others; a random symmetry evens that out.
+    cells_from, digits = _random_symmetry(rng, tables)
+    _apply(grid, cells_from, digits)
+
+
+@njit(cache=True)
+def _random_symmetry(rng, tables):
+    """A random symmetry: source cell of every cell, new digit of every digit (0 stays)."""
+    side = tables.units.shape[1]
     box_rows, box_columns = tables.box[0], tables.box[1]
     rows = _random_order(side, box_rows, rng)
     columns = _random_order(side, box_columns, rng)
-    digits = np.arange(1, side + 1)
-    _shuffle(digits, rng)
+    digits = np.arange(side + 1)
+    _shuffle(digits[1:], rng)
     transposed = box_rows == box_columns and _below(rng, 2) == 1
-    old = grid.copy()
+    source = np.empty(side * side, np.int64)
     for r in range(side):
         for c in range(side):
-            source = columns[c] * side + rows[r] if transposed else rows[r] * side + columns[c]
-            grid[r * side + c] = digits[old[source] - 1]
+            plain = rows[r] * side + columns[c]
+            source[r * side + c] = columns[c] * side + rows[r] if transposed else plain
+    return source, digits
+
+
+@njit(cache=True)
+def _apply(board, source, digits):
+    old = board.copy()
+    for c in range(len(board)):
+        board[c] = digits[old[source[c]]]
 
 
 @njit(cache=True)
@@ -580,11 +596,30 @@ def _dig(board, target, order, states, queue, branch, rest, tables):
 
 @njit(cache=True)
 def generate(
-    instances, solutions, start, stop, stream, share, low, high, unique, max_attempts, tables
+    instances,
+    solutions,
+    start,
+    stop,
+    stream,
+    share,
+    low,
+    high,
+    unique,
+    max_attempts,
+    patterns,
+    pattern_solutions,
+    tables,
 ):
-    """Fill rows start..stop - 1; returns the first row that ran out of attempts, or -1."""
+    """Fill rows start..stop - 1; returns the first row that ran out of attempts, or -1.
+
+    patterns: puzzles of the split with their solutions, [pattern, cell], or none. Unique puzzles
+    with up to three givens more than a pattern has are random images of one, plus random digits.
+    """
     cells = instances.shape[1]
     by_puzzle = tables.images.shape[0] > 0
+    reach = -1
+    if unique and len(patterns) > 0:
+        reach = (patterns[0] > 0).sum() + 3
     states = np.empty((cells + 1, cells), np.int32)
     queue = np.empty(4 * cells, np.int32)
     branch = np.empty(cells + 1, np.int32)
@@ -595,25 +630,34 @@ def generate(
     for i in range(start, stop):
         rng[0] = _mix(stream + _mix(np.uint64(i) + np.uint64(0x9E3779B97F4A7C15)))
         target = low + _below(rng, high - low + 1)
+        order[:] = np.arange(cells)  # a row depends on its own stream alone
         done = False
         for attempt in range(max_attempts):
             if (
                 by_puzzle and attempt % 500 == 499
             ):  # this split may lack puzzles with so many givens
                 target = low + _below(rng, high - low + 1)
-            _random_grid(grid, states, queue, branch, rest, rng, tables)
-            if not by_puzzle and _share(_grid_invariant(grid, tables)) != share:
-                continue
-            for c in range(cells):
-                order[c] = c
             _shuffle(order, rng)
-            board = grid.copy()
-            if unique:
-                if not _dig(board, target, order, states, queue, branch, rest, tables):
-                    continue
+            if target <= reach:
+                pick = _below(rng, len(patterns))
+                board = patterns[pick].copy()
+                grid[:] = pattern_solutions[pick]
+                _top_up(board, grid, target, order)
+                source, digits = _random_symmetry(rng, tables)
+                _apply(board, source, digits)
+                _apply(grid, source, digits)
             else:
-                for k in range(cells - target):
-                    board[order[k]] = 0
+                # Rare low counts take many orders, and 9 of 10 grids belong to another split.
+                if by_puzzle or attempt % 10 == 0:
+                    _random_grid(grid, states, queue, branch, rest, rng, tables)
+                while not by_puzzle and _share(_grid_invariant(grid, tables)) != share:
+                    _random_grid(grid, states, queue, branch, rest, rng, tables)
+                board = grid.copy()
+                if not unique:
+                    for k in range(cells - target):
+                        board[order[k]] = 0
+                elif not _dig(board, target, order, states, queue, branch, rest, tables):
+                    continue
             if by_puzzle and _share(_canonical_hash(board, tables.images)) != share:
                 continue
             instances[i] = board
@@ -623,3 +667,15 @@ def generate(
         if not done:
             return i
     return -1
+
+
+@njit(cache=True)
+def _top_up(board, grid, target, order):
+    """Add digits of the solution in the given order until `target` are given."""
+    givens = (board > 0).sum()
+    for c in order:
+        if givens == target:
+            return
+        if board[c] == 0:
+            board[c] = grid[c]
+            givens += 1
