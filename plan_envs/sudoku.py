@@ -16,6 +16,7 @@ from numpy.typing import DTypeLike, NDArray
 
 from plan_envs import sudoku_kernels as kernels
 from plan_envs.domain import DeadEnd, DomainSpec, Int8Array, RewardKind, Successors, Verdict
+from plan_envs.engine import Engine, EngineOptions
 
 Codec = Literal["digits", "tokens"]
 EditSet = Literal["fill", "overwrite", "full"]
@@ -192,6 +193,31 @@ class Sudoku:
             return np.zeros(actions.shape, np.bool_)
         stopped: NDArray[np.bool_] = actions == self.spec.num_actions - 1
         return stopped
+
+    def make_engine(self, num_envs: int, pool: Int8Array, options: EngineOptions) -> Engine:
+        """The fast engine of the Gymnasium shells; see `plan_envs.engine.make_engine`."""
+        from plan_envs.sudoku_engine import SudokuEngine
+
+        return SudokuEngine(self, num_envs, pool, options)
+
+    def read_instance(self, text: str) -> Int8Array:
+        """Read a puzzle from one line or from a drawn grid, shape [cell]."""
+        from plan_envs.instances import parse_puzzle
+
+        board: Int8Array = parse_puzzle(text, side=self.side)[0]
+        return board
+
+    def why_invalid(self, instance: Int8Array) -> str | None:
+        """Say which givens conflict; None if none do."""
+        for cell, peers in enumerate(peers_of(self.side)):
+            for peer in peers[instance[peers] == instance[cell]]:
+                if instance[cell]:
+                    places = [
+                        f"row {c // self.side + 1}, column {c % self.side + 1}"
+                        for c in (cell, peer)
+                    ]
+                    return f"digit {instance[cell]} stands at {places[0]} and at {places[1]}"
+        return None
 
     @property
     def rules(self) -> Rules:

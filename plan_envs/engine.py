@@ -1,0 +1,346 @@
+"""What stands between the Gymnasium shells and a domain: plans in play, resets, random streams.
+
+An `Engine` holds n plans side by side, carries out edits, counts steps, ends and restarts
+episodes. `PureEngine` does so for any `PlanDomain` through its pure functions alone, so a new
+domain needs no engine; a domain with a method `make_engine` supplies a faster one
+(`plan_envs.sudoku_engine`), which must agree with `PureEngine` in every number (a law test compares
+them step by step).
+"""
+
+from dataclasses import dataclass, fields
+from typing import Any, Final, Protocol, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from plan_envs.domain import (
+    DeadEnd,
+    DomainSpec,
+    Int8Array,
+    PlanDomain,
+    RewardKind,
+    edit_reward,
+    potential,
+)
+
+NEVER: Final = 0
+NEXT_STEP: Final = 1
+SAME_STEP: Final = 2
+"""Autoreset modes, as `gymnasium.vector.AutoresetMode` means them (NEVER = DISABLED)."""
+
+OUT_OF_RANGE: Final = 1
+FINISHED: Final = 2
+ILLEGAL: Final = 3
+"""Reasons for which an engine refuses a step; it then changes nothing."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EngineOptions:
+    """How episodes run; the arguments of the environments that a domain does not know."""
+
+    gamma: float = 0.99
+    """Discount of the shaping, in (0, 1]."""
+    reward: RewardKind = "shaped"
+    dead_end: DeadEnd = "absorb"
+    limit: int = 0
+    """Edits after which an episode is truncated; 0 = no limit."""
+    refuse_illegal: bool = False
+    """Refuse illegal edits rather than count them as edits that change nothing."""
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        if not 0 < self.gamma <= 1:
+            raise ValueError(f"gamma must lie in (0, 1], got {self.gamma}")
+        if self.reward not in ("shaped", "sparse"):
+            raise ValueError(f"reward must be 'shaped' or 'sparse', got {self.reward!r}")
+        if self.dead_end not in ("absorb", "continue"):
+            raise ValueError(f"dead_end must be 'absorb' or 'continue', got {self.dead_end!r}")
+        if self.limit < 0:
+            raise ValueError(f"limit must be >= 0, got {self.limit}")
+
+
+class Refusal(Exception):  # noqa: N818 (no error yet: the shells say what it means)
+    """A step that an engine refused, and why."""
+
+    def __init__(self, reason: int, env: int) -> None:
+        """`reason` is OUT_OF_RANGE, FINISHED or ILLEGAL, `env` the first environment concerned."""
+        super().__init__(reason, env)
+        self.reason, self.env = reason, env
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StepArrays:
+    """Outcome of one step of n environments; observations follow a reset if there was one."""
+
+    instance: Int8Array
+    """Shape [n, cell]."""
+    plan: Int8Array
+    """Shape [n, cell]."""
+    action_mask: Int8Array
+    """Shape [n, action]."""
+    reward: NDArray[np.float64]
+    terminated: NDArray[np.bool_]
+    truncated: NDArray[np.bool_]
+    score: NDArray[np.float64]
+    violations: NDArray[np.int64]
+    solved: NDArray[np.bool_]
+    illegal_action: NDArray[np.bool_]
+
+    @classmethod
+    def empty(cls, num_envs: int, spec: DomainSpec) -> Self:
+        """Fresh arrays."""
+        return cls(
+            instance=np.empty((num_envs, spec.num_cells), np.int8),
+            plan=np.empty((num_envs, spec.num_cells), np.int8),
+            action_mask=np.empty((num_envs, spec.num_actions), np.int8),
+            reward=np.empty(num_envs, np.float64),
+            terminated=np.empty(num_envs, np.bool_),
+            truncated=np.empty(num_envs, np.bool_),
+            score=np.empty(num_envs, np.float64),
+            violations=np.empty(num_envs, np.int64),
+            solved=np.empty(num_envs, np.bool_),
+            illegal_action=np.empty(num_envs, np.bool_),
+        )
+
+    def arrays(self) -> tuple[NDArray[Any], ...]:
+        """The arrays in the order of their declaration."""
+        return tuple(getattr(self, item.name) for item in fields(self))
+
+    def at(self, index: slice | NDArray[np.int64]) -> Self:
+        """The rows at `index`."""
+        return type(self)(**{item.name: getattr(self, item.name)[index] for item in fields(self)})
+
+
+class Engine(Protocol):
+    """Plans of n environments in play; each environment has its own two random streams."""
+
+    instances: Int8Array
+    """Live, shape [n, cell]; read only for callers, like `plans` and `masks`."""
+    plans: Int8Array
+    """Live, shape [n, cell]."""
+    masks: Int8Array
+    """Live legal edits, shape [n, action]."""
+    streams: NDArray[np.uint64]
+    """Live splitmix64 states that choose instances, shape [n]."""
+    samplers: NDArray[np.uint64]
+    """Live splitmix64 states of `sample`, shape [n]."""
+    steps: NDArray[np.int64]
+    """Live, edits since the reset, shape [n]."""
+    finished: NDArray[np.int64]
+    """Live, 1 = the episode has ended (or none began) and was not reset, shape [n]."""
+
+    def load(self, index: NDArray[np.int64], instances: Int8Array, plans: Int8Array) -> None:
+        """Put environments `index` into given states at step 0."""
+        ...
+
+    def draw(self, index: NDArray[np.int64]) -> None:
+        """Reset environments `index` to instances drawn from the pool."""
+        ...
+
+    def step(self, actions: NDArray[np.int64], autoreset: int, out: StepArrays) -> "Finals | None":
+        """Take one action in every environment.
+
+        Args:
+            actions: shape [n].
+            autoreset: NEVER refuses finished environments; NEXT_STEP resets them instead of
+                taking their action; SAME_STEP resets an environment as soon as it finishes.
+            out: filled with the outcome.
+
+        Returns:
+            Under SAME_STEP, what finished before its reset; None when nothing did.
+
+        Raises:
+            Refusal: and then nothing has changed.
+        """
+        ...
+
+    def step_one(self, action: int) -> tuple[float, bool, bool, int, float, int, bool]:
+        """Step the engine's only environment, without autoreset.
+
+        Returns:
+            (reward, terminated, truncated, code, score, violations, solved) with code 0 = legal,
+            1 = illegal and without effect, 1 + reason = refused, nothing has changed.
+        """
+        ...
+
+    def observe(self, out: StepArrays) -> None:
+        """Fill `out` with the current states: no reward, no flags."""
+        ...
+
+    def sample(self) -> NDArray[np.int64]:
+        """A uniformly drawn legal action an environment; -1 where there is none."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Finals:
+    """Final states of the environments that finished in a step under SAME_STEP."""
+
+    index: NDArray[np.int64]
+    """The environments, ascending, shape [final]."""
+    arrays: StepArrays
+    """Their outcome before the reset, shape [final, ...]."""
+
+
+def make_engine(
+    domain: PlanDomain, num_envs: int, pool: Int8Array, options: EngineOptions
+) -> Engine:
+    """The domain's own engine if it has one, else `PureEngine`.
+
+    Args:
+        domain: the rules.
+        num_envs: number of plans side by side.
+        pool: instances to reset to, shape [num, cell].
+        options: how episodes run.
+    """
+    factory = getattr(domain, "make_engine", PureEngine.of(domain))
+    engine: Engine = factory(num_envs, pool, options)
+    return engine
+
+
+class PureEngine:
+    """An engine for any domain, from its pure functions; all randomness is in the streams."""
+
+    def __init__(
+        self, domain: PlanDomain, num_envs: int, pool: Int8Array, options: EngineOptions
+    ) -> None:
+        """Same arguments as `make_engine`; every environment starts finished, to be reset."""
+        spec = domain.spec
+        self.domain, self.options = domain, options
+        self.pool = np.ascontiguousarray(pool, np.int8)
+        self.instances = np.zeros((num_envs, spec.num_cells), np.int8)
+        self.plans = np.zeros((num_envs, spec.num_cells), np.int8)
+        self.masks = np.zeros((num_envs, spec.num_actions), np.int8)
+        self.streams = np.zeros(num_envs, np.uint64)
+        self.samplers = np.zeros(num_envs, np.uint64)
+        self.steps = np.zeros(num_envs, np.int64)
+        self.finished = np.ones(num_envs, np.int64)
+
+    @classmethod
+    def of(cls, domain: PlanDomain) -> Any:
+        """The constructor with its first argument bound."""
+        return lambda num_envs, pool, options: cls(domain, num_envs, pool, options)
+
+    def load(self, index: NDArray[np.int64], instances: Int8Array, plans: Int8Array) -> None:
+        """Put environments `index` into given states at step 0."""
+        self.instances[index], self.plans[index] = instances, plans
+        self.masks[index] = self.domain.action_mask(instances, plans)
+        self.steps[index] = self.finished[index] = 0
+
+    def draw(self, index: NDArray[np.int64]) -> None:
+        """Reset environments `index` to instances drawn from the pool."""
+        self.streams[index], words = splitmix(self.streams[index])
+        instances = self.pool[below(words, np.full(len(index), len(self.pool)))]
+        self.load(index, instances, self.domain.initial(instances))
+
+    def step(self, actions: NDArray[np.int64], autoreset: int, out: StepArrays) -> Finals | None:
+        """Take one action in every environment; see `Engine.step`."""
+        spec = self.domain.spec
+        live = ~((self.finished == 1) & (autoreset == NEXT_STEP))
+        self._refuse(actions, autoreset, live)
+        actions = np.where(live, actions, 0).astype(np.int32)
+        legal = self.masks[np.arange(len(actions)), actions] == 1
+        before = self.domain.check(self.instances, self.plans)
+        edited = self.domain.edit(self.instances, self.plans, actions)
+        self.plans[live] = edited[live]
+        after = self.domain.check(self.instances, self.plans)
+        self.masks[:] = self.domain.action_mask(self.instances, self.plans)
+        lost = after.dead & (self.options.dead_end == "absorb")
+        stuck = ~self.masks.any(axis=1)
+        absorbed = legal & (after.solved | self.domain.is_stop(actions) | lost | stuck)
+        reward = edit_reward(
+            potential(before.score, spec.max_score),
+            potential(after.score, spec.max_score),
+            solved=after.solved,
+            absorbed=absorbed,
+            gamma=self.options.gamma,
+            reward=self.options.reward,
+        )
+        self.steps += live
+        timeout = (self.steps >= self.options.limit) & (self.options.limit > 0)
+        self.finished[:] = live & (absorbed | timeout)
+        outcome = StepArrays.empty(len(actions), spec)
+        self.observe(outcome)
+        outcome.reward[:] = np.where(live, reward, 0.0)
+        outcome.terminated[:] = absorbed & live
+        outcome.truncated[:] = timeout & live
+        outcome.illegal_action[:] = ~legal & live
+        ending = np.flatnonzero(self.finished)
+        finals = None
+        if autoreset == SAME_STEP and len(ending):
+            finals = Finals(index=ending, arrays=outcome.at(ending))
+            self.draw(ending)
+        self.draw(np.flatnonzero(~live))
+        self.observe(out)
+        for name in ("reward", "terminated", "truncated"):
+            getattr(out, name)[:] = getattr(outcome, name)
+        out.illegal_action[:] = outcome.illegal_action & (self.steps > 0)
+        return finals
+
+    def step_one(self, action: int) -> tuple[float, bool, bool, int, float, int, bool]:
+        """Step the only environment; see `Engine.step_one`."""
+        out = StepArrays.empty(1, self.domain.spec)
+        try:
+            self.step(np.array([action], np.int64), NEVER, out)
+        except Refusal as refusal:
+            return 0.0, False, False, 1 + refusal.reason, 0.0, 0, False
+        return (
+            float(out.reward[0]),
+            bool(out.terminated[0]),
+            bool(out.truncated[0]),
+            int(out.illegal_action[0]),
+            float(out.score[0]),
+            int(out.violations[0]),
+            bool(out.solved[0]),
+        )
+
+    def observe(self, out: StepArrays) -> None:
+        """Fill `out` with the current states: no reward, no flags."""
+        verdict = self.domain.check(self.instances, self.plans)
+        out.instance[:], out.plan[:], out.action_mask[:] = self.instances, self.plans, self.masks
+        out.score[:], out.violations[:] = verdict.score, verdict.violations
+        out.solved[:] = verdict.solved
+        out.reward[:] = 0.0
+        for flags in (out.terminated, out.truncated, out.illegal_action):
+            flags[:] = False
+
+    def sample(self) -> NDArray[np.int64]:
+        """A uniformly drawn legal action an environment; -1 where there is none."""
+        self.samplers[:], words = splitmix(self.samplers)
+        ranks = self.masks.cumsum(axis=1, dtype=np.int64)
+        totals = ranks[:, -1]
+        chosen = below(words, np.maximum(totals, 1))
+        actions = (ranks <= chosen[:, None]).sum(axis=1)
+        return np.where(totals > 0, actions, -1)
+
+    def _refuse(self, actions: NDArray[np.int64], autoreset: int, live: NDArray[np.bool_]) -> None:
+        """Raise `Refusal` for the first environment whose action must not be taken."""
+        outside = (actions < 0) | (actions >= self.masks.shape[1])
+        legal = self.masks[np.arange(len(actions)), np.where(outside, 0, actions)] == 1
+        over = (self.finished == 1) & (autoreset == NEVER)
+        illegal = ~legal & self.options.refuse_illegal
+        reasons = np.select(
+            [~live, over, outside, illegal], [0, FINISHED, OUT_OF_RANGE, ILLEGAL], 0
+        )
+        wrong = np.flatnonzero(reasons)
+        if len(wrong):
+            raise Refusal(int(reasons[wrong[0]]), int(wrong[0]))
+
+
+_GAMMA = np.uint64(0x9E3779B97F4A7C15)
+_MIX_1 = np.uint64(0xBF58476D1CE4E5B9)
+_MIX_2 = np.uint64(0x94D049BB133111EB)
+
+
+def splitmix(states: NDArray[np.uint64]) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
+    """(next states, 64 random bits each) of splitmix64 (Steele, Lea, Flood 2014), modulo 2**64."""
+    states = states + _GAMMA
+    words = (states ^ (states >> np.uint64(30))) * _MIX_1
+    words = (words ^ (words >> np.uint64(27))) * _MIX_2
+    return states, words ^ (words >> np.uint64(31))
+
+
+def below(words: NDArray[np.uint64], bounds: NDArray[Any]) -> NDArray[np.int64]:
+    """Uniform integers in 0..bounds - 1 from the upper halves of random words."""
+    scaled = (words >> np.uint64(32)) * bounds.astype(np.uint64) >> np.uint64(32)
+    return scaled.astype(np.int64)
