@@ -199,9 +199,11 @@ def train(
             out=out,
             placement=placement,
         )
+    if _stopped_early(run, steps=steps):
+        return  # the trainer has said how to go on
     if eval_num:
         _show_scoreboard(run, placement=placement, num=eval_num)
-    _show_next_steps(run.path)
+    _show_next_steps(run)
 
 
 @cli.command("eval")
@@ -301,7 +303,7 @@ def solve(
     report = evaluate_policy(policy, domain, lone)
     click.echo(format_grid(report.final_plans[0], domain.side))
     if report.solved[0]:
-        click.echo(f"solved in {report.edits} edits")
+        click.echo(f"solved in {report.edits} edit{'' if report.edits == 1 else 's'}")
         return
     click.echo(_why_not_solved(domain, instance, report.final_plans))
     sys.exit(_EXIT_NOT_SOLVED)
@@ -341,6 +343,15 @@ def _refuse_mixed_resume(ctx: click.Context, *, resume: Path | None, env: str | 
         if ctx.get_parameter_source(parameter) is not click.core.ParameterSource.DEFAULT:
             flag = "set" if parameter == "overrides" else parameter
             raise click.UsageError(f"--{flag} can't be combined with --resume: the run records it")
+
+
+def _stopped_early(run: Any, *, steps: int | None) -> bool:
+    """Whether a signal ended the training before its budget of edits did."""
+    from upi_trm.trainer import UpiRecipe
+
+    recipe = run.load_recipe(UpiRecipe)
+    budget = recipe.schedule.edits if steps is None else steps
+    return bool(budget - run.checkpoint_steps()[-1] >= recipe.rollout.plans)
 
 
 def _find_recipe(recipe: str | None, env: str) -> Path | None:
@@ -411,15 +422,23 @@ def _show_scoreboard(
     }
 
 
-def _show_next_steps(path: Path) -> None:
-    program = _program()
-    click.echo(
-        f"\nThe run is in {path}. Where to look next:\n"
-        f"  {program} eval {path} --num 2000          more unseen puzzles\n"
-        f"  {program} solve PUZZLE --run {path}       a puzzle of your own\n"
-        f"  {program} train --resume {path} --steps N   train on\n"
-        f"  {_program('tensorboard')} --logdir {path}          curves"
-    )
+def _show_next_steps(run: Any) -> None:
+    """Commands to try, ready to be copied: the puzzle is an unseen one of the run's task."""
+    from plan_envs.instances import format_line
+    from upi_trm.policy import task_of
+
+    task = task_of(run)
+    puzzle = format_line(task.instances("test", num=1, seed=1).instances[0], task.domain.side)
+    program, path = _program(), run.path
+    further = {
+        f"{program} eval {path} --num 2000": "more unseen puzzles",
+        f"{program} solve {puzzle} --run {path}": "one of them; or a puzzle of yours",
+        f"{program} train --resume {path} --steps {2 * run.checkpoint_steps()[-1]}": "train on",
+        f"{_program('tensorboard')} --logdir {path}": "curves",
+    }
+    click.echo(f"\nThe run is in {path}. Where to look next:")
+    for command, what in further.items():
+        click.echo(f"  {command}\n      {what}")
 
 
 def _program(name: str = "upi-trm") -> str:

@@ -1,0 +1,56 @@
+"""What the README shows works: its Python runs, its commands exist, its links lead somewhere."""
+
+import re
+import shlex
+from pathlib import Path
+
+import click
+import pytest
+
+from upi_trm.cli import cli
+
+REPO = Path(__file__).resolve().parent.parent
+PAGES = [REPO / "README.md", *sorted((REPO / "docs").rglob("*.md"))]
+
+
+def _blocks(page: Path, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL)
+
+
+def _commands() -> list[str]:
+    lines = [line for block in _blocks(REPO / "README.md", "sh") for line in block.splitlines()]
+    return [line for line in lines if line.startswith("upi-trm ")]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_the_python_of_a_page_runs(page: Path) -> None:
+    blocks = _blocks(page, "python")
+    namespace: dict[str, object] = {}
+    for block in blocks:
+        exec(block, namespace)
+
+
+@pytest.mark.parametrize("line", _commands())
+def test_a_command_of_the_readme_parses(line: str) -> None:
+    _, name, *words = shlex.split(line, comments=True)
+    command = cli.commands[name]
+    with command.make_context(name, words, resilient_parsing=False) as context:
+        assert isinstance(context, click.Context)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_between_our_pages_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)#]+)", page.read_text()):
+        if "://" not in target:
+            assert (page.parent / target).exists(), target
+
+
+def test_every_option_that_the_readme_names_exists() -> None:
+    named = set(re.findall(r"(--[a-z][a-z-]+)", (REPO / "README.md").read_text()))
+    known = {
+        option
+        for command in [cli, *cli.commands.values()]
+        for parameter in command.params
+        for option in parameter.opts
+    }
+    assert named <= known
