@@ -397,8 +397,8 @@ def _show_scoreboard(
 
     task = task_of(run)
     if file is not None:
-        side = getattr(task.domain, "side")  # noqa: B009  # of Sudoku; the protocol has none
-        instances = read_sudoku_csv(file, side=side, limit=num, require_unique=False)
+        domain: Any = task.domain
+        instances = read_sudoku_csv(file, side=domain.side, limit=num, require_unique=False)
     else:
         instances = task.instances("test", num=num or 500, seed=seed)
     policy = load_policy(run, placement=placement, step=step)
@@ -428,7 +428,8 @@ def _show_next_steps(run: Any) -> None:
     from upi_trm.policy import task_of
 
     task = task_of(run)
-    puzzle = format_line(task.instances("test", num=1, seed=1).instances[0], task.domain.side)
+    domain: Any = task.domain
+    puzzle = format_line(task.instances("test", num=1, seed=1).instances[0], domain.side)
     program, path = _program(), run.path
     further = {
         f"{program} eval {path} --num 2000": "more unseen puzzles",
