@@ -38,8 +38,16 @@ MIN_GIVENS: dict[int, int] = {4: 4, 6: 8, 9: 17, 16: 55}
 has found)."""
 
 _SYMBOLS = string.digits + "ABCDEFG"
-_BLANKS = "._0"
-_SEPARATORS = frozenset(" \t\r\n|+-'")
+_SEPARATOR = -2
+_CODES = np.full(128, -1)
+"""Value of every ASCII character of a puzzle text, -1 = none; other characters read as "?"."""
+_CODES[[ord(symbol) for symbol in "._"]] = 0
+_CODES[[ord(symbol) for symbol in _SYMBOLS]] = range(len(_SYMBOLS))
+_CODES[[ord(symbol) for symbol in _SYMBOLS.lower()]] = range(len(_SYMBOLS))
+_CODES[[ord(symbol) for symbol in " \t\r\n|+-'"]] = _SEPARATOR
+
+_CHUNK = 256
+"""Puzzles a kernel call, so that Ctrl-C gets through between calls."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -185,10 +193,9 @@ def sudoku_instances(
     patterns, pattern_solutions = _patterns(side, split)
     instances = np.zeros((num, cells), np.int8)
     solutions = np.zeros((num, cells), np.int8)
-    chunk = num if not progress else max(1, min(num // 50, 1000))
     with _progress(num, f"puzzles {side}x{side} {split}", shown=progress) as advance:
-        for start in range(0, num, max(chunk, 1)):
-            stop = min(start + chunk, num)
+        for start in range(0, num, _CHUNK):
+            stop = min(start + _CHUNK, num)
             failed = _search.generate(
                 instances,
                 solutions,
@@ -223,8 +230,8 @@ def count_solutions(instances: Int8Array, *, side: int, limit: int = 2) -> NDArr
     Conflicting givens have none. Search with naked and hidden singles, branching on a cell with the
     fewest candidates.
     """
-    counts, _ = _search.solve_batch(_boards(instances, side), limit, tables_of(side))
-    return np.asarray(counts)
+    counts, _ = _solve_batch(_boards(instances, side), limit, side)
+    return counts
 
 
 def solve(instances: Int8Array, *, side: int) -> Int8Array:
@@ -234,12 +241,12 @@ def solve(instances: Int8Array, *, side: int) -> Int8Array:
         ValueError: names the first puzzle that has no solution.
     """
     boards = _boards(instances, side)
-    counts, solutions = _search.solve_batch(boards, 1, tables_of(side))
+    counts, solutions = _solve_batch(boards, 1, side)
     if (counts == 0).any():
         index = int(np.flatnonzero(counts == 0)[0])
         reason = _conflict(boards[index], side) or "no solution"
         raise ValueError(f"puzzle {index} cannot be solved: {reason}")
-    return np.asarray(solutions)
+    return solutions
 
 
 def split_of(solutions: Int8Array, *, side: int, instances: Int8Array | None = None) -> list[str]:
@@ -278,9 +285,7 @@ def read_sudoku_csv(
     """
     rows = _csv_rows(Path(path), side=side, limit=limit)
     side = rows.side
-    counts, solved = _search.solve_batch(
-        rows.questions, 2 if require_unique else 1, tables_of(side)
-    )
+    counts, solved = _solve_batch(rows.questions, 2 if require_unique else 1, side)
     for i in np.flatnonzero(counts != 1)[:1]:
         reason = _conflict(rows.questions[i], side) or (
             "no solution" if counts[i] == 0 else "several solutions"
@@ -309,28 +314,28 @@ def parse_puzzle(text: str, *, side: int | None = None) -> Int8Array:
     Raises:
         ValueError: names the character, or the number of cells, that is wrong.
     """
-    symbols = [c for c in text if c not in _SEPARATORS]
+    codes = _CODES[np.frombuffer(text.encode("ascii", "replace"), np.uint8)]
+    kept = codes != _SEPARATOR
+    values = codes[kept]
     if side is None:
-        side = next((s for s in BOX_SHAPES if s * s == len(symbols)), None)
+        side = next((s for s in BOX_SHAPES if s * s == len(values)), None)
         if side is None:
             sizes = ", ".join(str(s * s) for s in BOX_SHAPES)
-            raise ValueError(f"a puzzle has {sizes} cells, got {len(symbols)}: {_shorten(text)!r}")
+            raise ValueError(f"a puzzle has {sizes} cells, got {len(values)}: {_shorten(text)!r}")
     box_shape(side)
-    if len(symbols) != side * side:
+    if len(values) != side * side:
         raise ValueError(
-            f"a {side}x{side} puzzle has {side * side} cells, "
-            f"got {len(symbols)}: {_shorten(text)!r}"
+            f"a {side}x{side} puzzle has {side * side} cells, got {len(values)}: {_shorten(text)!r}"
         )
-    board = np.zeros((1, side * side), np.int8)
-    for cell, symbol in enumerate(symbols):
-        value = 0 if symbol in _BLANKS else _SYMBOLS.find(symbol.upper())
-        if not 0 <= value <= side:
-            row, column = divmod(cell, side)
-            raise ValueError(
-                f"{symbol!r} at row {row + 1}, column {column + 1} is no blank (. 0 _) "
-                f"and no digit of a {side}x{side} puzzle"
-            )
-        board[0, cell] = value
+    wrong = np.flatnonzero((values < 0) | (values > side))
+    if wrong.size:
+        row, column = divmod(int(wrong[0]), side)
+        symbol = text[np.flatnonzero(kept)[wrong[0]]]
+        raise ValueError(
+            f"{symbol!r} at row {row + 1}, column {column + 1} is no blank (. 0 _) "
+            f"and no digit of a {side}x{side} puzzle"
+        )
+    board: Int8Array = values[None].astype(np.int8)
     return board
 
 
@@ -571,6 +576,16 @@ def _boards(boards: Int8Array, side: int) -> Int8Array:
         raise ValueError(f"{side}x{side} boards hold 0-{side}, got {array.min()} to {array.max()}")
     boards8: Int8Array = np.ascontiguousarray(array, np.int8)
     return boards8
+
+
+def _solve_batch(boards: Int8Array, limit: int, side: int) -> tuple[NDArray[np.int64], Int8Array]:
+    """Solutions counted up to `limit` and the first solution of every board."""
+    counts = np.zeros(len(boards), np.int64)
+    solutions = np.zeros_like(boards)
+    for start in range(0, len(boards), _CHUNK):
+        rows = slice(start, start + _CHUNK)
+        counts[rows], solutions[rows] = _search.solve_batch(boards[rows], limit, tables_of(side))
+    return counts, solutions
 
 
 def _conflict(board: Int8Array, side: int) -> str | None:
