@@ -1,0 +1,219 @@
+"""Update maps z -> f(z, u) of the latent recursion: the flat MLP of the UPI paper, and relational.
+
+An update map knows nothing of puzzles: it is built from plain integers and from constraint groups
+given as partitions of the (cell, value) variables. Input comes from the encoder in `model.py` as
+the injection u, output goes to the heads; only the path z -> z is limited by a contraction (UPI-TRM
+Sec. 4), u is free.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+
+class GroupStructure(nn.Module):
+    """Constraint groups as partitions: every variable has one label for each kind of group.
+
+    The mean over a group of k members, written back to them, is an orthogonal projection P_g of
+    norm 1; we use the sum divided by sqrt(k), which is sqrt(k) P_g and keeps the variance of
+    independent members. A batch may leave variables out (`VariableBatch`): absent variables count
+    as zeros, so that dropping them is again a projection and every bound on W_z + sum_g sqrt(k) W_g
+    P_g still holds.
+    """
+
+    labels: Tensor
+    sizes: Tensor
+
+    def __init__(self, groups: Mapping[str, Sequence[int] | Tensor], num_variables: int) -> None:
+        """Build from `name -> label of each variable`, each of length `num_variables`."""
+        super().__init__()
+        self.names = tuple(groups)
+        self.num_variables = num_variables
+        labels, sizes, self.num_groups = [], [], []
+        for name, given in groups.items():
+            label = torch.as_tensor(given, dtype=torch.long)
+            if label.shape != (num_variables,):
+                raise ValueError(
+                    f"groups[{name!r}] must label {num_variables} variables,"
+                    f" got {tuple(label.shape)}"
+                )
+            _, compact = torch.unique(label, return_inverse=True)
+            count = torch.bincount(compact)
+            labels.append(compact)
+            sizes.append(count[compact].to(torch.float32))
+            self.num_groups.append(len(count))
+        empty = torch.zeros(0, num_variables)
+        self.register_buffer(
+            "labels", torch.stack(labels) if labels else empty.long(), persistent=False
+        )
+        self.register_buffer("sizes", torch.stack(sizes) if sizes else empty, persistent=False)
+
+    def __len__(self) -> int:
+        """Number of kinds of groups."""
+        return len(self.names)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class VariableBatch:
+    """The variables of a batch that take part in the recursion, ragged: row t is one variable."""
+
+    batch: int
+    """Number of states."""
+    state: Int[Tensor, " row"]
+    """State that a row belongs to, ascending."""
+    variable: Int[Tensor, " row"]
+    """Index of the variable, cell * num_values + value - 1."""
+    group: Int[Tensor, "kind row"]
+    """Index of the row's group among all groups of the batch, for each kind."""
+    group_scale: Float[Tensor, "kind row"]
+    """1 / sqrt(k), k = members of the row's group in the full partition."""
+    num_groups: tuple[int, ...]
+    """Groups in the whole batch, for each kind."""
+
+    @staticmethod
+    def select(
+        structure: GroupStructure, active: Bool[Tensor, "batch variable"]
+    ) -> "VariableBatch":
+        """The rows of the variables where `active` is True."""
+        state, variable = active.nonzero(as_tuple=True)
+        batch = len(active)
+        per_state = torch.tensor(structure.num_groups, device=active.device, dtype=torch.long)
+        return VariableBatch(
+            batch=batch,
+            state=state,
+            variable=variable,
+            group=structure.labels[:, variable] + per_state[:, None] * state,
+            group_scale=structure.sizes[:, variable].rsqrt(),
+            num_groups=tuple(n * batch for n in structure.num_groups),
+        )
+
+    def group_sum(
+        self, rows: Float[Tensor, "row channel"], kind: int
+    ) -> Float[Tensor, "group channel"]:
+        """Sum of the present members of each group of one kind."""
+        index = self.group[kind][:, None].expand_as(rows)
+        total = rows.new_zeros(self.num_groups[kind], rows.shape[1])
+        return total.scatter_add(0, index, rows)
+
+    def state_sum(self, rows: Float[Tensor, "row channel"]) -> Float[Tensor, "batch channel"]:
+        """Sum over the present variables of each state."""
+        index = self.state[:, None].expand_as(rows)
+        return rows.new_zeros(self.batch, rows.shape[1]).scatter_add(0, index, rows)
+
+    def state_max(self, rows: Float[Tensor, "row channel"]) -> Float[Tensor, "batch channel"]:
+        """Maximum over the present variables of each state; 0 for a state without any."""
+        index = self.state[:, None].expand_as(rows)
+        return rows.new_zeros(self.batch, rows.shape[1]).scatter_reduce(
+            0, index, rows, "amax", include_self=False
+        )
+
+
+class GroupLinear(nn.Module):
+    """Linear mixing: W_z z + sum_g sqrt(k) W_g P_g z (+ bias), P_g the mean over group g.
+
+    `tied` names kinds of groups that share one weight (rows and columns of Sudoku: then the map
+    commutes with transposition too).
+    """
+
+    def __init__(
+        self,
+        structure: GroupStructure,
+        in_channels: int,
+        out_channels: int,
+        *,
+        tied: Sequence[str] = (),
+        gain: float = 1.0,
+        bias: bool = True,
+        generator: torch.Generator,
+    ) -> None:
+        """Draw weights N(0, gain^2 / in_channels) from `generator`; group weights too."""
+        super().__init__()
+        unknown = sorted(set(tied) - set(structure.names))
+        if unknown:
+            raise ValueError(f"tied_groups names {unknown[0]!r}, groups are {structure.names}")
+        self.weight_of_kind = []
+        classes: list[str] = []
+        for name in structure.names:
+            key = "+".join(tied) if name in tied else name
+            if key not in classes:
+                classes.append(key)
+            self.weight_of_kind.append(classes.index(key))
+        scale = gain * in_channels**-0.5
+        self.own = nn.Parameter(torch.randn(in_channels, out_channels, generator=generator) * scale)
+        self.grouped = nn.Parameter(
+            torch.randn(len(classes), in_channels, out_channels, generator=generator) * scale
+        )
+        self.bias = nn.Parameter(torch.zeros(out_channels)) if bias else None
+
+    def forward(
+        self, rows: Float[Tensor, "row channel"], variables: VariableBatch
+    ) -> Float[Tensor, "row out"]:
+        """Mix the rows of a batch."""
+        mixed = rows @ self.own if self.bias is None else torch.addmm(self.bias, rows, self.own)
+        for kind, index in enumerate(self.weight_of_kind):
+            total = variables.group_sum(rows, kind) @ self.grouped[index]
+            mixed = mixed + total[variables.group[kind]] * variables.group_scale[kind][:, None]
+        return mixed
+
+
+class RelationalMap(nn.Module):
+    """z <- relu(W_z z + sum_g sqrt(k) W_g P_g z + u), one latent per (cell, value) variable.
+
+    Equivariant to relabelled values and permuted groups. Lipschitz in z with constant ||W_z + sum_g
+    sqrt(k) W_g P_g||, since relu is 1-Lipschitz and u does not depend on z; `upi_trm.contraction`
+    computes and clamps it.
+    """
+
+    def __init__(
+        self,
+        structure: GroupStructure,
+        channels: int,
+        *,
+        tied: Sequence[str] = (),
+        gain: float = 0.5,
+        generator: torch.Generator,
+    ) -> None:
+        """`channels` = size of each variable's latent."""
+        super().__init__()
+        self.structure = structure
+        self.mix = GroupLinear(
+            structure,
+            channels,
+            channels,
+            tied=tied,
+            gain=gain,
+            bias=False,
+            generator=generator,
+        )
+
+    def forward(
+        self,
+        z: Float[Tensor, "row channel"],
+        injection: Float[Tensor, "row channel"],
+        variables: VariableBatch,
+    ) -> Float[Tensor, "row channel"]:
+        """One latent update."""
+        return torch.relu(self.mix(z, variables) + injection)
+
+
+class MLPMap(nn.Module):
+    """z <- W_2 relu(W_1 z + u): the flat two-layer map of the UPI paper (App. B, d = 128).
+
+    Lipschitz in z with constant ||W_1|| ||W_2||.
+    """
+
+    def __init__(self, width: int, *, gain: float = 0.5, generator: torch.Generator) -> None:
+        """`width` = d, the size of the latent."""
+        super().__init__()
+        scale = gain * width**-0.5
+        self.first = nn.Parameter(torch.randn(width, width, generator=generator) * scale)
+        self.second = nn.Parameter(torch.randn(width, width, generator=generator) * scale)
+
+    def forward(
+        self, z: Float[Tensor, "batch width"], injection: Float[Tensor, "batch width"]
+    ) -> Float[Tensor, "batch width"]:
+        """One latent update."""
+        return torch.relu(z @ self.first + injection) @ self.second

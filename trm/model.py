@@ -1,0 +1,294 @@
+"""`TinyRecursiveModel`: encoder, latent recursion, value head and masked edit head on one backbone.
+
+Built from a `ModelShape` (plain integers and arrays, no puzzle) and a `ModelConfig` (a recipe's
+`model` section). The encoder turns (x, y, mask) into the injection u, `recursion.unroll` iterates
+the update map on u, the heads read the last latent: V_psi(z^(n)) and one logit per edit (UPI-TRM
+Sec. 2, Fig. 1).
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from trm.blocks import GroupLinear, GroupStructure, MLPMap, RelationalMap, VariableBatch
+from trm.recursion import unroll
+
+ILLEGAL_LOGIT = -1e9
+"""Logit of an edit that the mask forbids; exp of it is exactly 0 in float32."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelShape:
+    """What a model must know of a domain: sizes, the action table and the constraint groups."""
+
+    num_cells: int
+    num_values: int
+    num_actions: int
+    action_cell: Int[Tensor, " action"]
+    """Cell an action edits, -1 for none."""
+    action_value: Int[Tensor, " action"]
+    """Value 1..num_values it writes, 0 for none."""
+    action_kind: Int[Tensor, " action"]
+    """Actions of one kind share head weights."""
+    groups: Mapping[str, Int[Tensor, " variable"]] = field(default_factory=dict)
+    """Partitions of the variables, name -> label."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """The `model` section of a recipe."""
+
+    update_map: Literal["mlp", "relational"] = "relational"
+    """f_theta: flat two-layer MLP (the paper's) or one latent per (cell, value) variable."""
+    channels: int = 24
+    """d: size of the latent (of each variable's latent for `relational`)."""
+    depth: int = 4
+    """n: unrolls of the latent recursion in training and use."""
+    radius: float | None = 10.0
+    """R of the ball projection Pi_R; null switches it off."""
+    head_width: int = 64
+    """Hidden units of the value and edit heads."""
+    variables: Literal["legal", "legal_and_plan"] = "legal_and_plan"
+    """Which variables take part: those that an edit may set now, or these and the values already in
+    the plan. `legal` is faster and loses nothing where the mask already excludes conflicts."""
+    tied_groups: tuple[str, ...] = ()
+    """Kinds of groups that share weights, e.g. [row, column]."""
+
+    def __post_init__(self) -> None:
+        """Check ranges."""
+        for name in ("channels", "head_width"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"model.{name} must be at least 1, got {getattr(self, name)}")
+        if self.depth < 0:
+            raise ValueError(f"model.depth must not be negative, got {self.depth}")
+        if self.radius is not None and not self.radius > 0:
+            raise ValueError(f"model.radius must be positive or null, got {self.radius}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StateBatch:
+    """States s = (x, y) with the mask of legal edits; integer tensors on the model's device."""
+
+    instance: Int[Tensor, "batch cell"]
+    plan: Int[Tensor, "batch cell"]
+    mask: Int[Tensor, "batch action"]
+    """1 = legal."""
+
+    def __len__(self) -> int:
+        """Number of states."""
+        return len(self.plan)
+
+    def select(self, index: Int[Tensor, " chosen"] | slice) -> "StateBatch":
+        """The chosen states."""
+        return StateBatch(
+            instance=self.instance[index], plan=self.plan[index], mask=self.mask[index]
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Encoding:
+    """Injection u of a batch, and for the relational map the variables that its rows belong to."""
+
+    injection: Float[Tensor, "row channel"]
+    variables: VariableBatch | None
+    batch: int
+
+
+class TinyRecursiveModel(nn.Module):
+    """Evaluator and edit policy over one latent recursion.
+
+    `encode` -> `recur` -> `value` / `edit_logits`; `forward` does all four. The latent is episodic:
+    it starts at zero for every state.
+    """
+
+    write_action: Tensor
+    action_variable: Tensor
+    action_cell: Tensor
+    action_kind: Tensor
+    variable_cell: Tensor
+    variable_value: Tensor
+
+    def __init__(
+        self, shape: ModelShape, config: ModelConfig, *, generator: torch.Generator
+    ) -> None:
+        """Initialise all weights from `generator` (no global random state)."""
+        super().__init__()
+        self.shape, self.config = shape, config
+        width, hidden = config.channels, config.head_width
+        num_variables = shape.num_cells * shape.num_values
+        groups = shape.groups if config.update_map == "relational" else {}
+        self.structure = GroupStructure(groups, num_variables)
+        num_kinds = int(shape.action_kind.max()) + 1
+        value = shape.action_value.long()
+        cell = shape.action_cell.long()
+        writes = (cell >= 0) & (value > 0)
+        variable = torch.where(writes, cell * shape.num_values + value - 1, -1)
+        write_action = torch.full((num_variables,), shape.num_actions, dtype=torch.long)
+        write_action[variable[writes]] = writes.nonzero().flatten()
+        tables = {
+            "write_action": write_action,
+            "action_variable": variable,
+            "action_cell": cell,
+            "action_kind": shape.action_kind.long(),
+            "variable_cell": torch.arange(num_variables) // shape.num_values,
+            "variable_value": torch.arange(num_variables) % shape.num_values + 1,
+        }
+        for name, table in tables.items():
+            self.register_buffer(name, table, persistent=False)
+        self.update: RelationalMap | MLPMap
+        if config.update_map == "relational":
+            if not groups:
+                raise ValueError(
+                    "model.update_map 'relational' needs a domain with constraint groups"
+                )
+            tied = config.tied_groups
+            self.embed = GroupLinear(self.structure, 3, width, tied=tied, generator=generator)
+            self.inject = GroupLinear(self.structure, width, width, tied=tied, generator=generator)
+            self.update = RelationalMap(self.structure, width, tied=tied, generator=generator)
+            self.value_hidden = _linear(2 * width, hidden, generator)
+            self.edit_hidden = _linear(width, hidden, generator)
+            self.cell_hidden = _linear(width, hidden, generator, bias=False)
+            self.pool_hidden = _linear(2 * width, hidden, generator, bias=False)
+            self.edit_out = _linear(hidden, num_kinds, generator, gain=0.1)
+        else:
+            if config.tied_groups:
+                raise ValueError("model.tied_groups needs update_map 'relational'")
+            tokens = 2 * shape.num_cells * (shape.num_values + 1)
+            self.embed_flat = _linear(tokens, width, generator, gain=(shape.num_values + 1) ** 0.5)
+            self.update = MLPMap(width, generator=generator)
+            self.value_hidden = _linear(width, hidden, generator)
+            self.edit_hidden = _linear(width, hidden, generator)
+            self.edit_out = _linear(hidden, shape.num_actions, generator, gain=0.1)
+        self.value_out = _linear(hidden, 1, generator, gain=0.1)
+
+    def encode(self, states: StateBatch) -> Encoding:
+        """(x, y, mask) -> injection u; nothing here is limited by the contraction."""
+        if self.config.update_map == "mlp":
+            tokens = torch.cat([states.instance, states.plan], dim=1).long()
+            one_hot = nn.functional.one_hot(tokens, self.shape.num_values + 1)
+            flat = one_hot.flatten(1).to(self.embed_flat.weight.dtype)
+            return Encoding(injection=self.embed_flat(flat), variables=None, batch=len(states))
+        padded = nn.functional.pad(states.mask, (0, 1))
+        legal = padded[:, self.write_action].bool()
+        active = legal
+        value, cell = self.variable_value.to(states.plan.dtype), self.variable_cell
+        if self.config.variables == "legal_and_plan":
+            active = legal | (states.plan[:, cell] == value)
+        variables = VariableBatch.select(self.structure, active)
+        row_cell = cell[variables.variable]
+        row_value = value[variables.variable]
+        features = torch.stack(
+            [
+                legal[variables.state, variables.variable],
+                states.plan[variables.state, row_cell] == row_value,
+                states.instance[variables.state, row_cell] == row_value,
+            ],
+            dim=1,
+        ).to(self.embed.own.dtype)
+        hidden = torch.relu(self.embed(features, variables))
+        return Encoding(
+            injection=self.inject(hidden, variables), variables=variables, batch=len(states)
+        )
+
+    def step(
+        self, z: Float[Tensor, "row channel"], encoding: Encoding
+    ) -> Float[Tensor, "row channel"]:
+        """One latent update f(z, u), before projection."""
+        if isinstance(self.update, MLPMap):
+            out: Tensor = self.update(z, encoding.injection)
+        else:
+            out = self.update(z, encoding.injection, encoding.variables)
+        return out
+
+    def recur(
+        self, encoding: Encoding, *, depth: int | None = None
+    ) -> Float[Tensor, "row channel"]:
+        """z^(n) from z^(0) = 0; `depth` overrides the recipe's n."""
+        return unroll(
+            lambda z: self.step(z, encoding),
+            torch.zeros_like(encoding.injection),
+            depth=self.config.depth if depth is None else depth,
+            radius=self.config.radius,
+        )
+
+    def _pooled(
+        self, z: Float[Tensor, "row channel"], variables: VariableBatch
+    ) -> Float[Tensor, "batch feature"]:
+        total = variables.state_sum(z) * (1.0 / self.shape.num_cells)
+        return torch.cat([total, variables.state_max(z)], dim=1)
+
+    def value(self, z: Float[Tensor, "row channel"], encoding: Encoding) -> Float[Tensor, " batch"]:
+        """V_psi(z): one number a state; the learner decides whether it is a score or a logit."""
+        pooled = z if encoding.variables is None else self._pooled(z, encoding.variables)
+        out: Tensor = self.value_out(torch.relu(self.value_hidden(pooled)))
+        return out.squeeze(1)
+
+    def edit_logits(
+        self, z: Float[Tensor, "row channel"], encoding: Encoding, states: StateBatch
+    ) -> Float[Tensor, "batch action"]:
+        """Masked logits of pi_phi: `ILLEGAL_LOGIT` where the mask forbids."""
+        variables = encoding.variables
+        if variables is None:
+            logits: Tensor = self.edit_out(torch.relu(self.edit_hidden(z)))
+        else:
+            logits = self._relational_logits(z, variables)
+        return logits.masked_fill(states.mask == 0, ILLEGAL_LOGIT)
+
+    def _relational_logits(
+        self, z: Float[Tensor, "row channel"], variables: VariableBatch
+    ) -> Float[Tensor, "batch action"]:
+        """Writes read their variable, other edits of a cell its sum, global ones the pool."""
+        shape, batch = self.shape, variables.batch
+        cells = variables.state * shape.num_cells + self.variable_cell[variables.variable]
+        cell_sum = z.new_zeros(batch * shape.num_cells, z.shape[1]).scatter_add(
+            0, cells[:, None].expand_as(z), z
+        )
+        of_pool = self.pool_hidden(self._pooled(z, variables)) + self.edit_hidden.bias
+        of_cell = self.cell_hidden(cell_sum)
+        of_row = z @ self.edit_hidden.weight.T + of_cell[cells] + of_pool[variables.state]
+        row_logit = self.edit_out(torch.relu(of_row))
+        logits = z.new_zeros(batch, shape.num_actions + 1)
+        action = self.write_action[variables.variable]
+        kind = self.action_kind[action.clamp_max(shape.num_actions - 1)]
+        chosen = row_logit.gather(1, kind[:, None]).squeeze(1)
+        logits = logits.index_put((variables.state, action), chosen)[:, :-1]
+        per_cell = (self.action_variable < 0) & (self.action_cell >= 0)
+        if bool(per_cell.any()):
+            hidden = of_cell.view(batch, shape.num_cells, -1) + of_pool[:, None]
+            cell_logit = self.edit_out(torch.relu(hidden))
+            index = per_cell.nonzero().flatten()
+            logits = logits.index_copy(
+                1, index, cell_logit[:, self.action_cell[index], self.action_kind[index]]
+            )
+        overall = self.action_cell < 0
+        if bool(overall.any()):
+            index = overall.nonzero().flatten()
+            pool_logit = self.edit_out(torch.relu(of_pool))
+            logits = logits.index_copy(1, index, pool_logit[:, self.action_kind[index]])
+        return logits
+
+    def forward(
+        self, states: StateBatch, *, depth: int | None = None
+    ) -> tuple[Float[Tensor, " batch"], Float[Tensor, "batch action"]]:
+        """Value and masked edit logits of a batch of states."""
+        encoding = self.encode(states)
+        z = self.recur(encoding, depth=depth)
+        return self.value(z, encoding), self.edit_logits(z, encoding, states)
+
+
+def _linear(
+    inputs: int, outputs: int, generator: torch.Generator, *, gain: float = 1.0, bias: bool = True
+) -> nn.Linear:
+    """nn.Linear with N(0, gain^2 / inputs) weights from `generator` and zero bias."""
+    layer: nn.Linear = nn.utils.skip_init(nn.Linear, inputs, outputs, bias=bias)
+    with torch.no_grad():
+        layer.weight.copy_(
+            torch.randn(outputs, inputs, generator=generator) * (gain * inputs**-0.5)
+        )
+        if bias:
+            layer.bias.zero_()
+    return layer

@@ -1,0 +1,198 @@
+"""Contraction of the inner recursion: a proven bound on L_z, and the clamp (UPI-TRM Sec. 4).
+
+`certificate` bounds the Lipschitz constant of the whole map z -> z in float64, activations, group
+projections and all; `ContractionClamp` shrinks the z -> z weights after an optimiser step so that
+the bound stays below L_z < 1. Maps without a usable global bound are refused (`NotContractive`)
+rather than waved through.
+"""
+
+import itertools
+from typing import cast
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from trm.blocks import GroupStructure, MLPMap, RelationalMap
+
+MAX_EXACT_VARIABLES = 4096
+"""Above this many variables the joint patterns are not enumerated; the sum of norms bounds
+instead."""
+
+
+class NotContractive(ValueError):  # noqa: N818  # the theory's word
+    """The update map has no proven bound on its Lipschitz constant, or the bound is not below 1."""
+
+
+def spectral_norm(weight: NDArray[np.float64]) -> float:
+    """Largest singular value by a full SVD; power iteration under-estimates and proves nothing."""
+    return float(np.linalg.svd(weight, compute_uv=False)[0])
+
+
+def joint_patterns(structure: GroupStructure) -> tuple[tuple[bool, ...], ...] | None:
+    """The joint eigenvalues (one bool per kind of group) that the projections P_g take together.
+
+    When the P_g commute they share eigenvectors, on each of which every P_g is 0 or 1; the operator
+    norm of W_z + sum_g W_g P_g is then the maximum over these patterns S of ||W_z + sum_{g in S}
+    W_g||. A pattern occurs when the trace of prod_{g in S} P_g prod_{g not in S} (1 - P_g) is
+    positive.
+
+    Returns:
+        The patterns that occur, or None where the projections do not commute, or there are too many
+        variables, or a kind has groups of unequal sizes (then only the sum of norms is a bound).
+    """
+    count = structure.num_variables
+    sizes = structure.sizes.double().numpy()
+    if count > MAX_EXACT_VARIABLES or any(len(np.unique(row)) > 1 for row in sizes):
+        return None
+    labels = structure.labels.numpy()
+    means = [
+        (row[:, None] == row[None, :]) / size[:, None]
+        for row, size in zip(labels, sizes, strict=True)
+    ]
+    for a, b in itertools.combinations(means, 2):
+        product = a @ b
+        if not np.allclose(product, product.T, atol=1e-12):
+            return None
+    traces: dict[tuple[int, ...], float] = {}
+
+    def trace(subset: tuple[int, ...], product: NDArray[np.float64]) -> None:
+        traces[subset] = float(np.trace(product))
+        start = subset[-1] + 1 if subset else 0
+        for kind in range(start, len(means)):
+            trace((*subset, kind), product @ means[kind])
+
+    trace((), np.eye(count))
+    kinds = range(len(means))
+    found = []
+    for pattern in itertools.product((False, True), repeat=len(means)):
+        inside = tuple(k for k in kinds if pattern[k])
+        outside = [k for k in kinds if not pattern[k]]
+        dimension = sum(
+            (-1) ** size * traces[tuple(sorted((*inside, *extra)))]
+            for size in range(len(outside) + 1)
+            for extra in itertools.combinations(outside, size)
+        )
+        if dimension > 0.5:
+            found.append(pattern)
+    return tuple(found)
+
+
+def relational_norm(update: RelationalMap, patterns: tuple[tuple[bool, ...], ...] | None) -> float:
+    """||W_z + sum_g sqrt(k) W_g P_g||: exact from joint patterns, else the sum of norms."""
+    mix = update.mix
+    own = mix.own.detach().double().cpu().numpy()
+    sizes = update.structure.sizes.double().cpu().numpy()
+    grouped = mix.grouped.detach().double().cpu().numpy()
+    weights = [
+        np.sqrt(size.max()) * grouped[index]
+        for size, index in zip(sizes, mix.weight_of_kind, strict=True)
+    ]
+    if patterns is None:
+        return spectral_norm(own) + sum(spectral_norm(weight) for weight in weights)
+    return max(
+        spectral_norm(
+            own + sum((w for w, on in zip(weights, pattern, strict=True) if on), 0.0 * own)
+        )
+        for pattern in patterns
+    )
+
+
+class ContractionClamp:
+    """Keeps the certified Lipschitz constant at or below `modulus` = L_z, by shrinking only.
+
+    Relational map: all z -> z weights times min(1, L_z / norm). Flat map: each layer W times
+    min(1, sqrt(L_z) / ||W||) (operator-norm clamping plus per-layer scaling, UPI-TRM Sec. 4).
+    """
+
+    def __init__(self, update: nn.Module, modulus: float) -> None:
+        """Raises NotContractive without a bound, ValueError for a modulus outside (0, 1)."""
+        if not 0 < modulus < 1:
+            raise ValueError(f"contraction.modulus must lie in (0, 1), got {modulus}")
+        if not isinstance(update, RelationalMap | MLPMap):
+            raise NotContractive(
+                f"{type(update).__name__} has no proven bound on its Lipschitz constant"
+            )
+        self.update, self.modulus = update, modulus
+        self._certificate = Certificate(update)
+        self.apply()
+
+    @torch.no_grad()
+    def apply(self) -> float:
+        """Shrink the weights where needed; returns the certificate afterwards."""
+        # Float32 rounding of the shrunk weights can lift the norm by some ulp: aim just below the
+        # modulus.
+        target = self.modulus * (1 - 1e-6)
+        if isinstance(self.update, RelationalMap):
+            norm = self._certificate.bound()
+            if norm <= self.modulus:
+                return norm
+            for weight in (self.update.mix.own, self.update.mix.grouped):
+                weight.mul_(target / norm)
+        else:
+            for weight in (self.update.first, self.update.second):
+                norm = spectral_norm(weight.double().cpu().numpy())
+                weight.mul_(min(1.0, target**0.5 / norm))
+        return self._certificate.bound()
+
+
+class Certificate:
+    """Proven upper bound on L_z of the map z -> Pi_R(f(z, u)) for every u, in float64."""
+
+    def __init__(self, update: nn.Module) -> None:
+        """Raises NotContractive for maps without a global bound (softmax attention, SwiGLU)."""
+        if not isinstance(update, RelationalMap | MLPMap):
+            raise NotContractive(
+                f"{type(update).__name__} has no proven bound on its Lipschitz constant"
+            )
+        self.update = update
+        self._patterns = (
+            joint_patterns(update.structure) if isinstance(update, RelationalMap) else None
+        )
+
+    def bound(self) -> float:
+        """L_z: relu and Pi_R are 1-Lipschitz, so the z -> z weights alone decide."""
+        if isinstance(self.update, RelationalMap):
+            return relational_norm(self.update, self._patterns)
+        first, second = (
+            w.detach().double().cpu().numpy() for w in (self.update.first, self.update.second)
+        )
+        return spectral_norm(first) * spectral_norm(second)
+
+
+def certificate(update: nn.Module) -> float:
+    """One-off `Certificate(update).bound()`."""
+    return Certificate(update).bound()
+
+
+def unroll_bias(modulus: float, depth: int, first_step: float) -> float:
+    """||z^(n) - z*|| <= L_z^n C_z / (1 - L_z)  (UPI-TRM Prop. 2.3).
+
+    Args:
+        modulus: L_z in (0, 1).
+        depth: n, number of unrolls.
+        first_step: C_z, norm of the first move ||f(z_init) - z_init||.
+
+    Raises:
+        NotContractive: if the modulus is not below 1.
+    """
+    if not 0 <= modulus < 1:
+        raise NotContractive(f"the bound of Prop. 2.3 needs L_z < 1, got {modulus}")
+    return modulus**depth * first_step / (1 - modulus)
+
+
+def empirical_lipschitz(
+    before: Float[Tensor, "pair channel"], after: Float[Tensor, "pair channel"]
+) -> float:
+    """Largest ||f(z) - f(z')|| / ||z - z'|| over pairs of latents.
+
+    Args:
+        before: latents, pairs at rows 2i and 2i + 1.
+        after: their images under the same map and injection.
+    """
+    flat_before, flat_after = before.double(), after.double()
+    moved = torch.linalg.vector_norm(flat_after[0::2] - flat_after[1::2], dim=1)
+    apart = torch.linalg.vector_norm(flat_before[0::2] - flat_before[1::2], dim=1)
+    return cast(float, (moved / apart.clamp_min(1e-300)).max().item())

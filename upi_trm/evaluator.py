@@ -1,0 +1,181 @@
+"""The value side of UPI-TRM: U_n, K-step targets, target network, regression (Sec. 3, phase 1).
+
+Input: transitions from `rollout.py`. Output: a fitted evaluator that `advantage.py` looks ahead
+with.
+"""
+
+import copy
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from plan_envs.domain import DomainSpec
+from trm.model import ModelShape, StateBatch, TinyRecursiveModel
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluatorConfig:
+    """The `evaluator` section of a recipe."""
+
+    value: Literal["success", "score"] = "success"
+    """What V_psi means: the logit of P(solve), U_n = sigmoid(v) - Phi(s), regressed by binary
+    cross-entropy; or the shaped value itself, U_n = v, regressed by squared error (the paper)."""
+    gamma: float = 0.99
+    """gamma: discount in (0, 1]."""
+    k_steps: int = 8
+    """K: bootstrap horizon of the targets (Eq. 2)."""
+    target_rate: float = 0.02
+    """Rate of the target network: psi_bar <- psi_bar + rate (psi - psi_bar) after every optimiser
+    step."""
+    passes: float = 4.0
+    """Passes over the replayed transitions in an iteration."""
+    batch_size: int = 256
+    """States in a minibatch."""
+    learning_rate: float = 2e-3
+    """Adam's step size."""
+    replay_iterations: int = 4
+    """Iterations whose transitions are replayed."""
+
+    def __post_init__(self) -> None:
+        """Check ranges."""
+        if not 0 < self.gamma <= 1:
+            raise ValueError(f"evaluator.gamma must lie in (0, 1], got {self.gamma}")
+        if not 0 < self.target_rate <= 1:
+            raise ValueError(f"evaluator.target_rate must lie in (0, 1], got {self.target_rate}")
+        for name in ("k_steps", "batch_size", "replay_iterations"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"evaluator.{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("passes", "learning_rate"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"evaluator.{name} must be positive, got {getattr(self, name)}")
+
+
+def model_shape(spec: DomainSpec) -> ModelShape:
+    """What a model must know of a domain, as tensors."""
+    return ModelShape(
+        num_cells=spec.num_cells,
+        num_values=spec.num_values,
+        num_actions=spec.num_actions,
+        action_cell=torch.from_numpy(spec.action_cell.copy()),
+        action_value=torch.from_numpy(spec.action_value.copy()),
+        action_kind=torch.from_numpy(spec.action_kind.copy()),
+        groups={name: torch.from_numpy(label.copy()) for name, label in spec.groups.items()},
+    )
+
+
+def shaped_value(
+    raw: Float[Tensor, " batch"],
+    phi: Float[Tensor, " batch"],
+    *,
+    value: Literal["success", "score"],
+) -> Float[Tensor, " batch"]:
+    """U_n(s) in the units of the shaped return, from the head's output.
+
+    V_shaped = V_sparse - Phi exactly (potential-based shaping), and V_sparse lies in [0, 1]: so a
+    success head gives U_n = sigmoid(v) - Phi(s).
+    """
+    return torch.sigmoid(raw) - phi if value == "success" else raw
+
+
+def value_loss(
+    raw: Float[Tensor, " batch"],
+    target: Float[Tensor, " batch"],
+    phi: Float[Tensor, " batch"],
+    *,
+    value: Literal["success", "score"],
+) -> Float[Tensor, ""]:
+    """Regression on the targets G (UPI-TRM Sec. 3): squared error, or cross-entropy on G + Phi.
+
+    Both have the conditional mean of the target as their minimiser.
+    """
+    if value == "score":
+        return nn.functional.mse_loss(raw, target)
+    return nn.functional.binary_cross_entropy_with_logits(raw, (target + phi).clamp(0.0, 1.0))
+
+
+def k_step_targets(
+    reward: Float[Tensor, "step plan"],
+    next_value: Float[Tensor, "step plan"],
+    terminated: Bool[Tensor, "step plan"],
+    truncated: Bool[Tensor, "step plan"],
+    *,
+    k_steps: int,
+    gamma: float,
+) -> Float[Tensor, "step plan"]:
+    """G^(K)(s_t) = sum_{k<K} gamma^k r_{t+k} + gamma^K V_bar(s_{t+K})  (UPI-TRM Eq. 2).
+
+    Absorption bootstraps with 0 (the rewards are folded, see `plan_envs.domain`), truncation with
+    the value of the state that was cut off, and so does the end of the rollout, where fewer than K
+    steps are left.
+
+    Args:
+        reward: folded reward of the edit made at step t.
+        next_value: V_bar of the state after that edit (before any reset); ignored where terminated.
+        terminated: the edit entered the absorbing state.
+        truncated: the episode was cut off after the edit.
+        k_steps: K >= 1.
+        gamma: discount.
+
+    Returns:
+        Targets of the states at which the edits were made.
+    """
+    steps = len(reward)
+    after = torch.where(terminated, torch.zeros_like(next_value), next_value)
+    ended = terminated | truncated
+    one_step = reward + gamma * after
+    target = one_step
+    for _ in range(min(k_steps, steps) - 1):
+        # After this pass, target[t] looks one step further: through t + 1 unless the episode or the
+        # rollout ends.
+        further = one_step.clone()
+        further[:-1] = torch.where(ended[:-1], one_step[:-1], reward[:-1] + gamma * target[1:])
+        target = further
+    return target
+
+
+class TargetNetwork:
+    """Slow copy psi_bar of an evaluator, moved towards it by `rate` after every optimiser step."""
+
+    def __init__(self, online: TinyRecursiveModel, rate: float) -> None:
+        self.rate = rate
+        self.model = copy.deepcopy(online).requires_grad_(False)
+
+    @torch.no_grad()
+    def update(self, online: TinyRecursiveModel) -> None:
+        """psi_bar <- psi_bar + rate (psi - psi_bar)."""
+        for slow, fast in zip(self.model.parameters(), online.parameters(), strict=True):
+            slow.lerp_(fast, self.rate)
+
+
+@torch.no_grad()
+def evaluate_states(
+    model: TinyRecursiveModel,
+    states: StateBatch,
+    phi: Float[Tensor, " batch"],
+    *,
+    value: Literal["success", "score"],
+    depth: int | None = None,
+    chunk: int = 1024,
+) -> Float[Tensor, " batch"]:
+    """U_n of many states, `chunk` at a time."""
+    values = []
+    for start in range(0, len(states), chunk):
+        part = states.select(slice(start, start + chunk))
+        encoding = model.encode(part)
+        values.append(model.value(model.recur(encoding, depth=depth), encoding))
+    raw = torch.cat(values) if values else phi.new_zeros(0)
+    return shaped_value(raw, phi, value=value)
+
+
+def minibatches(
+    count: int, *, batch_size: int, passes: float, generator: torch.Generator
+) -> list[Int[Tensor, " chosen"]]:
+    """Index sets for `passes` shuffled passes over `count` rows, the last one cut short."""
+    batches: list[Tensor] = []
+    wanted = max(1, round(passes * count / batch_size))
+    while len(batches) < wanted:
+        batches.extend(torch.randperm(count, generator=generator).split(batch_size))
+    return batches[:wanted]

@@ -1,0 +1,276 @@
+"""Candidate policies, the conservative mixture and its distillation (UPI-TRM Sec. 3, phase 3).
+
+Input: states with Q(s, a) from `advantage.look_ahead` and the current policy. Output: the mixture
+pi_new = (1 - alpha) pi + alpha pi_cand as probabilities, and a network pi_phi distilled from it.
+"""
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from trm.model import StateBatch, TinyRecursiveModel
+from upi_trm.evaluator import minibatches
+
+CandidateKind = Literal["policy_gradient", "exp_advantage", "success_posterior"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImprovementConfig:
+    """The `improvement` section of a recipe."""
+
+    advantage: Literal["exact", "gae"] = "exact"
+    """exact: one-step lookahead with the baseline summed over all edits; gae: along the rollout,
+    for `policy_gradient` only, its centring defect measured."""
+    gae_decay: float = 0.95
+    """lambda of GAE."""
+    candidate: CandidateKind = "success_posterior"
+    """pi_cand: clipped policy gradient (the paper), pi exp(A / temperature), or pi Q^power with Q a
+    probability."""
+    alpha: float = 0.3
+    """alpha: weight of the candidate in the mixture."""
+    temperature: float = 0.1
+    """exp_advantage: A is divided by it."""
+    power: float = 1.0
+    """success_posterior: exponent w of Q^w."""
+    state_weight: Literal["uniform", "value"] = "uniform"
+    """Weight of a state in the distillation: 1, or E_pi[Q] over its mean (the EM objective: improve
+    where success is likely, leave hopeless states alone)."""
+    clip: float = 0.2
+    """policy_gradient: epsilon of the clipped ratio."""
+    entropy: float = 0.01
+    """policy_gradient: weight of the entropy bonus."""
+    candidate_steps: int = 20
+    """policy_gradient: optimiser steps that form the candidate."""
+    lookahead_states: int = 0
+    """States of an iteration that are looked ahead from and distilled; 0 = all of them."""
+    held_out: float = 0.1
+    """Share of these states kept out of the distillation to measure its KL."""
+    distil_kl: float = 1e-3
+    """Distillation stops when KL(pi_new || pi_phi) on held-out states falls below this..."""
+    distil_passes: float = 12.0
+    """...or after so many passes."""
+    batch_size: int = 128
+    """States in a minibatch."""
+    learning_rate: float = 2e-3
+    """Adam's step size for the policy."""
+
+    def __post_init__(self) -> None:
+        """Check ranges and combinations."""
+        if not 0 < self.alpha <= 1:
+            raise ValueError(f"improvement.alpha must lie in (0, 1], got {self.alpha}")
+        if not 0 <= self.gae_decay <= 1:
+            raise ValueError(f"improvement.gae_decay must lie in [0, 1], got {self.gae_decay}")
+        if not 0 < self.held_out < 1:
+            raise ValueError(f"improvement.held_out must lie in (0, 1), got {self.held_out}")
+        for name in ("temperature", "power", "clip", "distil_kl", "distil_passes", "learning_rate"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"improvement.{name} must be positive, got {getattr(self, name)}")
+        for name in ("candidate_steps", "batch_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(
+                    f"improvement.{name} must be at least 1, got {getattr(self, name)}"
+                )
+        for name in ("entropy", "lookahead_states"):
+            if getattr(self, name) < 0:
+                raise ValueError(
+                    f"improvement.{name} must not be negative, got {getattr(self, name)}"
+                )
+        if self.advantage == "gae" and self.candidate != "policy_gradient":
+            raise ValueError(
+                "improvement.advantage 'gae' knows only the edits made and needs candidate "
+                f"'policy_gradient', got {self.candidate!r}"
+            )
+
+
+def edit_logits(model: TinyRecursiveModel, states: StateBatch) -> Float[Tensor, "batch action"]:
+    """Masked logits of pi_phi at the recipe's depth."""
+    encoding = model.encode(states)
+    return model.edit_logits(model.recur(encoding), encoding, states)
+
+
+@torch.no_grad()
+def policy_probabilities(
+    model: TinyRecursiveModel, states: StateBatch, *, chunk: int = 1024
+) -> Float[Tensor, "batch action"]:
+    """pi_phi(a | s) of many states; exactly 0 at illegal edits."""
+    parts = [
+        torch.softmax(edit_logits(model, states.select(slice(start, start + chunk))), dim=1)
+        for start in range(0, len(states), chunk)
+    ]
+    return torch.cat(parts)
+
+
+def exp_advantage(
+    policy: Float[Tensor, "batch action"],
+    advantage: Float[Tensor, "batch action"],
+    *,
+    temperature: float,
+) -> Float[Tensor, "batch action"]:
+    """pi_cand proportional to pi exp(A / temperature)."""
+    return torch.softmax(policy.log() + advantage / temperature, dim=1)
+
+
+def success_posterior(
+    policy: Float[Tensor, "batch action"],
+    success: Float[Tensor, "batch action"],
+    *,
+    power: float,
+    floor: float = 1e-6,
+) -> Float[Tensor, "batch action"]:
+    """pi_cand proportional to pi Q^power, Q a probability of success (DIS Eq. 7, product policy).
+
+    With power 1 it is the posterior over edits given that the episode succeeds; scale-free, so it
+    improves where all advantages are tiny.
+
+    Args:
+        policy: pi, zero where illegal.
+        success: Q in [0, 1] up to error of the evaluator; clamped to [floor, 1].
+        power: w.
+        floor: keeps the support of pi where the evaluator says 0.
+    """
+    return torch.softmax(policy.log() + power * success.clamp(floor, 1.0).log(), dim=1)
+
+
+def mixture(
+    policy: Float[Tensor, "batch action"],
+    candidate: Float[Tensor, "batch action"],
+    *,
+    alpha: float,
+) -> Float[Tensor, "batch action"]:
+    """pi_new = (1 - alpha) pi + alpha pi_cand, statewise (UPI-TRM Sec. 3, Theorem 5.7)."""
+    return (1 - alpha) * policy + alpha * candidate
+
+
+def policy_gradient_candidate(
+    policy: TinyRecursiveModel,
+    states: StateBatch,
+    old: Float[Tensor, "batch action"],
+    weighted_advantage: Float[Tensor, "batch action"],
+    config: ImprovementConfig,
+    generator: torch.Generator,
+) -> TinyRecursiveModel:
+    """A copy of the policy after clipped policy-gradient steps (UPI-TRM Sec. 3, App. B).
+
+    Args:
+        policy: pi, left untouched.
+        states: where the advantages are known.
+        old: probabilities of pi at these states.
+        weighted_advantage: the weight of each edit's ratio: pi(a | s) A(s, a) for exact advantages,
+            A of the edit made (zero elsewhere) for GAE.
+        config: clip, entropy, steps, batch and step size.
+        generator: shuffles the minibatches.
+    """
+    candidate = copy.deepcopy(policy)
+    optimiser = torch.optim.Adam(candidate.parameters(), lr=config.learning_rate)
+    passes = config.candidate_steps * config.batch_size / len(states)
+    spread = weighted_advantage.sum(dim=1).std() + weighted_advantage.abs().sum(dim=1).mean()
+    scaled = weighted_advantage / (spread + 1e-8)
+    for index in minibatches(
+        len(states), batch_size=config.batch_size, passes=passes, generator=generator
+    ):
+        index = index.to(old.device)
+        log_p = torch.log_softmax(edit_logits(candidate, states.select(index)), dim=1)
+        legal = states.mask[index] > 0
+        ratio = torch.where(legal, log_p.exp() / old[index].clamp_min(1e-12), 1.0)
+        clipped = ratio.clamp(1 - config.clip, 1 + config.clip)
+        gain = torch.minimum(ratio * scaled[index], clipped * scaled[index]).sum(dim=1)
+        entropy = -(log_p.exp() * torch.where(legal, log_p, 0.0)).sum(dim=1)
+        loss = -(gain + config.entropy * entropy).mean()
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        optimiser.step()
+    return candidate
+
+
+def kl_divergence(
+    target: Float[Tensor, "batch action"],
+    log_policy: Float[Tensor, "batch action"],
+    mask: Bool[Tensor, "batch action"],
+) -> Float[Tensor, " batch"]:
+    """KL(target || pi_phi) of each state, in nats, over the legal edits."""
+    safe = torch.where(mask, log_policy, torch.zeros_like(log_policy))
+    entropy: Tensor = torch.special.xlogy(target, target).sum(dim=1)
+    return entropy - (target * safe).sum(dim=1)
+
+
+@torch.no_grad()
+def mean_kl(
+    model: TinyRecursiveModel, states: StateBatch, target: Float[Tensor, "batch action"]
+) -> float:
+    """Unweighted mean of KL(target || pi_phi) over states."""
+    log_policy = torch.log_softmax(edit_logits(model, states), dim=1)
+    return float(kl_divergence(target, log_policy, states.mask > 0).mean())
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DistillationReport:
+    """What a distillation reached."""
+
+    kl: float
+    """KL(pi_new || pi_phi), unweighted mean over held-out states."""
+    kl_before: float
+    """KL(pi_new || pi) on the same states: how far the policy was asked to move."""
+    steps: int
+    """Optimiser steps taken."""
+
+
+def distil(
+    model: TinyRecursiveModel,
+    optimiser: torch.optim.Optimizer,
+    states: StateBatch,
+    target: Float[Tensor, "batch action"],
+    weight: Float[Tensor, " batch"],
+    held_out: Bool[Tensor, " batch"],
+    *,
+    config: ImprovementConfig,
+    generator: torch.Generator,
+    after_step: Callable[[], None],
+) -> DistillationReport:
+    """pi_phi <- argmin sum_s weight(s) KL(pi_new || pi_phi), until the held-out KL is small.
+
+    Args:
+        model: pi_phi, modified.
+        optimiser: of `model`, modified.
+        states: where pi_new is known.
+        target: pi_new at these states.
+        weight: of each state, mean 1.
+        held_out: states used only to measure.
+        config: tolerance, passes, batch size.
+        generator: shuffles the minibatches.
+        after_step: called after every optimiser step (contraction clamp, averages).
+    """
+    train = (~held_out).nonzero().flatten()
+    check = held_out.nonzero().flatten()
+    check_states, check_target = states.select(check), target[check]
+    kl_before = kl = mean_kl(model, check_states, check_target)
+    steps, done = 0, 0.0
+    while done < config.distil_passes and kl > config.distil_kl:
+        for index in minibatches(
+            len(train), batch_size=config.batch_size, passes=1.0, generator=generator
+        ):
+            chosen = train[index.to(train.device)]
+            part = states.select(chosen)
+            log_policy = torch.log_softmax(edit_logits(model, part), dim=1)
+            divergence = kl_divergence(target[chosen], log_policy, part.mask > 0)
+            loss = (weight[chosen] * divergence).mean()
+            optimiser.zero_grad(set_to_none=True)
+            loss.backward()
+            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimiser.step()
+            after_step()
+            steps += 1
+        done += 1.0
+        kl = mean_kl(model, check_states, check_target)
+    return DistillationReport(kl=kl, kl_before=kl_before, steps=steps)
+
+
+def sample_edits(
+    probability: Float[Tensor, "batch action"], generator: torch.Generator
+) -> Int[Tensor, " batch"]:
+    """One edit a state, drawn from its distribution."""
+    return torch.multinomial(probability, 1, generator=generator).squeeze(1)

@@ -1,0 +1,412 @@
+"""One iteration of unrolled policy iteration, and everything that it changes (UPI-TRM Sec. 3).
+
+`UpiLearner.iterate` reads as the paper: roll out, regress U_n on K-step targets, look ahead, centre
+the advantages, form the candidate, mix conservatively, distil. Input: a vector environment; output:
+metrics of the iteration and updated networks. `trainer.py` adds the run folder, evaluation and the
+clock.
+"""
+
+import time
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from plan_envs.domain import DeadEnd, Int8Array, PlanDomain, potential
+from trm.model import ModelConfig, StateBatch, TinyRecursiveModel
+from upi_trm.advantage import Lookahead, centred_advantage, centring_defect, gae, look_ahead
+from upi_trm.contraction import Certificate, ContractionClamp, NotContractive
+from upi_trm.evaluator import (
+    EvaluatorConfig,
+    TargetNetwork,
+    evaluate_states,
+    k_step_targets,
+    minibatches,
+    model_shape,
+    value_loss,
+)
+from upi_trm.improvement import (
+    ImprovementConfig,
+    distil,
+    exp_advantage,
+    mixture,
+    policy_gradient_candidate,
+    policy_probabilities,
+    success_posterior,
+)
+from upi_trm.rollout import Roller, Transitions, to_states
+
+
+@dataclass(frozen=True, kw_only=True)
+class ContractionConfig:
+    """The `contraction` section of a recipe."""
+
+    modulus: float | None = None
+    """L_z: the clamp keeps the certified Lipschitz constant of z -> z at or below it; null switches
+    it off."""
+
+    def __post_init__(self) -> None:
+        """Check the range."""
+        if self.modulus is not None and not 0 < self.modulus < 1:
+            raise ValueError(
+                f"contraction.modulus must lie in (0, 1) or be null, got {self.modulus}"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class RolloutConfig:
+    """The `rollout` section of a recipe."""
+
+    plans: int = 64
+    """E: plans edited in parallel."""
+    steps: int = 8
+    """Edits of each plan in one iteration."""
+
+    def __post_init__(self) -> None:
+        """Check ranges."""
+        for name in ("plans", "steps"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"rollout.{name} must be at least 1, got {getattr(self, name)}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LearnerConfig:
+    """What the algorithm needs of a recipe."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    contraction: ContractionConfig = field(default_factory=ContractionConfig)
+    rollout: RolloutConfig = field(default_factory=RolloutConfig)
+    evaluator: EvaluatorConfig = field(default_factory=EvaluatorConfig)
+    improvement: ImprovementConfig = field(default_factory=ImprovementConfig)
+
+    def __post_init__(self) -> None:
+        """Check combinations of sections."""
+        if self.improvement.candidate == "success_posterior" and self.evaluator.value != "success":
+            raise ValueError(
+                "improvement.candidate 'success_posterior' needs evaluator.value 'success', "
+                f"got {self.evaluator.value!r}"
+            )
+
+
+class UpiLearner:
+    """Evaluator U_n, policy pi_phi, their optimisers, the target network and the replay."""
+
+    def __init__(
+        self,
+        domain: PlanDomain,
+        config: LearnerConfig,
+        *,
+        dead_end: DeadEnd,
+        device: torch.device,
+        init: torch.Generator,
+        noise: torch.Generator,
+        actions: torch.Generator,
+    ) -> None:
+        """`init` draws the weights, `noise` the minibatches, `actions` the edits; on the CPU."""
+        self.domain, self.config, self.dead_end, self.device = domain, config, dead_end, device
+        self.noise, self.actions = noise, actions
+        shape = model_shape(domain.spec)
+        self.evaluator = TinyRecursiveModel(shape, config.model, generator=init).to(device)
+        self.policy = TinyRecursiveModel(shape, config.model, generator=init).to(device)
+        self.clamps: list[ContractionClamp] = []
+        if config.contraction.modulus is not None:
+            self.clamps = [
+                ContractionClamp(model.update, config.contraction.modulus)
+                for model in (self.evaluator, self.policy)
+            ]
+        self.certificates = [Certificate(m.update) for m in (self.evaluator, self.policy)]
+        self.target = TargetNetwork(self.evaluator, config.evaluator.target_rate)
+        self.evaluator_optimiser = torch.optim.Adam(
+            self.evaluator.parameters(), lr=config.evaluator.learning_rate
+        )
+        self.policy_optimiser = torch.optim.Adam(
+            self.policy.parameters(), lr=config.improvement.learning_rate
+        )
+        self.replay: deque[Transitions] = deque(maxlen=config.evaluator.replay_iterations)
+
+    # --- One iteration
+
+    def iterate(self, roller: Roller, *, steps: int) -> dict[str, float]:
+        """Phases 1 to 3 on `steps` edits of every plan; returns the iteration's metrics."""
+        clock = _Clock()
+        fresh = roller.collect(
+            self.probabilities, steps=steps, generator=self.actions, device=self.device
+        )
+        self.replay.append(fresh)
+        clock.mark("rollout")
+        metrics = self.fit_evaluator()
+        clock.mark("value")
+        metrics |= self.improve(fresh, clock)
+        finished = fresh.terminated | fresh.truncated
+        metrics["train_success"] = float(fresh.solved.sum() / max(1, finished.sum()))
+        metrics["episodes"] = float(finished.sum())
+        return metrics | clock.seconds
+
+    def fit_evaluator(self) -> dict[str, float]:
+        """Phase 1: K-step bootstrapped regression of U_n on the replayed transitions."""
+        config = self.config.evaluator
+        instances, plans, phis, targets = [], [], [], []
+        for past in self.replay:
+            targets.append(self.targets_of(past, self.target.model).flatten())
+            instances.append(_flat(past.instance))
+            plans.append(_flat(past.plan))
+            phis.append(self.phi(past.score.ravel()))
+        target, phi = torch.cat(targets), torch.cat(phis)
+        states = self.states(np.concatenate(instances), np.concatenate(plans))
+        losses = []
+        for chosen in minibatches(
+            len(states), batch_size=config.batch_size, passes=config.passes, generator=self.noise
+        ):
+            index = chosen.to(self.device)
+            part = states.select(index)
+            encoding = self.evaluator.encode(part)
+            raw = self.evaluator.value(self.evaluator.recur(encoding), encoding)
+            loss = value_loss(raw, target[index], phi[index], value=config.value)
+            self.evaluator_optimiser.zero_grad(set_to_none=True)
+            loss.backward()
+            nn.utils.clip_grad_norm_(self.evaluator.parameters(), 1.0)
+            self.evaluator_optimiser.step()
+            self._clamp()
+            self.target.update(self.evaluator)
+            losses.append(loss.detach())
+        return {"value_loss": float(torch.stack(losses).mean()), "value_mean": float(target.mean())}
+
+    def improve(self, fresh: Transitions, clock: "_Clock") -> dict[str, float]:
+        """Phases 2 and 3: lookahead, centred advantages, candidate, mixture, distillation."""
+        config = self.config.improvement
+        total = fresh.action.size
+        count = min(total, config.lookahead_states or total)
+        order = torch.randperm(total, generator=self.noise)[:count].numpy()
+        instances, plans = _flat(fresh.instance)[order], _flat(fresh.plan)[order]
+        states = self.states(instances, plans)
+        policy = self.probabilities(states)
+        metrics: dict[str, float] = {}
+        weight = torch.ones(count, device=self.device)
+        if config.advantage == "exact":
+            ahead = self.look_ahead(instances, plans)
+            clock.mark("lookahead")
+            advantage = centred_advantage(ahead.q, policy, ahead.mask)
+            phi = self.phi(fresh.score.ravel()[order])
+            candidate = self.candidate(states, policy, ahead, advantage, phi)
+            if config.state_weight == "value":
+                success = ((policy * ahead.q).sum(dim=1) + phi).clamp(0.0, 1.0)
+                weight = success / success.mean().clamp_min(1e-6)
+            metrics["successors"] = float(ahead.num_successors)
+            metrics["successors_evaluated"] = float(ahead.num_evaluated)
+            metrics["centring_defect"] = float(centring_defect(advantage, policy).max())
+            metrics["candidate_advantage"] = float((candidate * advantage).sum(dim=1).mean())
+        else:
+            advantage, made = self.gae_advantage(fresh, order)
+            clock.mark("lookahead")
+            candidate = self._gradient_candidate(states, policy, advantage * made)
+            metrics["centring_defect"] = float(centring_defect(advantage * made, policy).max())
+        new = mixture(policy, candidate, alpha=config.alpha)
+        held_out = torch.zeros(count, dtype=torch.bool)
+        held_out[: max(1, round(config.held_out * count))] = True
+        report = distil(
+            self.policy,
+            self.policy_optimiser,
+            states,
+            new,
+            weight,
+            held_out.to(self.device),
+            config=config,
+            generator=self.noise,
+            after_step=self._clamp,
+        )
+        clock.mark("distil")
+        entropy = -torch.special.xlogy(policy, policy).sum(dim=1).mean()
+        return metrics | {
+            "kl": report.kl,
+            "kl_asked": report.kl_before,
+            "distil_steps": float(report.steps),
+            "entropy": float(entropy),
+            "certified_modulus": self.certified_modulus(),
+        }
+
+    def candidate(
+        self,
+        states: StateBatch,
+        policy: Float[Tensor, "batch action"],
+        ahead: Lookahead,
+        advantage: Float[Tensor, "batch action"],
+        phi: Float[Tensor, " batch"],
+    ) -> Float[Tensor, "batch action"]:
+        """pi_cand at the states that were looked ahead from."""
+        config = self.config.improvement
+        if config.candidate == "exp_advantage":
+            return exp_advantage(policy, advantage, temperature=config.temperature)
+        if config.candidate == "success_posterior":
+            return success_posterior(policy, ahead.q + phi[:, None], power=config.power)
+        return self._gradient_candidate(states, policy, policy * advantage)
+
+    def _gradient_candidate(
+        self,
+        states: StateBatch,
+        policy: Float[Tensor, "batch action"],
+        weighted: Float[Tensor, "batch action"],
+    ) -> Float[Tensor, "batch action"]:
+        network = policy_gradient_candidate(
+            self.policy, states, policy, weighted, self.config.improvement, self.noise
+        )
+        return policy_probabilities(network, states)
+
+    # --- Quantities
+
+    def probabilities(self, states: StateBatch) -> Float[Tensor, "batch action"]:
+        """pi_phi(a | s)."""
+        return policy_probabilities(self.policy, states)
+
+    def states(self, instances: Int8Array, plans: Int8Array) -> StateBatch:
+        """A batch of states with their masks."""
+        masks = self.domain.action_mask(instances, plans)
+        return to_states(instances, plans, masks, self.device)
+
+    def phi(self, score: NDArray[np.float32]) -> Float[Tensor, " batch"]:
+        """Phi(s) on the model's device."""
+        value = potential(score, self.domain.spec.max_score).astype(np.float32)
+        return torch.from_numpy(value).to(self.device)
+
+    def state_value(
+        self, instances: Int8Array, plans: Int8Array, masks: Int8Array, score: NDArray[np.float32]
+    ) -> Float[Tensor, " batch"]:
+        """U_n of the online evaluator."""
+        return self._values(self.evaluator, to_states(instances, plans, masks, self.device), score)
+
+    def _values(
+        self, model: TinyRecursiveModel, states: StateBatch, score: NDArray[np.float32]
+    ) -> Float[Tensor, " batch"]:
+        return evaluate_states(model, states, self.phi(score), value=self.config.evaluator.value)
+
+    def look_ahead(self, instances: Int8Array, plans: Int8Array) -> Lookahead:
+        """Q(s, a) of every legal edit under the online evaluator."""
+        return look_ahead(
+            self.domain,
+            instances,
+            plans,
+            self.state_value,
+            gamma=self.config.evaluator.gamma,
+            dead_end=self.dead_end,
+            device=self.device,
+        )
+
+    def targets_of(
+        self, past: Transitions, model: TinyRecursiveModel
+    ) -> Float[Tensor, "step plan"]:
+        """K-step targets of a rollout with `model` as V_bar."""
+        shape = past.action.shape
+        states = self.states(_flat(past.instance), _flat(past.next_plan))
+        next_value = self._values(model, states, past.next_score.ravel()).view(shape)
+        return k_step_targets(
+            self._tensor(past.reward),
+            next_value,
+            self._tensor(past.terminated),
+            self._tensor(past.truncated),
+            k_steps=self.config.evaluator.k_steps,
+            gamma=self.config.evaluator.gamma,
+        )
+
+    def gae_advantage(
+        self, fresh: Transitions, order: NDArray[np.int64]
+    ) -> tuple[Float[Tensor, "batch 1"], Float[Tensor, "batch action"]]:
+        """GAE of the edits made, and the one-hot edits, at the chosen states."""
+        shape = fresh.action.shape
+        before = self.states(_flat(fresh.instance), _flat(fresh.plan))
+        after = self.states(_flat(fresh.instance), _flat(fresh.next_plan))
+        advantage = gae(
+            self._tensor(fresh.reward),
+            self._values(self.evaluator, before, fresh.score.ravel()).view(shape),
+            self._values(self.evaluator, after, fresh.next_score.ravel()).view(shape),
+            self._tensor(fresh.terminated),
+            self._tensor(fresh.truncated),
+            gamma=self.config.evaluator.gamma,
+            decay=self.config.improvement.gae_decay,
+        )
+        made = nn.functional.one_hot(
+            self._tensor(fresh.action.ravel()[order]).long(), self.domain.spec.num_actions
+        )
+        return advantage.flatten()[torch.from_numpy(order).to(self.device)][:, None], made.float()
+
+    def certified_modulus(self) -> float:
+        """Proven bound on L_z of evaluator and policy; infinite for a map without one."""
+        try:
+            return max(certificate.bound() for certificate in self.certificates)
+        except NotContractive:
+            return float("inf")
+
+    def _tensor(self, array: NDArray[Any]) -> Tensor:
+        return torch.from_numpy(np.ascontiguousarray(array)).to(self.device)
+
+    def _clamp(self) -> None:
+        for clamp in self.clamps:
+            clamp.apply()
+
+    # --- Checkpoints
+
+    def weights(self) -> dict[str, Tensor]:
+        """All network weights by name."""
+        parts = {
+            "evaluator": self.evaluator,
+            "policy": self.policy,
+            "target": self.target.model,
+        }
+        return {
+            f"{part}.{name}": tensor
+            for part, model in parts.items()
+            for name, tensor in model.state_dict().items()
+        }
+
+    def load_weights(self, weights: Mapping[str, Tensor]) -> None:
+        """Counterpart of `weights`."""
+        parts = {"evaluator": self.evaluator, "policy": self.policy, "target": self.target.model}
+        for part, model in parts.items():
+            prefix = f"{part}."
+            model.load_state_dict(
+                {k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)}
+            )
+
+    def state(self) -> dict[str, Any]:
+        """Optimisers, replay and random streams."""
+        return {
+            "evaluator_optimiser": self.evaluator_optimiser.state_dict(),
+            "policy_optimiser": self.policy_optimiser.state_dict(),
+            "replay": [
+                {f.name: getattr(past, f.name) for f in fields(past)} for past in self.replay
+            ],
+            "noise": self.noise.get_state(),
+            "actions": self.actions.get_state(),
+        }
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Counterpart of `state`."""
+        self.evaluator_optimiser.load_state_dict(state["evaluator_optimiser"])
+        self.policy_optimiser.load_state_dict(state["policy_optimiser"])
+        self.replay.clear()
+        self.replay.extend(Transitions(**past) for past in state["replay"])
+        self.noise.set_state(state["noise"])
+        self.actions.set_state(state["actions"])
+
+
+class _Clock:
+    """Seconds spent in each phase of an iteration, as metrics `seconds_<phase>`."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._last = time.perf_counter()
+
+    def mark(self, phase: str) -> None:
+        """Charge the time since the last mark to `phase`."""
+        now = time.perf_counter()
+        self.seconds[f"seconds_{phase}"] = now - self._last
+        self._last = now
+
+
+def _flat(array: NDArray[Any]) -> NDArray[Any]:
+    """[step, plan, ...] -> [step * plan, ...]."""
+    return array.reshape(-1, *array.shape[2:])

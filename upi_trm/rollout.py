@@ -1,0 +1,115 @@
+"""Parallel rollouts: E plans edited side by side by the current policy (UPI-TRM Sec. 3).
+
+Input: a `PlanEditVectorEnv` and edit probabilities. Output: `Transitions`, which `trainer.py`
+replays for the value regression and looks ahead from.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from numpy.typing import NDArray
+from torch import Tensor
+
+from plan_envs.domain import Int8Array
+from plan_envs.gym_envs import PlanEditVectorEnv
+from trm.model import StateBatch
+from upi_trm.curriculum import Curriculum
+
+EditPolicy = Callable[[StateBatch], Float[Tensor, "batch action"]]
+"""States -> probabilities over edits, zero where illegal."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Transitions:
+    """Edits of E plans over T steps; arrays of shape [step, plan, ...]."""
+
+    instance: Int8Array
+    """Shape [step, plan, cell]."""
+    plan: Int8Array
+    """Plan before the edit, shape [step, plan, cell]."""
+    next_plan: Int8Array
+    """Plan after the edit and before any reset, shape [step, plan, cell]."""
+    score: NDArray[np.float32]
+    """Score before the edit."""
+    next_score: NDArray[np.float32]
+    """Score after the edit."""
+    action: NDArray[np.int32]
+    reward: NDArray[np.float32]
+    """Folded reward (`plan_envs.domain.edit_reward`)."""
+    terminated: NDArray[np.bool_]
+    truncated: NDArray[np.bool_]
+    solved: NDArray[np.bool_]
+    """The edit solved the plan."""
+
+
+def to_states(
+    instances: Int8Array, plans: Int8Array, masks: Int8Array, device: torch.device
+) -> StateBatch:
+    """Numpy boards and masks -> a batch of states on the model's device."""
+    return StateBatch(
+        instance=torch.from_numpy(np.ascontiguousarray(instances)).to(device),
+        plan=torch.from_numpy(np.ascontiguousarray(plans)).to(device),
+        mask=torch.from_numpy(np.ascontiguousarray(masks)).to(device),
+    )
+
+
+class Roller:
+    """Keeps E plans going between iterations; finished ones restart on an instance drawn anew."""
+
+    def __init__(self, env: PlanEditVectorEnv, curriculum: Curriculum, *, seed: int) -> None:
+        """`env` must use AutoresetMode.DISABLED: truncation bootstraps from the last state."""
+        self.env, self.curriculum = env, curriculum
+        first = curriculum.draw(env.num_envs)
+        self.observation, self.info = env.reset(seed=seed, options={"instance": first})
+
+    def collect(
+        self, policy: EditPolicy, *, steps: int, generator: torch.Generator, device: torch.device
+    ) -> Transitions:
+        """Edit every plan `steps` times with actions sampled from `policy`."""
+        rows: list[dict[str, Any]] = []
+        for _ in range(steps):
+            before, before_info = self.observation, self.info
+            states = to_states(before["instance"], before["plan"], before["action_mask"], device)
+            probability = policy(states).cpu()
+            action = torch.multinomial(probability, 1, generator=generator).squeeze(1).numpy()
+            after, reward, terminated, truncated, info = self.env.step(action)
+            done = terminated | truncated
+            rows.append(
+                {
+                    "instance": before["instance"],
+                    "plan": before["plan"],
+                    "next_plan": after["plan"],
+                    "score": before_info["score"].astype(np.float32),
+                    "next_score": info["score"].astype(np.float32),
+                    "action": action.astype(np.int32),
+                    "reward": reward.astype(np.float32),
+                    "terminated": terminated,
+                    "truncated": truncated,
+                    "solved": info["solved"] & terminated,
+                }
+            )
+            self.observation, self.info = after, info
+            if done.any():
+                self._restart(done, info["solved"])
+        return Transitions(**{name: np.stack([row[name] for row in rows]) for name in rows[0]})
+
+    def _restart(self, done: NDArray[np.bool_], solved: NDArray[np.bool_]) -> None:
+        instances = self.observation["instance"].copy()
+        self.curriculum.update((instances[done] == 0).sum(axis=1), solved[done])
+        instances[done] = self.curriculum.draw(int(done.sum()))
+        self.observation, self.info = self.env.reset(
+            options={"reset_mask": done, "instance": instances}
+        )
+
+    def state(self) -> dict[str, Any]:
+        """Environment and curriculum, for a checkpoint."""
+        return {"env": self.env.get_state(), "curriculum": self.curriculum.state()}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Counterpart of `state`."""
+        self.observation, self.info = self.env.set_state(state["env"])
+        self.curriculum.load_state(state["curriculum"])

@@ -1,0 +1,271 @@
+"""The training loop around `learner.UpiLearner`: run folder, evaluation, checkpoints, resuming.
+
+Input: an environment's name and a recipe. Output: a `Run` folder that `upi-trm eval` and `solve`
+take. A run that was stopped and resumed equals one that never stopped, bit for bit on the CPU at
+the same number of threads.
+"""
+
+import dataclasses
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from gymnasium.vector import AutoresetMode
+
+from plan_envs.catalogue import resolve_task
+from plan_envs.evaluation import EvalReport, evaluate_policy
+from plan_envs.gym_envs import PlanEditVectorEnv
+from trm.device import Placement
+from trm.process import ResourceMeter, graceful_stop
+from trm.progress import TrainingProgress
+from trm.recipe import load_recipe
+from trm.run import Run
+from trm.streams import named_streams
+from upi_trm.curriculum import Curriculum, CurriculumConfig
+from upi_trm.learner import LearnerConfig, UpiLearner
+from upi_trm.policy import RUN_KIND, GreedyPolicy
+from upi_trm.rollout import Roller
+
+COLUMNS = {
+    "success": ".1%",
+    "score": ".2f",
+    "KL": ".1e",
+    "L_z": ".3f",
+    "centring": ".0e",
+}
+"""What the live display shows, beside edits, edits per second and time left."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class InstancesConfig:
+    """The `instances` section of a recipe."""
+
+    num: int = 1000
+    """Puzzles in the training pool, drawn with the run's seed from the train split."""
+
+    def __post_init__(self) -> None:
+        """Check the range."""
+        if self.num < 1:
+            raise ValueError(f"instances.num must be at least 1, got {self.num}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScheduleConfig:
+    """The `schedule` section of a recipe; all in edits over all parallel plans."""
+
+    edits: int = 5_000
+    """Budget of the run; `--steps` overrides it."""
+    evaluate_every: int = 1_000
+    """Between two evaluations on validation puzzles."""
+    evaluate_num: int = 200
+    """Validation puzzles."""
+    checkpoint_every: int = 1_000
+    """Between two checkpoints: what a killed run loses at most."""
+
+    def __post_init__(self) -> None:
+        """Check ranges."""
+        for name in ("edits", "evaluate_every", "evaluate_num", "checkpoint_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"schedule.{name} must be at least 1, got {getattr(self, name)}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class UpiRecipe(LearnerConfig):
+    """A complete recipe of `upi-trm train`."""
+
+    instances: InstancesConfig = field(default_factory=InstancesConfig)
+    curriculum: CurriculumConfig = field(default_factory=CurriculumConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+
+
+def train(
+    *,
+    env: str,
+    recipe_path: Path | None,
+    overrides: Sequence[str] = (),
+    steps: int | None = None,
+    seed: int = 0,
+    out: Path | None = None,
+    placement: Placement,
+) -> Run:
+    """Start a run and train until its budget of edits is spent or a signal asks to stop.
+
+    Args:
+        env: a task's name or a PlanEdit id.
+        recipe_path: YAML file; None for the defaults.
+        overrides: `field=value` assignments.
+        steps: budget in edits over all parallel plans, never exceeded; None for the recipe's.
+        seed: of every random stream.
+        out: run folder to make; None for `runs/<env>-seed<seed>-<time>`.
+        placement: device, precision, threads.
+
+    Returns:
+        The run, closed for writing.
+
+    Raises:
+        ValueError: bad input, named in one line.
+    """
+    task = resolve_task(env)
+    if steps is not None:
+        overrides = [*overrides, f"schedule.edits={steps}"]
+    recipe = load_recipe(UpiRecipe, recipe_path, overrides)
+    placement.apply()
+    if out is None:
+        stamp = time.strftime("%Y%m%d-%H%M%S")
+        out = Path("runs") / f"{task.name}-seed{seed}-{stamp}"
+    with Run.create(
+        out, kind=RUN_KIND, env=task.name, seed=seed, recipe=recipe, placement=placement
+    ) as run:
+        _Training(run, recipe, placement).loop(recipe.schedule.edits)
+    return run
+
+
+def resume(run_path: Path, *, steps: int | None = None, placement: Placement) -> Run:
+    """Go on with a run from its newest checkpoint; see `train`.
+
+    `steps` extends or shortens the budget; the recipe stays as it was. Without a thread count in
+    `placement` the run keeps the one it started with, since sums over other threads round
+    differently.
+    """
+    with Run.open(run_path, kind=RUN_KIND, write=True) as run:
+        if placement.threads is None:
+            recorded = run.info.provenance.get("torch_threads")
+            placement = dataclasses.replace(placement, threads=recorded)
+        placement.apply()
+        recipe = run.load_recipe(UpiRecipe)
+        training = _Training(run, recipe, placement)
+        if run.checkpoint_steps():
+            training.restore()
+        training.loop(recipe.schedule.edits if steps is None else steps)
+    return run
+
+
+class _Training:
+    """Everything that changes while a run is trained; `state` and `restore` make it whole again."""
+
+    def __init__(self, run: Run, recipe: UpiRecipe, placement: Placement) -> None:
+        self.run, self.recipe, self.placement = run, recipe, placement
+        self.task = resolve_task(run.info.env)
+        self.streams = named_streams(run.info.seed)
+        self.validation = self.task.instances("validation", num=recipe.schedule.evaluate_num)
+        pool = self.task.instances("train", num=recipe.instances.num, seed=run.info.seed)
+        draws = self.streams.numpy("instances")
+        self.roller = Roller(
+            PlanEditVectorEnv(
+                self.task,
+                num_envs=recipe.rollout.plans,
+                instances=pool,
+                gamma=recipe.evaluator.gamma,
+                autoreset_mode=AutoresetMode.DISABLED,
+            ),
+            Curriculum(pool, recipe.curriculum, draws),
+            seed=int(draws.integers(2**31)),
+        )
+        self.learner = UpiLearner(
+            self.task.domain,
+            recipe,
+            dead_end="absorb",
+            device=placement.torch_device,
+            init=self.streams.torch("init"),
+            noise=self.streams.torch("noise"),
+            actions=self.streams.torch("policy"),
+        )
+        self.edits = 0
+        self.best = -1.0
+        self.meter = ResourceMeter()
+
+    def loop(self, budget: int) -> None:
+        """Iterate until `budget` edits are spent; save on a signal and at the end."""
+        plans, schedule = self.recipe.rollout.plans, self.recipe.schedule
+        if self.edits == 0 and budget < plans:
+            raise ValueError(
+                f"schedule.edits must be at least rollout.plans = {plans}, got {budget}"
+            )
+        last_saved = self.edits if self.run.checkpoint_steps() else -1
+        with (
+            graceful_stop() as stop,
+            TrainingProgress(budget, COLUMNS, unit="edits", start=self.edits) as progress,
+        ):
+            while not stop.requested and budget - self.edits >= plans:
+                steps = min(self.recipe.rollout.steps, (budget - self.edits) // plans)
+                before, self.edits = self.edits, self.edits + steps * plans
+                with self.placement.autocast():
+                    metrics = self.learner.iterate(self.roller, steps=steps)
+                if self.recipe.curriculum.enabled:
+                    metrics["curriculum_blanks"] = float(self.roller.curriculum.blanks)
+                finished = budget - self.edits < plans
+                if finished or _crossed(before, self.edits, schedule.evaluate_every):
+                    metrics |= self.evaluate()
+                self.run.log(self.edits, metrics)
+                self._show(progress, metrics)
+                if _crossed(before, self.edits, schedule.checkpoint_every):
+                    self.save()
+                    last_saved = self.edits
+            if last_saved != self.edits:
+                self.save()
+            if stop.requested:
+                progress.note(
+                    f"stopped by {stop.signal_name} after {self.edits} edits; go on with"
+                    f" upi-trm train --resume {self.run.path}"
+                )
+
+    def evaluate(self) -> dict[str, float]:
+        """Greedy success on validation puzzles."""
+        policy = GreedyPolicy(self.learner.policy, self.placement)
+        report: EvalReport = evaluate_policy(policy, self.task.domain, self.validation)
+        self.best = max(self.best, report.success_rate)
+        return {
+            "success_rate": report.success_rate,
+            "mean_score": report.mean_score,
+            "improvement": report.improvement,
+        }
+
+    def _show(self, progress: TrainingProgress, metrics: dict[str, float]) -> None:
+        progress.update(self.edits)
+        if "success_rate" in metrics:
+            progress.report(
+                self.edits,
+                {
+                    "success": metrics["success_rate"],
+                    "score": metrics["mean_score"],
+                    "KL": metrics["kl"],
+                    "L_z": metrics["certified_modulus"],
+                    "centring": metrics["centring_defect"],
+                },
+            )
+
+    def save(self) -> None:
+        """Write a checkpoint."""
+        self.run.save_checkpoint(self.edits, weights=self.learner.weights(), state=self.state())
+
+    def state(self) -> dict[str, Any]:
+        """Everything but the weights."""
+        return {
+            "edits": self.edits,
+            "best": self.best,
+            "learner": self.learner.state(),
+            "roller": self.roller.state(),
+            "streams": self.streams.state_dict(),
+            "usage": self.meter.state_dict(),
+            "torch_threads": torch.get_num_threads(),
+        }
+
+    def restore(self) -> None:
+        """Take up the newest checkpoint; metrics written after it are dropped."""
+        checkpoint = self.run.load_checkpoint()
+        state = checkpoint.state
+        self.edits, self.best = state["edits"], state["best"]
+        self.learner.load_weights(checkpoint.weights)
+        self.learner.load_state(state["learner"])
+        self.roller.load_state(state["roller"])
+        self.streams.load_state_dict(state["streams"])
+        self.meter = ResourceMeter(state["usage"])
+        self.run.truncate_metrics(self.edits)
+
+
+def _crossed(before: int, after: int, every: int) -> bool:
+    """Whether a multiple of `every` lies in (before, after]."""
+    return before // every != after // every
