@@ -104,7 +104,18 @@ class StepArrays:
 
     def arrays(self) -> tuple[NDArray[Any], ...]:
         """The arrays in the order of their declaration."""
-        return tuple(getattr(self, item.name) for item in fields(self))
+        return (
+            self.instance,
+            self.plan,
+            self.action_mask,
+            self.reward,
+            self.terminated,
+            self.truncated,
+            self.score,
+            self.violations,
+            self.solved,
+            self.illegal_action,
+        )
 
     def at(self, index: slice | NDArray[np.int64]) -> Self:
         """The rows at `index`."""

@@ -1,11 +1,11 @@
 """The Sudoku engine: `plan_envs.engine.Engine` with caches that an edit patches at its peers only.
 
 Input: a `Sudoku` domain and a pool of instances; output: the arrays that the Gymnasium shells hand
-out. Besides the plan each environment keeps its legal edits, the number of candidates of each cell
-and, unless edits only fill cells under the constraint mask, how many peers show each digit.
+out. All that an environment knows lies in one row of memory (`sudoku_engine_kernels`).
 """
 
 from functools import partial
+from itertools import pairwise
 from typing import Any
 from weakref import WeakValueDictionary
 
@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from plan_envs import sudoku_engine_kernels as kernels
-from plan_envs.domain import Int8Array
+from plan_envs.domain import DomainSpec, Int8Array
 from plan_envs.engine import SAME_STEP, EngineOptions, Finals, Refusal, StepArrays
 from plan_envs.sudoku import Sudoku, peers_of
 
@@ -28,28 +28,17 @@ class SudokuEngine:
         self, domain: Sudoku, num_envs: int, pool: Int8Array, options: EngineOptions
     ) -> None:
         """Same arguments as `make_engine`; every environment starts finished, to be reset."""
-        self._rows = _Rows(domain, num_envs)
-        self._pool = _ready_pool(domain, pool)
-        self.instances, self.plans, self.masks = self._rows.boards[:3]
-        head = self._rows.head
-        head[:, kernels.FINISHED] = 1
-        self.streams = head.view(np.uint64)[:, kernels.STREAM]
-        self.samplers = head.view(np.uint64)[:, kernels.SAMPLER]
-        self.steps, self.finished = head[:, kernels.STEPS], head[:, kernels.FINISHED]
-        self._config = np.array(
-            [
-                *domain.rules,
-                options.limit,
-                options.reward == "shaped",
-                options.dead_end == "absorb",
-                options.refuse_illegal,
-            ],
-            np.int64,
-        )
-        self._terms = np.array([options.gamma])
-        self._spec, self._peers = domain.spec, self._rows.peers
-        state = (*self._rows.boards, head, self._peers, self._config, self._terms)
-        self.step_one = partial(kernels.step_one, *state)
+        self._rows = rows = _Rows(domain, num_envs, options)
+        self._pool = _ready_pool(domain, pool, options)
+        self._gamma, self._spec = float(options.gamma), domain.spec
+        self.instances, self.plans, self.masks = rows.boards
+        rows.counters[:, kernels.FINISHED] = 1
+        self.streams = rows.counters.view(np.uint64)[:, kernels.STREAM]
+        self.samplers = rows.counters.view(np.uint64)[:, kernels.SAMPLER]
+        self.steps = rows.counters[:, kernels.STEPS]
+        self.finished = rows.counters[:, kernels.FINISHED]
+        self._no_finals = _finals(0, domain.spec)
+        self.step_one = partial(kernels.step_one, rows.head, self._gamma)
         """Step the only environment; see `Engine.step_one`."""
 
     def load(self, index: NDArray[np.int64], instances: Int8Array, plans: Int8Array) -> None:
@@ -58,17 +47,21 @@ class SudokuEngine:
 
     def draw(self, index: NDArray[np.int64]) -> None:
         """Reset environments `index` to instances drawn from the pool."""
-        index = np.ascontiguousarray(index, np.int64)
-        kernels.draw_all(*self._arguments(), index)
+        rows, pool = self._rows, self._pool
+        kernels.draw_all(rows.head, rows.data, index, pool.instances, pool.rows.head)
 
     def step(self, actions: NDArray[np.int64], autoreset: int, out: StepArrays) -> Finals | None:
         """Take one action in every environment; see `Engine.step`."""
-        num_envs = len(actions)
-        room = num_envs if autoreset == SAME_STEP else 0
-        finals = StepArrays.empty(room, self._spec)
-        index = np.empty(room, np.int64)
+        rows, pool = self._rows, self._pool
+        index, finals = self._no_finals
+        if autoreset == SAME_STEP:
+            index, finals = _finals(len(actions), self._spec)
         num_final, reason = kernels.step_all(
-            *self._arguments(),
+            rows.head,
+            rows.data,
+            self._gamma,
+            pool.instances,
+            pool.rows.head,
             actions,
             autoreset,
             out.arrays(),
@@ -83,64 +76,82 @@ class SudokuEngine:
 
     def observe(self, out: StepArrays) -> None:
         """Fill `out` with the current states: no reward, no flags."""
-        kernels.observe_all(*self._rows.boards[:3], self._rows.head, out.arrays())
+        kernels.observe_all(self._rows.head, self._rows.data, out.arrays())
 
     def sample(self) -> NDArray[np.int64]:
         """A uniformly drawn legal action an environment; -1 where there is none."""
         actions = np.empty(len(self.plans), np.int64)
-        kernels.sample_all(self.masks, self._rows.head, actions)
+        kernels.sample_all(self._rows.head, self._rows.data, actions)
         return actions
 
-    def _arguments(self) -> tuple[Any, ...]:
-        rows, pool = self._rows, self._pool
-        state = (rows.boards, rows.head, pool.instances, pool.rows.boards, pool.rows.head)
-        return (*state, self._peers, self._config, self._terms)
+
+def _finals(room: int, spec: DomainSpec) -> tuple[NDArray[np.int64], StepArrays]:
+    """Memory for final states: which environments, and their outcomes."""
+    return np.empty(room, np.int64), StepArrays.empty(room, spec)
 
 
 class _Rows:
-    """Boards and caches of a number of plans."""
+    """The memory of a number of environments."""
 
-    def __init__(self, domain: Sudoku, num: int) -> None:
-        cells, side = domain.spec.num_cells, domain.side
-        counted = not (domain.edits == "fill" and domain.mask == "constraint")
-        self.rules, self.peers = domain.rules, peers_of(side)
-        self.boards = (
-            np.zeros((num, cells), np.int8),  # instances
-            np.zeros((num, cells), np.int8),  # plans
-            np.zeros((num, domain.spec.num_actions), np.int8),  # legal edits
-            np.zeros((num, cells * side if counted else 0), np.int8),  # peers that show a digit
-            np.zeros((num, cells), np.int8),  # digits that no peer shows
+    def __init__(self, domain: Sudoku, num: int, options: EngineOptions) -> None:
+        cells, num_actions = domain.spec.num_cells, domain.spec.num_actions
+        width = row_bytes(domain) // 8
+        self.rules, self.peers = domain.rules, peers_of(domain.side)
+        table = np.zeros((num, width), np.int64)
+        self.head = table.reshape(-1)
+        self.data = self.head.view(np.int8)
+        self.counters = table[:, : kernels.HEAD]
+        """Shape [num, HEAD]; the engine's options fill its second part."""
+        self.counters[:, kernels.SIDE :] = (
+            *domain.rules,
+            options.limit,
+            options.reward == "shaped",
+            options.dead_end == "absorb",
+            options.refuse_illegal,
+            num_actions,
+            width,
         )
-        self.head = np.zeros((num, kernels.HEAD), np.int64)
+        ends = 8 * kernels.HEAD + np.cumsum([0, cells, cells, num_actions])
+        bytes_of = self.data.reshape(num, 8 * width)
+        self.boards = tuple(bytes_of[:, a:b] for a, b in pairwise(ends))
+        """Instances, plans and legal edits, shape [num, ...]."""
 
     def load(self, index: NDArray[np.int64], instances: Int8Array, plans: Int8Array) -> None:
+        """Put rows into given states."""
         index = np.ascontiguousarray(index, np.int64)
         instances = np.require(instances, np.int8, ("C", "W"))
         plans = np.require(plans, np.int8, ("C", "W"))
-        kernels.load_all(self.boards, self.head, self.peers, self.rules, index, instances, plans)
+        kernels.load_all(self.head, self.data, self.peers, self.rules, index, instances, plans)
 
 
 class _Pool:
-    """Instances to reset to with their caches ready, as far as these fit into `_POOL_BYTES`."""
+    """Instances to reset to, with their rows ready as far as these fit into `_POOL_BYTES`."""
 
-    def __init__(self, domain: Sudoku, instances: Int8Array) -> None:
+    def __init__(self, domain: Sudoku, instances: Int8Array, options: EngineOptions) -> None:
         self.source = instances
         self.instances = np.require(instances, np.int8, ("C", "W"))
-        a_row = _Rows(domain, 1)
-        num_bytes = len(instances) * sum(board.nbytes for board in a_row.boards)
-        num_ready = len(instances) if num_bytes <= _POOL_BYTES else 0
-        self.rows = _Rows(domain, num_ready)
-        ready = self.instances[:num_ready]
-        self.rows.load(np.arange(num_ready), ready, ready)
+        fits = len(instances) * row_bytes(domain) <= _POOL_BYTES
+        ready = self.instances if fits else self.instances[:0]
+        self.rows = _Rows(domain, len(ready), options)
+        self.rows.load(np.arange(len(ready)), ready, ready)
 
 
-_pools: WeakValueDictionary[tuple[Any, int], _Pool] = WeakValueDictionary()
+def row_bytes(domain: Sudoku) -> int:
+    """Memory of one environment, a multiple of a cache line."""
+    spec = domain.spec
+    num_bytes = 8 * kernels.HEAD + 3 * spec.num_cells + spec.num_actions
+    if not (domain.edits == "fill" and domain.mask == "constraint"):
+        num_bytes += spec.num_cells * spec.num_values
+    return -(-num_bytes // 64) * 64
 
 
-def _ready_pool(domain: Sudoku, instances: Int8Array) -> _Pool:
-    """Environments that share a domain and an array of instances share its pool."""
-    key = (domain, id(instances))
+_pools: WeakValueDictionary[Any, _Pool] = WeakValueDictionary()
+
+
+def _ready_pool(domain: Sudoku, instances: Int8Array, options: EngineOptions) -> _Pool:
+    """Environments with equal rules and options that share an array of instances share its pool."""
+    key = (domain, options, id(instances))
     pool = _pools.get(key)
     if pool is None or pool.source is not instances:
-        pool = _pools[key] = _Pool(domain, instances)
+        pool = _pools[key] = _Pool(domain, instances, options)
     return pool

@@ -1,17 +1,24 @@
 """Numba kernels of `plan_envs.sudoku_engine`: one step of one environment or of all of them.
 
-`boards` = (instances, plans, masks, counts, num_free), each [n, ...]; `head` int64 [n, HEAD] holds
-the counters of each environment; `config` = (`rules` of `sudoku_kernels`, limit, shaped?, absorb
-dead ends?, refuse illegal edits?). Under fill edits and the constraint mask the legal edits of a
-blank cell are its candidates, so `num_free` counts them and `counts` is empty.
+Everything that an environment knows lies in one row, so that a step of a single environment passes
+one array: HEAD integers (counters, then the engine's options), then as bytes its instance, plan,
+legal edits, number of free digits of each cell, and how many peers show each digit. The rows of all
+environments are one flat vector, `head` as int64 and `data` as int8; `at` is where a row begins in
+`head`. Under fill edits and the constraint mask the legal edits of a blank cell are its candidates,
+the free digits count these, and the last part is absent.
 """
 # mypy: ignore-errors
 
+from typing import Final
+
 import numpy as np
-from numba import njit
+from numba import njit, types
+from numba.core import cgutils
+from numba.extending import intrinsic
 
 from plan_envs.engine import FINISHED as REASON_FINISHED
 from plan_envs.engine import ILLEGAL, NEVER, NEXT_STEP, OUT_OF_RANGE, SAME_STEP
+from plan_envs.sudoku import peers_of
 from plan_envs.sudoku_kernels import (
     FILL,
     FULL,
@@ -26,335 +33,487 @@ from plan_envs.sudoku_kernels import (
     write_mask,
 )
 
-STREAM, SAMPLER, STEPS, FILLED, VIOLATIONS, ZERO, FINISHED, HEAD = 0, 1, 2, 3, 4, 5, 6, 8
-"""Columns of `head`, and their number."""
+STREAM, SAMPLER, STEPS, FINISHED, FILLED, VIOLATIONS, ZERO = range(7)
+SIDE, BOX_ROWS, EDITS, CONSTRAINT, TOKENS, LIMIT, SHAPED, ABSORB, REFUSE, ACTIONS, WIDTH = range(
+    7, 18
+)
+HEAD: Final = 18
+"""Integers at the beginning of a row, then their number."""
+
+PEERS: Final = np.zeros((4, 256, 39), np.uint8)
+"""Peers of each cell for the sides 4, 6, 9 and 16."""
+for _k, _side in enumerate((4, 6, 9, 16)):
+    _table = peers_of(_side)
+    PEERS[_k, : len(_table), : _table.shape[1]] = _table
+
+
+@intrinsic
+def borrowed(typingctx, array):
+    """The array without its reference count, good while the kernel's caller holds it.
+
+    Numba counts references of every array that a helper touches, atomically, also in inlined ones;
+    that took half of a step.
+    """
+    del typingctx
+
+    def codegen(context, builder, signature, args):
+        view = context.make_array(signature.args[0])(context, builder, value=args[0])
+        view.meminfo = cgutils.get_null_value(view.meminfo.type)
+        view.parent = cgutils.get_null_value(view.parent.type)
+        return view._getvalue()
+
+    return array(array), codegen
+
+
+@intrinsic
+def copy_bytes(typingctx, target, to, source, start, count):
+    """One memcpy between contiguous arrays, places in bytes; slices would copy byte by byte."""
+    del typingctx, to, start, count
+
+    def codegen(context, builder, signature, args):
+        first = []
+        for kind, array, place in zip(signature.args[:4:2], args[:4:2], args[1:4:2], strict=True):
+            data = context.make_array(kind)(context, builder, value=array).data
+            first.append(builder.gep(builder.bitcast(data, cgutils.voidptr_t), [place]))
+        cgutils.raw_memcpy(builder, *first, args[4], 1)
+        return context.get_dummy_value()
+
+    return types.void(target, types.int64, source, types.int64, types.int64), codegen
+
+
+@njit(cache=True, forceinline=True)
+def loans(out):
+    """The arrays of `StepArrays.arrays()`, borrowed."""
+    return (
+        borrowed(out[0]),
+        borrowed(out[1]),
+        borrowed(out[2]),
+        borrowed(out[3]),
+        borrowed(out[4]),
+        borrowed(out[5]),
+        borrowed(out[6]),
+        borrowed(out[7]),
+        borrowed(out[8]),
+        borrowed(out[9]),
+    )
+
+
+@njit(cache=True, forceinline=True)
+def offsets(at, side, tokens):
+    """Where in `data` a row's instance, plan, legal edits, free digits and counts begin."""
+    cells = side * side
+    instance = 8 * (at + HEAD)
+    mask = instance + 2 * cells
+    free = mask + cells * (side + 2 * tokens) + tokens
+    return instance, instance + cells, mask, free, free + cells
 
 
 @njit(cache=True)
-def load_all(boards, head, peers, rules, index, instances, plans):
+def load_all(head, data, peers, rules, index, instances, plans):
     """Put environments into given states and compute their caches."""
-    side = rules[0]
-    bits = np.empty(side * side, np.uint16)
-    lines = np.empty((4, side), np.uint16)
-    free = np.empty(side * side, np.uint16)
     for i in range(len(index)):
-        load(boards, head, peers, rules, index[i], instances[i], plans[i], bits, lines, free)
+        load(head, data, index[i] * head[WIDTH], peers, rules, instances[i], plans[i])
 
 
 @njit(cache=True)
-def load(boards, head, peers, rules, env, instance, plan, bits, lines, free):
+def load(head, data, at, peers, rules, instance, plan):
     """Put one environment into a given state."""
-    instances, own_plans, masks, counts, num_free = boards
-    instances[env] = instance
-    own_plans[env] = plan
-    cells = len(plan)
+    side = rules[0]
+    cells = side * side
+    bits = np.empty(cells, np.uint16)
+    lines = np.empty((4, side), np.uint16)
+    free = np.empty(cells, np.uint16)
+    o_instance, o_plan, o_mask, o_free, o_counts = offsets(at, side, rules[4])
+    data[o_instance:o_plan] = instance
+    data[o_plan:o_mask] = plan
     filled, violations, zero = survey(plan, rules, peers, bits, lines, free)
     solved = filled == cells and violations == 0 and keeps_givens(instance, plan)
-    write_mask(instance, plan, free, solved, rules, masks[env])
-    if counts.shape[1]:
-        tally(plan, peers, rules[0], counts[env], num_free[env])
-    else:
+    write_mask(instance, plan, free, solved, rules, data[o_mask:o_free])
+    if rules[2] == FILL and rules[3]:
         for cell in range(cells):
-            num_free[env, cell] = popcount(free[cell]) if plan[cell] == 0 else 0
-    head[env, STEPS] = 0
-    head[env, FILLED] = filled
-    head[env, VIOLATIONS] = violations
-    head[env, ZERO] = zero
-    head[env, FINISHED] = 0
+            data[o_free + cell] = popcount(free[cell]) if plan[cell] == 0 else 0
+    else:
+        counts = data[o_counts : o_counts + cells * side]
+        tally(plan, peers, side, counts, data[o_free:o_counts])
+    head[at + STEPS] = 0
+    head[at + FINISHED] = 0
+    head[at + FILLED] = filled
+    head[at + VIOLATIONS] = violations
+    head[at + ZERO] = zero
 
 
-@njit(cache=True)
-def next_word(head, env, column):
-    """Advance a splitmix64 stream; the same arithmetic as `plan_envs.engine.splitmix`."""
-    state = np.uint64(head[env, column]) + np.uint64(0x9E3779B97F4A7C15)
-    head[env, column] = np.int64(state)
+@njit(cache=True, forceinline=True)
+def next_word(head, at):
+    """Advance the splitmix64 state at `at`; the arithmetic of `plan_envs.engine.splitmix`."""
+    state = np.uint64(head[at]) + np.uint64(0x9E3779B97F4A7C15)
+    head[at] = np.int64(state)
     word = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     word = (word ^ (word >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return word ^ (word >> np.uint64(31))
 
 
-@njit(cache=True)
+@njit(cache=True, forceinline=True)
 def below(word, bound):
     """Uniform integer in 0..bound - 1 from a random word."""
     return np.int64(((word >> np.uint64(32)) * np.uint64(bound)) >> np.uint64(32))
 
 
-@njit(cache=True)
-def draw(boards, head, pool, pool_boards, pool_head, peers, config, env):
-    """Reset one environment to an instance of the pool."""
-    chosen = below(next_word(head, env, STREAM), len(pool))
-    if len(pool_head) == 0:
-        side = config[0]
-        rules = (side, config[1], config[2], config[3] == 1, config[4] == 1)
-        bits = np.empty(side * side, np.uint16)
-        lines = np.empty((4, side), np.uint16)
-        free = np.empty(side * side, np.uint16)
-        start = pool[chosen]
-        load(boards, head, peers, rules, env, start, start, bits, lines, free)
-        return
-    for k in range(5):
-        boards[k][env] = pool_boards[k][chosen]
-    for column in range(STEPS, HEAD):
-        head[env, column] = pool_head[chosen, column]
+@njit(cache=True, forceinline=True)
+def draw(head, data, at, pool, pool_head):
+    """Reset one environment to an instance of the pool; `pool_head` has its ready rows, if any."""
+    chosen = below(next_word(head, at + STREAM), len(pool))
+    width = head[at + WIDTH]
+    if len(pool_head):
+        first = chosen * width + STEPS
+        copy_bytes(head, 8 * (at + STEPS), pool_head, 8 * first, 8 * (width - STEPS))
+    else:
+        load_instance(head, data, at, pool[chosen])
 
 
 @njit(cache=True)
-def draw_all(boards, head, pool, pool_boards, pool_head, peers, config, terms, index):
+def load_instance(head, data, at, instance):
+    """Start one environment on an instance whose row is not ready."""
+    side = head[at + SIDE]
+    rules = (
+        side,
+        head[at + BOX_ROWS],
+        head[at + EDITS],
+        head[at + CONSTRAINT] == 1,
+        head[at + TOKENS] == 1,
+    )
+    which = (side > 4) + (side > 6) + (side > 9)
+    peers = PEERS[which, : side * side, : num_peers(side)].astype(np.int32)
+    load(head, data, at, peers, rules, instance, instance)
+
+
+@njit(cache=True)
+def draw_all(head, data, index, pool, pool_head):
     """Reset environments to instances of the pool."""
+    head, data = borrowed(head), borrowed(data)
     for i in range(len(index)):
-        draw(boards, head, pool, pool_boards, pool_head, peers, config, index[i])
+        draw(head, data, index[i] * head[WIDTH], pool, pool_head)
 
 
-@njit(cache=True)
-def fill_cell(mask, num_free, head, peers, side, tokens, plan, cell, value):
+@njit(cache=True, forceinline=True)
+def num_peers(side):
+    """Cells that share a row, column or box with a cell."""
+    box_rows = 2 if side < 9 else 3 if side == 9 else 4
+    return 2 * (side - 1) + (box_rows - 1) * (side // box_rows - 1)
+
+
+@njit(cache=True, forceinline=True)
+def fill_cell(head, data, at, side, tokens, cell, value):
     """A legal edit under fill edits and the constraint mask: peers lose a candidate, no more."""
-    stride = side + 2 if tokens else side
-    shift = 2 if tokens else 0
-    plan[cell] = value
-    first = cell * stride + shift
+    stride = side + 2 * tokens
+    _, o_plan, o_mask, o_free, _ = offsets(at, side, tokens)
+    o_mask += 2 * tokens
+    which = (side > 4) + (side > 6) + (side > 9)
+    data[o_plan + cell] = value
+    first = o_mask + cell * stride
     for digit in range(side):
-        mask[first + digit] = 0
+        data[first + digit] = 0
     starved = 0
-    for k in range(peers.shape[1]):
-        peer = np.uint64(peers[cell, k])
-        at = peer * np.uint64(stride) + np.uint64(shift + value - 1)
-        lost = mask[at]
-        mask[at] = 0
-        left = num_free[peer] - lost
-        num_free[peer] = left
+    o_mask += value - 1
+    for k in range(num_peers(side)):
+        peer = PEERS[which, cell, k]
+        lost = data[o_mask + peer * stride]
+        left = data[o_free + peer] - lost
+        data[o_mask + peer * stride] = 0
+        data[o_free + peer] = left
         starved += lost & (left == 0)
-    head[FILLED] += 1
-    head[ZERO] += starved
+    head[at + FILLED] += 1
+    head[at + ZERO] += starved
 
 
-@njit(cache=True)
-def put(instance, plan, mask, counts, num_free, head, peers, rules, cell, value):
+@njit(cache=True, forceinline=True)
+def put(head, data, at, side, edits, constraint, tokens, cell, value):
     """A legal edit of any edit set under any mask; `value` 0 erases."""
-    side, _, edits, constraint, tokens = rules
-    stride = side + 2 if tokens else side
-    shift = 2 if tokens else 0
-    old = plan[cell]
-    plan[cell] = value
+    stride = side + 2 * tokens
+    o_instance, o_plan, o_mask, o_free, o_counts = offsets(at, side, tokens)
+    o_digits = o_mask + 2 * tokens
+    which = (side > 4) + (side > 6) + (side > 9)
+    old = data[o_plan + cell]
+    data[o_plan + cell] = value
+    filled, violations, zero = head[at + FILLED], head[at + VIOLATIONS], head[at + ZERO]
+    unfree = data[o_free + cell] == 0
     if old > 0:
-        head[VIOLATIONS] -= counts[cell * side + old - 1]
-        head[FILLED] -= 1
-    elif num_free[cell] == 0:
-        head[ZERO] -= 1
+        violations -= data[o_counts + cell * side + old - 1]
+        filled -= 1
+    else:
+        zero -= unfree
     if value > 0:
-        head[VIOLATIONS] += counts[cell * side + value - 1]
-        head[FILLED] += 1
-    elif num_free[cell] == 0:
-        head[ZERO] += 1
-    for k in range(peers.shape[1]):
-        peer = peers[cell, k]
-        shown = plan[peer]
-        open_cell = instance[peer] == 0 and (shown == 0 or edits != FILL)
+        violations += data[o_counts + cell * side + value - 1]
+        filled += 1
+    else:
+        zero += unfree
+    for k in range(num_peers(side)):
+        peer = np.int64(PEERS[which, cell, k])
+        shown = data[o_plan + peer]
+        blank = shown == 0
+        open_cell = data[o_instance + peer] == 0 and (blank or edits != FILL)
         if old > 0:
-            at = peer * side + old - 1
-            counts[at] -= 1
-            if counts[at] == 0:
-                num_free[peer] += 1
-                head[ZERO] -= shown == 0 and num_free[peer] == 1
+            i = o_counts + peer * side + old - 1
+            data[i] -= 1
+            if data[i] == 0:
+                data[o_free + peer] += 1
+                zero -= blank and data[o_free + peer] == 1
                 if constraint:
-                    mask[peer * stride + shift + old - 1] = open_cell and shown != old
+                    data[o_digits + peer * stride + old - 1] = open_cell and shown != old
         if value > 0:
-            at = peer * side + value - 1
-            if counts[at] == 0:
-                num_free[peer] -= 1
-                head[ZERO] += shown == 0 and num_free[peer] == 0
+            i = o_counts + peer * side + value - 1
+            if data[i] == 0:
+                data[o_free + peer] -= 1
+                zero += blank and data[o_free + peer] == 0
                 if constraint:
-                    mask[peer * stride + shift + value - 1] = 0
-            counts[at] += 1
-    first = cell * stride + shift
+                    data[o_digits + peer * stride + value - 1] = 0
+            data[i] += 1
+    first = o_digits + cell * stride
     for digit in range(side):
-        free = not constraint or counts[cell * side + digit] == 0
-        mask[first + digit] = free and edits != FILL and digit + 1 != value
+        free = not constraint or data[o_counts + cell * side + digit] == 0
+        data[first + digit] = free and edits != FILL and digit + 1 != value
     if edits == FULL:
-        mask[first - 1] = value > 0
-        solved = head[FILLED] == len(plan) and head[VIOLATIONS] == 0
-        mask[len(mask) - 1] = not solved
+        data[first - 1] = value > 0
+        data[o_free - 1] = not (filled == side * side and violations == 0)
+    head[at + FILLED], head[at + VIOLATIONS], head[at + ZERO] = filled, violations, zero
 
 
-@njit(cache=True, inline="always")
-def points(head):
+@njit(cache=True, forceinline=True)
+def points(head, at):
     """Score of the plan."""
-    return head[FILLED] - 2 * head[VIOLATIONS] - 5 * head[ZERO]
+    return head[at + FILLED] - 2 * head[at + VIOLATIONS] - 5 * head[at + ZERO]
 
 
-@njit(cache=True)
-def take(instance, plan, mask, counts, num_free, head, peers, config, terms, action):
+@njit(cache=True, forceinline=True)
+def take(head, data, at, side, edits, constraint, tokens, gamma, action):
     """One action that is in range: (reward, terminated, truncated, illegal)."""
-    side, edits, constraint, tokens = config[0], config[2], config[3] == 1, config[4] == 1
-    cells = len(plan)
-    before = phi(points(head), cells)
-    illegal = mask[action] == 0
+    cells = side * side
+    before = phi(points(head, at), cells)
+    _, _, o_mask, o_free, _ = offsets(at, side, tokens)
+    illegal = data[o_mask + action] == 0
     ended = False
     solved = False
     if not illegal:
-        rules = (side, config[1], edits, constraint, tokens)
-        cell, value = decode(action, rules)
+        cell, value = decode(action, (side, 0, edits, constraint, tokens == 1))
         if value == -2:  # STOP
             ended = True
         else:
             if edits == FILL and constraint:
-                fill_cell(mask, num_free, head, peers, side, tokens, plan, cell, value)
+                fill_cell(head, data, at, side, tokens, cell, value)
             else:
-                put(instance, plan, mask, counts, num_free, head, peers, rules, cell, value)
-            filled, violations, zero = head[FILLED], head[VIOLATIONS], head[ZERO]
+                put(head, data, at, side, edits, constraint, tokens, cell, value)
+            filled, violations, zero = head[at + FILLED], head[at + VIOLATIONS], head[at + ZERO]
             solved = filled == cells and violations == 0
             ended = solved
             if edits == FILL:
-                ended |= config[7] == 1 and (zero > 0 or violations > 0)
+                ended |= head[ABSORB] == 1 and (zero > 0 or violations > 0)
                 ended |= filled == cells or (constraint and zero == cells - filled)
             elif edits == OVERWRITE and constraint and not solved:
-                ended = not mask.any()
-    worth = folded(solved, ended, before, phi(points(head), cells), terms[0], config[6] == 1)
-    head[STEPS] += 1
-    timeout = 0 < config[5] <= head[STEPS]
-    head[FINISHED] = ended or timeout
+                ended = not data[o_mask:o_free].any()
+    after = phi(points(head, at), cells)
+    worth = folded(solved, ended, before, after, gamma, head[SHAPED] == 1)
+    head[at + STEPS] += 1
+    timeout = 0 < head[LIMIT] <= head[at + STEPS]
+    head[at + FINISHED] = ended or timeout
     return worth, ended, timeout, illegal
 
 
 @njit(cache=True)
-def step_one(instances, plans, masks, counts, num_free, head, peers, config, terms, action):
+def step_one(head, gamma, action):
     """Step the only environment; see `plan_envs.engine.Engine.step_one`."""
-    mask = masks[0]
-    row = head[0]
+    head = borrowed(head)
+    data = borrowed(head.view(np.int8))
+    side, tokens = head[SIDE], head[TOKENS]
     reason = 0
-    if row[FINISHED] == 1:
+    if head[FINISHED] == 1:
         reason = REASON_FINISHED
-    elif not 0 <= action < len(mask):
+    elif not 0 <= action < head[ACTIONS]:
         reason = OUT_OF_RANGE
-    elif config[8] == 1 and mask[action] == 0:
+    elif head[REFUSE] == 1 and data[offsets(0, side, tokens)[2] + action] == 0:
         reason = ILLEGAL
     if reason:
         return 0.0, False, False, 1 + reason, 0.0, 0, False
+    edits, constraint = head[EDITS], head[CONSTRAINT] == 1
     worth, ended, timeout, illegal = take(
-        instances[0],
-        plans[0],
-        mask,
-        counts[0],
-        num_free[0],
-        row,
-        peers,
-        config,
-        terms,
-        action,
+        head, data, 0, side, edits, constraint, tokens, gamma, action
     )
-    solved = row[FILLED] == plans.shape[1] and row[VIOLATIONS] == 0
+    solved = head[FILLED] == side * side and head[VIOLATIONS] == 0
     code = 1 if illegal else 0
-    return worth, ended, timeout, code, float(points(row)), row[VIOLATIONS], solved
+    return worth, ended, timeout, code, float(points(head, 0)), head[VIOLATIONS], solved
+
+
+@njit(cache=True, forceinline=True)
+def observe(head, data, at, side, tokens, instance, plan, mask, score, pairs, solved, env):
+    """Write the current state of an environment into row `env` of the arrays."""
+    o_instance, o_plan, o_mask, o_free, _ = offsets(at, side, tokens)
+    cells, num_actions = o_plan - o_instance, o_free - o_mask
+    copy_bytes(instance, env * cells, data, o_instance, cells)
+    copy_bytes(plan, env * cells, data, o_plan, cells)
+    copy_bytes(mask, env * num_actions, data, o_mask, num_actions)
+    score[env] = points(head, at)
+    pairs[env] = head[at + VIOLATIONS]
+    solved[env] = head[at + FILLED] == side * side and head[at + VIOLATIONS] == 0
 
 
 @njit(cache=True)
-def observe(boards, head, env, out, at):
-    """Write the current state of an environment into row `at` of `out`."""
-    out[0][at] = boards[0][env]
-    out[1][at] = boards[1][env]
-    out[2][at] = boards[2][env]
-    row = head[env]
-    out[6][at] = points(row)
-    out[7][at] = row[VIOLATIONS]
-    out[8][at] = row[FILLED] == boards[1].shape[1] and row[VIOLATIONS] == 0
-
-
-@njit(cache=True)
-def observe_all(instances, plans, masks, head, out):
+def observe_all(head, data, out):
     """Write the current state of every environment into `out`: no reward, no flags."""
-    boards = (instances, plans, masks)
-    for env in range(len(head)):
-        observe(boards, head, env, out, env)
-        out[3][env] = 0.0
-        out[4][env] = out[5][env] = out[9][env] = False
+    head, data = borrowed(head), borrowed(data)
+    instance, plan, mask, reward, ended, timeout, score, pairs, solved, illegal = loans(out)
+    width, side, tokens = head[WIDTH], head[SIDE], head[TOKENS]
+    for env in range(len(reward)):
+        at = env * width
+        observe(head, data, at, side, tokens, instance, plan, mask, score, pairs, solved, env)
+        reward[env] = 0.0
+        ended[env] = timeout[env] = illegal[env] = False
 
 
 @njit(cache=True)
-def refuse(masks, head, config, actions, autoreset):
+def refuse(head, data, actions, autoreset):
     """(environment, reason) of the first action that must not be taken; reason 0 when all may."""
+    num_actions = head[ACTIONS]
+    outside = 0
     for env in range(len(actions)):
-        if head[env, FINISHED] and autoreset == NEXT_STEP:
+        outside |= not 0 <= actions[env] < num_actions
+    if outside == 0 and autoreset != NEVER and not head[REFUSE]:
+        return 0, 0
+    for env in range(len(actions)):
+        at = env * head[WIDTH]
+        if head[at + FINISHED] and autoreset == NEXT_STEP:
             continue
-        if head[env, FINISHED] and autoreset == NEVER:
+        if head[at + FINISHED] and autoreset == NEVER:
             return env, REASON_FINISHED
-        action = actions[env]
-        if not 0 <= action < masks.shape[1]:
+        if not 0 <= actions[env] < num_actions:
             return env, OUT_OF_RANGE
-        if config[8] and masks[env, action] == 0:
+        o_mask = offsets(at, head[SIDE], head[TOKENS])[2]
+        if head[REFUSE] and data[o_mask + actions[env]] == 0:
             return env, ILLEGAL
     return 0, 0
 
 
 @njit(cache=True)
-def step_all(
-    boards,
-    head,
-    pool,
-    pool_boards,
-    pool_head,
-    peers,
-    config,
-    terms,
-    actions,
-    autoreset,
-    out,
-    final_index,
-    finals,
-):
+def step_all(head, data, gamma, pool, pool_head, actions, autoreset, out, index, finals):
     """One step of every environment: (number of final states, 0), or (environment, reason)."""
-    env, reason = refuse(boards[2], head, config, actions, autoreset)
+    env, reason = refuse(head, data, actions, autoreset)
     if reason:
         return env, reason
-    instances, plans, masks, counts, num_free = boards
-    num_final = 0
-    for env in range(len(actions)):
-        worth, ended, timeout, illegal = 0.0, False, False, False
-        if head[env, FINISHED] and autoreset == NEXT_STEP:
-            draw(boards, head, pool, pool_boards, pool_head, peers, config, env)
-        else:
-            worth, ended, timeout, illegal = take(
-                instances[env],
-                plans[env],
-                masks[env],
-                counts[env],
-                num_free[env],
-                head[env],
-                peers,
-                config,
-                terms,
-                actions[env],
-            )
-            if (ended or timeout) and autoreset == SAME_STEP:
-                final_index[num_final] = env
-                observe(boards, head, env, finals, num_final)
-                finals[3][num_final] = worth
-                finals[4][num_final] = ended
-                finals[5][num_final] = timeout
-                finals[9][num_final] = illegal
-                num_final += 1
-                illegal = False
-                draw(boards, head, pool, pool_boards, pool_head, peers, config, env)
-        observe(boards, head, env, out, env)
-        out[3][env] = worth
-        out[4][env] = ended
-        out[5][env] = timeout
-        out[9][env] = illegal
+    side, edits, constraint, tokens = head[SIDE], head[EDITS], head[CONSTRAINT] == 1, head[TOKENS]
+    if side == 9 and edits == FILL and constraint and tokens == 0:
+        # the default 9x9 rules once more, as constants
+        num_final = step_rows(
+            head,
+            data,
+            (9, FILL, True, 0),
+            gamma,
+            pool,
+            pool_head,
+            actions,
+            autoreset,
+            out,
+            index,
+            finals,
+        )
+    else:
+        num_final = step_rows(
+            head,
+            data,
+            (side, edits, constraint, tokens),
+            gamma,
+            pool,
+            pool_head,
+            actions,
+            autoreset,
+            out,
+            index,
+            finals,
+        )
     return num_final, 0
 
 
+@njit(cache=True, forceinline=True)
+def step_rows(head, data, rules, gamma, pool, pool_head, actions, autoreset, out, index, finals):
+    """The loop of `step_all`: the number of final states.
+
+    Tuples are unpacked before the loop: taking an array out of one counts a reference.
+    """
+    head, data, actions = borrowed(head), borrowed(data), borrowed(actions)
+    pool, pool_head = borrowed(pool), borrowed(pool_head)
+    instance, plan, mask, reward, ended, timeout, score, pairs, solved, illegal = loans(out)
+    instance_, plan_, mask_, reward_, ended_, timeout_, score_, pairs_, solved_, illegal_ = loans(
+        finals
+    )
+    side, edits, constraint, tokens = rules
+    num_final = 0
+    width = head[WIDTH]
+    for env in range(len(actions)):
+        at = env * width
+        if head[at + FINISHED] and autoreset == NEXT_STEP:
+            draw(head, data, at, pool, pool_head)
+            reward[env] = 0.0
+            ended[env] = timeout[env] = illegal[env] = False
+        else:
+            worth, end, late, refused = take(
+                head, data, at, side, edits, constraint, tokens, gamma, actions[env]
+            )
+            reward[env] = worth
+            ended[env] = end
+            timeout[env] = late
+            illegal[env] = refused
+            if (end or late) and autoreset == SAME_STEP:
+                index[num_final] = env
+                reward_[num_final] = worth
+                ended_[num_final] = end
+                timeout_[num_final] = late
+                illegal_[num_final] = refused
+                observe(
+                    head,
+                    data,
+                    at,
+                    side,
+                    tokens,
+                    instance_,
+                    plan_,
+                    mask_,
+                    score_,
+                    pairs_,
+                    solved_,
+                    num_final,
+                )
+                num_final += 1
+                illegal[env] = False
+                draw(head, data, at, pool, pool_head)
+        observe(head, data, at, side, tokens, instance, plan, mask, score, pairs, solved, env)
+    return num_final
+
+
+@njit(cache=True, forceinline=True)
+def count_ones(data, start, stop):
+    """Sum of 0/1 bytes; unsigned places let the loop run on vectors."""
+    total = np.int64(0)
+    for i in range(np.uint64(start), np.uint64(stop)):
+        total += data[i]
+    return total
+
+
 @njit(cache=True)
-def sample_all(masks, head, actions):
+def sample_all(head, data, actions):
     """Draw a legal action an environment, uniformly; -1 where there is none."""
-    for env in range(len(masks)):
-        mask = masks[env]
-        total = 0
-        for action in range(len(mask)):
-            total += mask[action]
-        word = next_word(head, env, SAMPLER)
-        rank = below(word, max(total, 1))
-        actions[env] = -1
-        for action in range(len(mask)):
-            if mask[action]:
-                if rank == 0:
-                    actions[env] = action
-                    break
-                rank -= 1
+    head, data = borrowed(head), borrowed(data)
+    for env in range(len(actions)):
+        at = env * head[WIDTH]
+        _, _, o_mask, o_free, _ = offsets(at, head[SIDE], head[TOKENS])
+        total = count_ones(data, o_mask, o_free)
+        rank = below(next_word(head, at + SAMPLER), max(total, 1))
+        if total == 0:
+            actions[env] = -1
+            continue
+        first = o_mask
+        while True:  # skip blocks of 32 actions, then look for the action in its block
+            ones = count_ones(data, first, min(first + 32, o_free))
+            if rank < ones:
+                break
+            rank -= ones
+            first += 32
+        while rank > 0 or data[first] == 0:
+            rank -= data[first]
+            first += 1
+        actions[env] = first - o_mask
