@@ -249,16 +249,16 @@ class PureEngine:
         spec = self.domain.spec
         live = ~((self.finished == 1) & (autoreset == NEXT_STEP))
         self._refuse(actions, autoreset, live)
-        actions = np.where(live, actions, 0).astype(np.int32)
-        legal = self.masks[np.arange(len(actions)), actions] == 1
+        edits = np.where(live, actions, 0).astype(np.int32)
+        legal = self.masks[np.arange(len(edits)), edits] == 1
         before = self.domain.check(self.instances, self.plans)
-        edited = self.domain.edit(self.instances, self.plans, actions)
+        edited = self.domain.edit(self.instances, self.plans, edits)
         self.plans[live] = edited[live]
         after = self.domain.check(self.instances, self.plans)
         self.masks[:] = self.domain.action_mask(self.instances, self.plans)
         lost = after.dead & (self.options.dead_end == "absorb")
         stuck = ~self.masks.any(axis=1)
-        absorbed = legal & (after.solved | self.domain.is_stop(actions) | lost | stuck)
+        absorbed = legal & (after.solved | self.domain.is_stop(edits) | lost | stuck)
         reward = edit_reward(
             potential(before.score, spec.max_score),
             potential(after.score, spec.max_score),

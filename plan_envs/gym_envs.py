@@ -7,7 +7,7 @@ seeds, autoreset, rendering. Vector environment i equals a single environment se
 
 import operator
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Final, Literal
+from typing import Any, Final, Literal
 
 import gymnasium as gym
 import numpy as np
@@ -36,7 +36,6 @@ from plan_envs.instances import InstanceSet
 
 Observation = dict[str, Int8Array]
 """Keys instance, plan, action_mask."""
-RenderFrame = str | NDArray[np.uint8] | None
 Illegal = Literal["noop", "raise"]
 
 _RENDER: Final = {"render_modes": ["ansi", "rgb_array", "human"], "render_fps": 8}
@@ -45,10 +44,11 @@ _AUTORESET: Final = {
     AutoresetMode.NEXT_STEP: NEXT_STEP,
     AutoresetMode.SAME_STEP: SAME_STEP,
 }
+_VECTOR_METADATA: Final = {**_RENDER, "autoreset_mode": AutoresetMode.NEXT_STEP}
 _INFO_KEYS: Final = ("action_mask", "score", "solved", "violations", "illegal_action")
 
 
-class PlanEditEnv(gym.Env[Observation, int]):
+class PlanEditEnv(gym.Env[Any, Any]):
     """Edit a plan until a checker accepts it.
 
     ## Description
@@ -162,11 +162,26 @@ class PlanEditEnv(gym.Env[Observation, int]):
         self._engine = make_engine(
             self.task.domain, 1, self.instances.instances, self.engine_options
         )
-        self._instance, self._plan, self._mask = (
-            boards[0] for boards in (self._engine.instances, self._engine.plans, self._engine.masks)
-        )
-        self._step_one = self._engine.step_one
         self._state = StepArrays.empty(1, spec)
+        self._bind()
+
+    def _bind(self) -> None:
+        """Take the engine's live boards and its step function, to save look-ups in `step`."""
+        engine = self._engine
+        self._instance, self._plan = engine.instances[0], engine.plans[0]
+        self._mask: Int8Array = engine.masks[0]
+        self._step_one = engine.step_one
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Copies and pickles leave out what `_bind` and `render` make anew."""
+        bound = {"_instance", "_plan", "_mask", "_step_one"}
+        state = {name: value for name, value in vars(self).items() if name not in bound}
+        return {**state, "_window": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Restore a copy."""
+        vars(self).update(state)
+        self._bind()
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -221,7 +236,8 @@ class PlanEditEnv(gym.Env[Observation, int]):
 
     def action_masks(self) -> NDArray[np.bool_]:
         """Legal edits of the current plan, bool [action] (what MaskablePPO asks for)."""
-        return self._mask.copy().view(np.bool_)
+        masks: NDArray[np.bool_] = self._mask.copy().view(np.bool_)
+        return masks
 
     def sample_legal(self, rng: np.random.Generator | None = None) -> int:
         """Draw a legal action uniformly, from the environment's own stream unless `rng` is given.
@@ -251,7 +267,7 @@ class PlanEditEnv(gym.Env[Observation, int]):
         self._seeded = _set_state(self.task.domain, self._engine, state)
         return self._observe()
 
-    def render(self) -> RenderFrame:  # type: ignore[override]
+    def render(self) -> Any:
         """The plan as text, image or in a window, as `render_mode` says."""
         if self.render_mode is None:
             gym.logger.warn("render() needs a render_mode, e.g. gym.make(id, render_mode='ansi')")
@@ -286,7 +302,7 @@ class PlanEditEnv(gym.Env[Observation, int]):
         }
 
 
-class PlanEditVectorEnv(VectorEnv[Observation, NDArray[np.int64], NDArray[Any]]):
+class PlanEditVectorEnv(VectorEnv[Any, Any, Any]):
     """Many plans edited side by side in one call; see `PlanEditEnv` for the MDP.
 
     Everything is a batch of what `PlanEditEnv` gives, by the conventions of Gymnasium's
@@ -307,7 +323,7 @@ class PlanEditVectorEnv(VectorEnv[Observation, NDArray[np.int64], NDArray[Any]])
         copy: False reuses the arrays that `step` returns.
     """
 
-    metadata: ClassVar[dict[str, Any]] = {**_RENDER, "autoreset_mode": AutoresetMode.NEXT_STEP}
+    metadata: dict[str, Any] = _VECTOR_METADATA
 
     def __init__(
         self,
@@ -341,7 +357,7 @@ class PlanEditVectorEnv(VectorEnv[Observation, NDArray[np.int64], NDArray[Any]])
             refuse_illegal=_refuses(illegal),
         )
         mode = AutoresetMode(autoreset_mode)
-        self.metadata = {**_RENDER, "autoreset_mode": mode}  # type: ignore[misc]
+        self.metadata = {**_RENDER, "autoreset_mode": mode}
         self.render_mode = _checked_mode(render_mode)
         if self.render_mode == "human":
             raise ValueError("render_mode 'human' shows one plan: use PlanEditEnv, or 'rgb_array'")
@@ -356,7 +372,7 @@ class PlanEditVectorEnv(VectorEnv[Observation, NDArray[np.int64], NDArray[Any]])
         pool = self.instances.instances
         self._engine = make_engine(self.task.domain, num_envs, pool, self.engine_options)
 
-    def reset(  # type: ignore[override]
+    def reset(
         self,
         *,
         seed: int | Sequence[int | None] | None = None,

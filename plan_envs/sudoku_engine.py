@@ -28,6 +28,7 @@ class SudokuEngine:
         self, domain: Sudoku, num_envs: int, pool: Int8Array, options: EngineOptions
     ) -> None:
         """Same arguments as `make_engine`; every environment starts finished, to be reset."""
+        self._arguments = (domain, num_envs, pool, options)
         self._rows = rows = _Rows(domain, num_envs, options)
         self._pool = _ready_pool(domain, pool, options)
         self._gamma, self._spec = float(options.gamma), domain.spec
@@ -40,6 +41,10 @@ class SudokuEngine:
         self._no_finals = _finals(0, domain.spec)
         self.step_one = partial(kernels.step_one, rows.head, self._gamma)
         """Step the only environment; see `Engine.step_one`."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Copies and pickles share no memory, and their views are views again."""
+        return _restore, (*self._arguments, self._rows.head.copy())
 
     def load(self, index: NDArray[np.int64], instances: Int8Array, plans: Int8Array) -> None:
         """Put environments `index` into given states at step 0."""
@@ -83,6 +88,13 @@ class SudokuEngine:
         actions = np.empty(len(self.plans), np.int64)
         kernels.sample_all(self._rows.head, self._rows.data, actions)
         return actions
+
+
+def _restore(*arguments: Any) -> SudokuEngine:
+    """An engine from its constructor's arguments and its memory."""
+    engine = SudokuEngine(*arguments[:-1])
+    engine._rows.head[:] = arguments[-1]
+    return engine
 
 
 def _finals(room: int, spec: DomainSpec) -> tuple[NDArray[np.int64], StepArrays]:
