@@ -1,8 +1,7 @@
 """The command line: what it prints, where, with which exit code, and what it does not import.
 
 Training and loading a policy have stand-ins here, so that each test takes milliseconds; run folders
-and environments are the real ones. The real trainer goes through the command line in test_trainer
-and in `make train`.
+and environments are the real ones. test_end_to_end.py has the real trainer.
 """
 
 import json
@@ -10,7 +9,7 @@ import subprocess
 import sys
 import types
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any
@@ -57,10 +56,25 @@ def call(capsys: pytest.CaptureFixture[str]) -> Call:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Recipe:
-    """The least recipe."""
+class Rollout:
+    """Only what the command line asks of it."""
 
-    depth: int = 2
+    plans: int = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class Schedule:
+    """Only what the command line asks of it."""
+
+    edits: int = 40
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """In place of `upi_trm.trainer.UpiRecipe`."""
+
+    rollout: Rollout = field(default_factory=Rollout)
+    schedule: Schedule = field(default_factory=Schedule)
 
 
 class StandIns:
@@ -109,7 +123,7 @@ def _stopper(instances: Any, plans: Any, mask: Any, rng: Any) -> Any:
 def stand_ins(monkeypatch: pytest.MonkeyPatch) -> StandIns:
     fake = StandIns()
     for name, functions in {
-        "trainer": {"train": fake.train, "resume": fake.resume},
+        "trainer": {"train": fake.train, "resume": fake.resume, "UpiRecipe": Recipe},
         "policy": {"load_policy": fake.load_policy, "task_of": fake.task_of},
     }.items():
         module = types.ModuleType(f"upi_trm.{name}")
@@ -247,7 +261,7 @@ def test_train_hands_its_words_to_the_trainer_and_shows_where_to_look_next(
     recipe.touch()
     outcome = call(
         *("train", "--env", "PlanEdit/Sudoku4x4-v0", "--recipe", recipe, "--out", out),
-        *("--set", "depth=3", "--set", "model.width=8", "--steps", "100", "--seed", "5"),
+        *("--set", "depth=3", "--set", "model.width=8", "--steps", "40", "--seed", "5"),
         *("--threads", "2", "--eval-num", "10"),
     )
     assert outcome.code == 0
@@ -258,7 +272,7 @@ def test_train_hands_its_words_to_the_trainer_and_shows_where_to_look_next(
         "env": "PlanEdit/Sudoku4x4-v0",
         "recipe_path": recipe,
         "overrides": ("depth=3", "model.width=8"),
-        "steps": 100,
+        "steps": 40,
         "seed": 5,
         "out": out,
     }
@@ -271,10 +285,18 @@ def test_train_hands_its_words_to_the_trainer_and_shows_where_to_look_next(
 def test_resume_hands_the_run_and_the_new_total_to_the_trainer(
     call: Call, stand_ins: StandIns, run_4x4: Path
 ) -> None:
-    outcome = call("train", "--resume", run_4x4, "--steps", "80", "--eval-num", "0")
+    outcome = call("train", "--resume", run_4x4, "--steps", "45", "--eval-num", "0")
     assert outcome.code == 0
     assert stand_ins.calls[0]["resume"] == run_4x4
-    assert stand_ins.calls[0]["steps"] == 80
+    assert stand_ins.calls[0]["steps"] == 45
+
+
+def test_a_training_that_a_signal_stopped_ends_without_evaluation(
+    call: Call, stand_ins: StandIns, run_4x4: Path
+) -> None:
+    outcome = call("train", "--resume", run_4x4, "--steps", "400")  # the stand-in stays at 40
+    assert outcome.code == 0
+    assert outcome.out == ""
 
 
 # Eval.
@@ -332,7 +354,7 @@ def test_solve_prints_the_grid_and_succeeds(call: Call, run_4x4: Path) -> None:
     outcome = call("solve", EASY_4X4, "--run", run_4x4)
     assert outcome.code == 0
     assert outcome.out.startswith("1 2 | 3 4\n")
-    assert "solved in 1 edits" in outcome.out
+    assert "solved in 1 edit" in outcome.out
 
 
 @pytest.mark.parametrize("way", ["file", "stdin"])
