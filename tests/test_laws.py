@@ -35,20 +35,28 @@ RULES = [pytest.param(domain, id=_name(domain)) for domain in _all_rules()]
 FEW_RULES = [rule for rule in RULES if "digits-overwrite" not in str(rule.id)]
 
 
-def _instances(domain: Sudoku, rng: np.random.Generator, num: int) -> Int8Array:
-    """Puzzles from nearly solved to nearly blank."""
+def _puzzles(domain: Sudoku, rng: np.random.Generator, num: int) -> tuple[Int8Array, Int8Array]:
+    """Puzzles from nearly solved to nearly blank, and a completion of each."""
     side = domain.side
     solved = sudoku_instances(side=side, num=num, seed=int(rng.integers(50)), blanks=(1, 1))
     boards = solved.solutions.copy()
     boards[rng.random(boards.shape) < rng.uniform(0.05, 0.95, (num, 1))] = 0
     boards[np.arange(num), rng.integers(0, side * side, num)] = 0
-    return boards
+    return boards, solved.solutions
 
 
 def _states(domain: Sudoku, seed: int, num: int = 4) -> testing.States:
+    """Half of them after random edits, half a solution with up to two cells blanked or wrong."""
     rng = np.random.default_rng(seed)
-    num = num if domain.side < 16 else 1
-    return testing.random_states(domain, _instances(domain, rng, num), rng, max_edits=12)
+    num = num if domain.side < 16 else 2
+    instances, solutions = _puzzles(domain, rng, num)
+    states = testing.random_states(domain, instances, rng, max_edits=12)
+    for row in range(num // 2):
+        states.plans[row] = solutions[row]
+        editable = np.flatnonzero(instances[row] == 0)
+        for cell in rng.choice(editable, rng.integers(0, 3)):
+            states.plans[row, cell] = rng.choice([0, rng.integers(0, domain.side + 1)])
+    return states
 
 
 def _peers(side: int, cell: int) -> list[int]:
@@ -108,7 +116,7 @@ def _legal_actions(domain: Sudoku, instance: Int8Array, plan: Int8Array) -> list
 def test_an_edit_touches_only_the_cell_it_names_and_givens_never_move(
     domain: Sudoku, seed: int
 ) -> None:
-    testing.check_edits(domain, _states(domain, seed, 2))
+    testing.check_edits(domain, _states(domain, seed))
 
 
 @pytest.mark.parametrize("domain", RULES)
@@ -121,14 +129,14 @@ def test_the_mask_equals_brute_force_legality(domain: Sudoku, seed: int) -> None
 
 @pytest.mark.parametrize("domain", RULES)
 @given(seed=SEEDS)
-@settings(max_examples=5)
+@settings(max_examples=10)
 def test_a_live_state_always_has_a_legal_edit(domain: Sudoku, seed: int) -> None:
     testing.check_live_states(domain, _states(domain, seed))
 
 
 @pytest.mark.parametrize("domain", RULES)
 @given(seed=SEEDS)
-@settings(max_examples=5)
+@settings(max_examples=10)
 def test_the_potential_lies_between_0_and_c_max(domain: Sudoku, seed: int) -> None:
     testing.check_potential(domain, _states(domain, seed, 16))
 
@@ -147,7 +155,7 @@ def test_a_batch_equals_its_rows_one_by_one(domain: Sudoku, seed: int) -> None:
     reward=st.sampled_from(["shaped", "sparse"]),
     dead_end=st.sampled_from(["absorb", "continue"]),
 )
-@settings(max_examples=8)
+@settings(max_examples=20)
 def test_successors_are_edit_and_check_one_by_one(
     domain: Sudoku, seed: int, gamma: float, reward: str, dead_end: str
 ) -> None:
@@ -190,11 +198,11 @@ def test_symmetries_commute_with_mask_edit_and_score(domain: Sudoku, seed: int) 
     dead_end=st.sampled_from(["absorb", "continue"]),
     limit=st.sampled_from([0, 9]),
 )
-@settings(max_examples=2)
+@settings(max_examples=5)
 def test_the_fast_engine_equals_the_engine_of_pure_functions(
     domain: Sudoku, seed: int, reward: str, dead_end: str, limit: int
 ) -> None:
-    pool = _instances(domain, np.random.default_rng(seed), 6)
+    pool, _ = _puzzles(domain, np.random.default_rng(seed), 6)
     options = EngineOptions(reward=reward, dead_end=dead_end, limit=limit)
     testing.check_engines(
         domain, pool, options, seed=seed, num_envs=5, steps=25 if domain.side < 16 else 8
@@ -211,7 +219,7 @@ def _episode(
 ) -> tuple[testing.Episode, float]:
     seed, gamma, dead_end = arguments
     rng = np.random.default_rng(seed)
-    instance = _instances(domain, rng, 1)[0]
+    instance = _puzzles(domain, rng, 1)[0][0]
     episode = testing.play_episode(
         domain, instance, rng, gamma=gamma, dead_end=dead_end, limit=int(rng.integers(1, 40))
     )
@@ -220,18 +228,33 @@ def _episode(
 
 @pytest.mark.parametrize("domain", FEW_RULES)
 @given(arguments=EPISODES)
-@settings(max_examples=6)
+@settings(max_examples=12)
 def test_the_shaped_return_telescopes(domain: Sudoku, arguments: tuple[int, float, str]) -> None:
     testing.check_telescoping(*_episode(domain, arguments))
 
 
 @pytest.mark.parametrize("domain", FEW_RULES)
 @given(arguments=EPISODES)
-@settings(max_examples=6)
+@settings(max_examples=12)
 def test_both_conventions_for_the_absorbing_state_give_equal_returns(
     domain: Sudoku, arguments: tuple[int, float, str]
 ) -> None:
     testing.check_conventions(*_episode(domain, arguments))
+
+
+@pytest.mark.parametrize("domain", RULES)
+def test_the_random_states_meet_what_the_laws_are_about(domain: Sudoku) -> None:
+    """Solved plans, violations and cells without candidate, or the laws above would be idle."""
+    states = [_states(domain, seed, 8) for seed in range(30)]
+    instances = np.concatenate([batch.instances for batch in states])
+    plans = np.concatenate([batch.plans for batch in states])
+    verdict = domain.check(instances, plans)
+    zero = ((plans > 0).sum(axis=1) - 2 * verdict.violations - verdict.score) / 5
+    assert verdict.solved.any()
+    assert (verdict.violations > 0).any()
+    assert (zero > 0).any()
+    assert verdict.dead.any() == (domain.edits == "fill")
+    assert domain.successors(instances, plans).solved.any()
 
 
 def test_a_broken_domain_is_caught() -> None:
