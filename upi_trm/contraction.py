@@ -17,10 +17,6 @@ from torch import Tensor, nn
 
 from trm.blocks import GroupStructure, MLPMap, RelationalMap
 
-MAX_EXACT_VARIABLES = 4096
-"""Above this many variables the joint patterns are not enumerated; the sum of norms bounds
-instead."""
-
 
 class NotContractive(ValueError):  # noqa: N818  # the theory's word
     """The update map has no proven bound on its Lipschitz constant, or the bound is not below 1."""
@@ -37,47 +33,65 @@ def joint_patterns(structure: GroupStructure) -> tuple[tuple[bool, ...], ...] | 
     When the P_g commute they share eigenvectors, on each of which every P_g is 0 or 1; the operator
     norm of W_z + sum_g W_g P_g is then the maximum over these patterns S of ||W_z + sum_{g in S}
     W_g||. A pattern occurs when the trace of prod_{g in S} P_g prod_{g not in S} (1 - P_g) is
-    positive.
+    positive. A product of commuting P_g is the mean over the groups of its kinds joined into
+    connected components, so its trace is the number of these components.
 
     Returns:
-        The patterns that occur, or None where the projections do not commute, or there are too many
-        variables, or a kind has groups of unequal sizes (then only the sum of norms is a bound).
+        The patterns that occur, or None where the projections do not commute or a kind has groups
+        of unequal sizes (then only the sum of norms is a bound).
     """
-    count = structure.num_variables
-    sizes = structure.sizes.double().numpy()
-    if count > MAX_EXACT_VARIABLES or any(len(np.unique(row)) > 1 for row in sizes):
+    labels = structure.labels.cpu().numpy()
+    if any(len(np.unique(row)) > 1 for row in structure.sizes.cpu().numpy()):
         return None
-    labels = structure.labels.numpy()
-    means = [
-        (row[:, None] == row[None, :]) / size[:, None]
-        for row, size in zip(labels, sizes, strict=True)
-    ]
-    for a, b in itertools.combinations(means, 2):
-        product = a @ b
-        if not np.allclose(product, product.T, atol=1e-12):
-            return None
-    traces: dict[tuple[int, ...], float] = {}
-
-    def trace(subset: tuple[int, ...], product: NDArray[np.float64]) -> None:
-        traces[subset] = float(np.trace(product))
-        start = subset[-1] + 1 if subset else 0
-        for kind in range(start, len(means)):
-            trace((*subset, kind), product @ means[kind])
-
-    trace((), np.eye(count))
-    kinds = range(len(means))
+    kinds = range(len(labels))
+    joined: dict[tuple[int, ...], NDArray[np.int64]] = {(): np.arange(structure.num_variables)}
+    for size in range(1, len(labels) + 1):
+        for subset in itertools.combinations(kinds, size):
+            joined[subset] = _join(joined[subset[:-1]], labels[subset[-1]])
+    if not all(
+        _commute(labels[a], labels[b], joined[a, b]) for a, b in itertools.combinations(kinds, 2)
+    ):
+        return None
     found = []
-    for pattern in itertools.product((False, True), repeat=len(means)):
+    for pattern in itertools.product((False, True), repeat=len(labels)):
         inside = tuple(k for k in kinds if pattern[k])
         outside = [k for k in kinds if not pattern[k]]
         dimension = sum(
-            (-1) ** size * traces[tuple(sorted((*inside, *extra)))]
+            (-1) ** size * len(np.unique(joined[tuple(sorted((*inside, *extra)))]))
             for size in range(len(outside) + 1)
             for extra in itertools.combinations(outside, size)
         )
-        if dimension > 0.5:
+        if dimension > 0:
             found.append(pattern)
     return tuple(found)
+
+
+def _join(first: NDArray[np.int64], second: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Label of each variable's component when the groups of two partitions are joined."""
+    component = np.arange(len(first))
+    while True:
+        before = component
+        for label in (first, second):
+            lowest = np.full(len(label), len(label))
+            np.minimum.at(lowest, label, component)
+            component = lowest[label]
+        if np.array_equal(component, before):
+            return component
+
+
+def _commute(
+    first: NDArray[np.int64], second: NDArray[np.int64], component: NDArray[np.int64]
+) -> bool:
+    """Whether two group means commute: |A and B| |C| = |A| |B| where groups meet in component C."""
+    both = first * len(second) + second
+    size_a, size_b, size_c, size_both = map(_sizes, (first, second, component, both))
+    return np.array_equal(size_both * size_c, size_a * size_b)
+
+
+def _sizes(label: NDArray[np.int64]) -> NDArray[np.int64]:
+    """How many variables share each variable's label."""
+    _, inverse, count = np.unique(label, return_inverse=True, return_counts=True)
+    return count[inverse]
 
 
 def relational_norm(update: RelationalMap, patterns: tuple[tuple[bool, ...], ...] | None) -> float:
