@@ -736,6 +736,8 @@ def _set_state(domain: PlanDomain, engine: Any, state: Mapping[str, NDArray[Any]
             )
     instances, plans = values["instance"], values["plan"]
     domain.check(instances, plans)  # refuses values out of range
+    if ((instances > 0) & (plans != instances)).any():
+        raise ValueError("state['plan'] does not fit state['instance']: the plan changes a given")
     engine.load(np.arange(num_envs), instances, plans)
     engine.streams[:], engine.samplers[:] = values["stream"], values["sampler"]
     engine.steps[:], engine.finished[:] = values["steps"], values["finished"]
