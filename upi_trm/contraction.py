@@ -22,9 +22,13 @@ class NotContractive(ValueError):  # noqa: N818  # the theory's word
     """The update map has no proven bound on its Lipschitz constant, or the bound is not below 1."""
 
 
-def spectral_norm(weight: NDArray[np.float64]) -> float:
-    """Largest singular value by a full SVD; power iteration under-estimates and proves nothing."""
-    return float(np.linalg.svd(weight, compute_uv=False)[0])
+def spectral_norm(weight: Float[Tensor, "*batch rows columns"]) -> float:
+    """Largest singular value, of the largest matrix of a batch, in float64.
+
+    A full SVD: power iteration under-estimates and proves nothing. By torch, whose recorded number
+    of threads then fixes the rounding of clamped weights too (numpy's BLAS has threads of its own).
+    """
+    return float(torch.linalg.svdvals(weight.detach().double().cpu()).max())
 
 
 def joint_patterns(structure: GroupStructure) -> tuple[tuple[bool, ...], ...] | None:
@@ -97,21 +101,13 @@ def _sizes(label: NDArray[np.int64]) -> NDArray[np.int64]:
 def relational_norm(update: RelationalMap, patterns: tuple[tuple[bool, ...], ...] | None) -> float:
     """||W_z + sum_g sqrt(k) W_g P_g||: exact from joint patterns, else the sum of norms."""
     mix = update.mix
-    own = mix.own.detach().double().cpu().numpy()
-    sizes = update.structure.sizes.double().cpu().numpy()
-    grouped = mix.grouped.detach().double().cpu().numpy()
-    weights = [
-        np.sqrt(size.max()) * grouped[index]
-        for size, index in zip(sizes, mix.weight_of_kind, strict=True)
-    ]
+    own, grouped = (weight.detach().double().cpu() for weight in (mix.own, mix.grouped))
+    sqrt_k = update.structure.sizes.amax(dim=1).double().cpu().sqrt()
+    weights = sqrt_k[:, None, None] * grouped[mix.weight_of_kind]
     if patterns is None:
         return spectral_norm(own) + sum(spectral_norm(weight) for weight in weights)
-    return max(
-        spectral_norm(
-            own + sum((w for w, on in zip(weights, pattern, strict=True) if on), 0.0 * own)
-        )
-        for pattern in patterns
-    )
+    chosen = torch.tensor(patterns, dtype=torch.float64)
+    return spectral_norm(own + torch.einsum("pk,kio->pio", chosen, weights))
 
 
 class ContractionClamp:
@@ -147,8 +143,7 @@ class ContractionClamp:
                 weight.mul_(target / norm)
         else:
             for weight in (self.update.first, self.update.second):
-                norm = spectral_norm(weight.double().cpu().numpy())
-                weight.mul_(min(1.0, target**0.5 / norm))
+                weight.mul_(target**0.5 / max(target**0.5, spectral_norm(weight)))
         return self._certificate.bound()
 
 
@@ -170,10 +165,7 @@ class Certificate:
         """L_z: relu and Pi_R are 1-Lipschitz, so the z -> z weights alone decide."""
         if isinstance(self.update, RelationalMap):
             return relational_norm(self.update, self._patterns)
-        first, second = (
-            w.detach().double().cpu().numpy() for w in (self.update.first, self.update.second)
-        )
-        return spectral_norm(first) * spectral_norm(second)
+        return spectral_norm(self.update.first) * spectral_norm(self.update.second)
 
 
 def certificate(update: nn.Module) -> float:
