@@ -49,6 +49,7 @@ class GroupStructure(nn.Module):
         self.register_buffer(
             "labels", torch.stack(labels) if labels else empty.long(), persistent=False
         )
+        self.typical_scale = [float(size.mean()) ** -0.5 for size in sizes]
         self.register_buffer("sizes", torch.stack(sizes) if sizes else empty, persistent=False)
 
     def __len__(self) -> int:
@@ -79,8 +80,18 @@ class VariableBatch:
     ) -> "VariableBatch":
         """The rows of the variables where `active` is True."""
         state, variable = active.nonzero(as_tuple=True)
-        batch = len(active)
-        per_state = torch.tensor(structure.num_groups, device=active.device, dtype=torch.long)
+        return VariableBatch.of(structure, state, variable, batch=len(active))
+
+    @staticmethod
+    def of(
+        structure: GroupStructure,
+        state: Int[Tensor, " row"],
+        variable: Int[Tensor, " row"],
+        *,
+        batch: int,
+    ) -> "VariableBatch":
+        """The given variables; `state` must ascend."""
+        per_state = torch.tensor(structure.num_groups, device=state.device, dtype=torch.long)
         return VariableBatch(
             batch=batch,
             state=state,
@@ -131,20 +142,12 @@ class GroupLinear(nn.Module):
     ) -> None:
         """Draw weights N(0, gain^2 / in_channels) from `generator`; group weights too."""
         super().__init__()
-        unknown = sorted(set(tied) - set(structure.names))
-        if unknown:
-            raise ValueError(f"tied_groups names {unknown[0]!r}, groups are {structure.names}")
-        self.weight_of_kind = []
-        classes: list[str] = []
-        for name in structure.names:
-            key = "+".join(tied) if name in tied else name
-            if key not in classes:
-                classes.append(key)
-            self.weight_of_kind.append(classes.index(key))
+        self.weight_of_kind = _weight_classes(structure, tied)
+        classes = max(self.weight_of_kind, default=-1) + 1
         scale = gain * in_channels**-0.5
         self.own = nn.Parameter(torch.randn(in_channels, out_channels, generator=generator) * scale)
         self.grouped = nn.Parameter(
-            torch.randn(len(classes), in_channels, out_channels, generator=generator) * scale
+            torch.randn(classes, in_channels, out_channels, generator=generator) * scale
         )
         self.bias = nn.Parameter(torch.zeros(out_channels)) if bias else None
 
@@ -157,6 +160,61 @@ class GroupLinear(nn.Module):
             total = variables.group_sum(rows, kind) @ self.grouped[index]
             mixed = mixed + total[variables.group[kind]] * variables.group_scale[kind][:, None]
         return mixed
+
+
+class GroupReadout(nn.Module):
+    """What every constraint group holds, pooled over the groups of a state by mean and by maximum.
+
+    A group's features are the sum of its variables' latents, how many variables are present and how
+    many the plan has set. An empty group that nothing satisfies has no variable to speak for it:
+    only here, and only with the maximum, can one such group be seen among hundreds.
+    """
+
+    def __init__(
+        self,
+        structure: GroupStructure,
+        channels: int,
+        *,
+        tied: Sequence[str] = (),
+        generator: torch.Generator,
+    ) -> None:
+        """`channels` = size of a variable's latent, and of what is read from a group."""
+        super().__init__()
+        self.structure = structure
+        self.weight_of_kind = _weight_classes(structure, tied)
+        classes = max(self.weight_of_kind) + 1
+        scale = (channels + 2) ** -0.5
+        self.weight = nn.Parameter(
+            torch.randn(classes, channels + 2, channels, generator=generator) * scale
+        )
+        self.bias = nn.Parameter(torch.zeros(classes, channels))
+        self.out_features = 2 * classes * channels
+
+    def forward(
+        self,
+        rows: Float[Tensor, "row channel"],
+        variables: VariableBatch,
+        placed: VariableBatch,
+    ) -> Float[Tensor, "batch feature"]:
+        """`placed`: the variables that the plan has set."""
+        batch, channels = variables.batch, rows.shape[1]
+        classes = len(self.weight)
+        means: list[list[Tensor]] = [[] for _ in range(classes)]
+        maxima: list[list[Tensor]] = [[] for _ in range(classes)]
+        counted = torch.cat([rows, rows.new_ones(len(rows), 1)], dim=1)
+        one = rows.new_ones(len(placed.state), 1)
+        for kind, index in enumerate(self.weight_of_kind):
+            total = variables.group_sum(counted, kind) * self.structure.typical_scale[kind]
+            features = torch.cat([total, placed.group_sum(one, kind)], dim=1)
+            read = torch.relu(torch.addmm(self.bias[index], features, self.weight[index]))
+            read = read.view(batch, -1, channels)
+            means[index].append(read.mean(dim=1))
+            maxima[index].append(read.amax(dim=1))
+        return torch.cat(
+            [torch.stack(parts).mean(dim=0) for parts in means]
+            + [torch.stack(parts).amax(dim=0) for parts in maxima],
+            dim=1,
+        )
 
 
 class RelationalMap(nn.Module):
@@ -217,3 +275,18 @@ class MLPMap(nn.Module):
     ) -> Float[Tensor, "batch width"]:
         """One latent update."""
         return torch.relu(z @ self.first + injection) @ self.second
+
+
+def _weight_classes(structure: GroupStructure, tied: Sequence[str]) -> list[int]:
+    """Index of the weight that each kind of group uses: one a kind, the tied kinds share one."""
+    unknown = sorted(set(tied) - set(structure.names))
+    if unknown:
+        raise ValueError(f"tied_groups names {unknown[0]!r}, groups are {structure.names}")
+    classes: list[str] = []
+    used = []
+    for name in structure.names:
+        key = "+".join(tied) if name in tied else name
+        if key not in classes:
+            classes.append(key)
+        used.append(classes.index(key))
+    return used

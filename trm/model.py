@@ -14,7 +14,14 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from trm.blocks import GroupLinear, GroupStructure, MLPMap, RelationalMap, VariableBatch
+from trm.blocks import (
+    GroupLinear,
+    GroupReadout,
+    GroupStructure,
+    MLPMap,
+    RelationalMap,
+    VariableBatch,
+)
 from trm.recursion import unroll
 
 ILLEGAL_LOGIT = -1e9
@@ -95,6 +102,8 @@ class Encoding:
 
     injection: Float[Tensor, "row channel"]
     variables: VariableBatch | None
+    placed: VariableBatch | None
+    """The variables that the plan has set."""
     batch: int
 
 
@@ -149,7 +158,9 @@ class TinyRecursiveModel(nn.Module):
             self.embed = GroupLinear(self.structure, 3, width, tied=tied, generator=generator)
             self.inject = GroupLinear(self.structure, width, width, tied=tied, generator=generator)
             self.update = RelationalMap(self.structure, width, tied=tied, generator=generator)
-            self.value_hidden = _linear(2 * width, hidden, generator)
+            self.readout = GroupReadout(self.structure, width, tied=tied, generator=generator)
+            pooled = 2 * width + self.readout.out_features
+            self.value_hidden = _linear(pooled, hidden, generator)
             self.edit_hidden = _linear(width, hidden, generator)
             self.cell_hidden = _linear(width, hidden, generator, bias=False)
             self.pool_hidden = _linear(2 * width, hidden, generator, bias=False)
@@ -171,7 +182,9 @@ class TinyRecursiveModel(nn.Module):
             tokens = torch.cat([states.instance, states.plan], dim=1).long()
             one_hot = nn.functional.one_hot(tokens, self.shape.num_values + 1)
             flat = one_hot.flatten(1).to(self.embed_flat.weight.dtype)
-            return Encoding(injection=self.embed_flat(flat), variables=None, batch=len(states))
+            return Encoding(
+                injection=self.embed_flat(flat), variables=None, placed=None, batch=len(states)
+            )
         padded = nn.functional.pad(states.mask, (0, 1))
         legal = padded[:, self.write_action].bool()
         active = legal
@@ -190,8 +203,13 @@ class TinyRecursiveModel(nn.Module):
             dim=1,
         ).to(self.embed.own.dtype)
         hidden = torch.relu(self.embed(features, variables))
+        state, set_cell = states.plan.nonzero(as_tuple=True)
+        set_variable = set_cell * self.shape.num_values + states.plan[state, set_cell].long() - 1
         return Encoding(
-            injection=self.inject(hidden, variables), variables=variables, batch=len(states)
+            injection=self.inject(hidden, variables),
+            variables=variables,
+            placed=VariableBatch.of(self.structure, state, set_variable, batch=len(states)),
+            batch=len(states),
         )
 
     def step(
@@ -223,7 +241,10 @@ class TinyRecursiveModel(nn.Module):
 
     def value(self, z: Float[Tensor, "row channel"], encoding: Encoding) -> Float[Tensor, " batch"]:
         """V_psi(z): one number a state; the learner decides whether it is a score or a logit."""
-        pooled = z if encoding.variables is None else self._pooled(z, encoding.variables)
+        pooled = z
+        if encoding.variables is not None and encoding.placed is not None:
+            read = self.readout(z, encoding.variables, encoding.placed)
+            pooled = torch.cat([self._pooled(z, encoding.variables), read], dim=1)
         out: Tensor = self.value_out(torch.relu(self.value_hidden(pooled)))
         return out.squeeze(1)
 

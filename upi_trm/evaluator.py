@@ -38,6 +38,10 @@ class EvaluatorConfig:
     """Adam's step size."""
     replay_iterations: int = 4
     """Iterations whose transitions are replayed."""
+    control_variate: bool = True
+    """Subtract the centred advantage of every edit made from its reward in the targets: it has mean
+    zero under pi, so the target stays unbiased and loses most of its variance. Needs
+    improvement.advantage 'exact' and looks ahead from every state."""
 
     def __post_init__(self) -> None:
         """Check ranges."""

@@ -51,7 +51,8 @@ class ImprovementConfig:
     held_out: float = 0.1
     """Share of these states kept out of the distillation to measure its KL."""
     distil_kl: float = 1e-3
-    """Distillation stops when KL(pi_new || pi_phi) on held-out states falls below this..."""
+    """Distillation stops when KL(pi_new || pi_phi) on held-out states is at most this and at most a
+    tenth of KL(pi_new || pi), the step that was asked for..."""
     distil_passes: float = 12.0
     """...or after so many passes."""
     batch_size: int = 128
@@ -248,8 +249,9 @@ def distil(
     check = held_out.nonzero().flatten()
     check_states, check_target = states.select(check), target[check]
     kl_before = kl = mean_kl(model, check_states, check_target)
+    tolerance = min(config.distil_kl, 0.1 * kl_before)
     steps, done = 0, 0.0
-    while done < config.distil_passes and kl > config.distil_kl:
+    while done < config.distil_passes and kl > tolerance:
         for index in minibatches(
             len(train), batch_size=config.batch_size, passes=1.0, generator=generator
         ):

@@ -9,7 +9,7 @@ clock.
 import time
 from collections import deque
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import numpy as np
@@ -92,6 +92,14 @@ class LearnerConfig:
                 "improvement.candidate 'success_posterior' needs evaluator.value 'success', "
                 f"got {self.evaluator.value!r}"
             )
+        if self.evaluator.control_variate and (
+            self.improvement.advantage != "exact" or self.improvement.lookahead_states
+        ):
+            raise ValueError(
+                "evaluator.control_variate needs improvement.advantage 'exact' and"
+                f" lookahead_states 0, got {self.improvement.advantage!r} and"
+                f" {self.improvement.lookahead_states}"
+            )
 
 
 class UpiLearner:
@@ -138,11 +146,11 @@ class UpiLearner:
         fresh = roller.collect(
             self.probabilities, steps=steps, generator=self.actions, device=self.device
         )
-        self.replay.append(fresh)
         clock.mark("rollout")
-        metrics = self.fit_evaluator()
+        fresh, metrics = self.improve(fresh, clock)
+        self.replay.append(fresh)
+        metrics |= self.fit_evaluator()
         clock.mark("value")
-        metrics |= self.improve(fresh, clock)
         finished = fresh.terminated | fresh.truncated
         metrics["train_success"] = float(fresh.solved.sum() / max(1, finished.sum()))
         metrics["episodes"] = float(finished.sum())
@@ -177,8 +185,11 @@ class UpiLearner:
             losses.append(loss.detach())
         return {"value_loss": float(torch.stack(losses).mean()), "value_mean": float(target.mean())}
 
-    def improve(self, fresh: Transitions, clock: "_Clock") -> dict[str, float]:
-        """Phases 2 and 3: lookahead, centred advantages, candidate, mixture, distillation."""
+    def improve(self, fresh: Transitions, clock: "_Clock") -> tuple[Transitions, dict[str, float]]:
+        """Phases 2 and 3: lookahead, centred advantages, candidate, mixture, distillation.
+
+        Returns the transitions with the advantages of the edits made, and metrics.
+        """
         config = self.config.improvement
         total = fresh.action.size
         count = min(total, config.lookahead_states or total)
@@ -192,6 +203,7 @@ class UpiLearner:
             ahead = self.look_ahead(instances, plans)
             clock.mark("lookahead")
             advantage = centred_advantage(ahead.q, policy, ahead.mask)
+            fresh = self._with_advantage(fresh, order, advantage)
             phi = self.phi(fresh.score.ravel()[order])
             candidate = self.candidate(states, policy, ahead, advantage, phi)
             if config.state_weight == "value":
@@ -222,13 +234,26 @@ class UpiLearner:
         )
         clock.mark("distil")
         entropy = -torch.special.xlogy(policy, policy).sum(dim=1).mean()
-        return metrics | {
+        return fresh, metrics | {
             "kl": report.kl,
             "kl_asked": report.kl_before,
             "distil_steps": float(report.steps),
             "entropy": float(entropy),
             "certified_modulus": self.certified_modulus(),
         }
+
+    def _with_advantage(
+        self,
+        fresh: Transitions,
+        order: NDArray[np.int64],
+        advantage: Float[Tensor, "batch action"],
+    ) -> Transitions:
+        """The transitions with the centred advantage of each edit that was looked up."""
+        made = fresh.action.ravel()[order]
+        rows = np.arange(len(order))
+        known = np.zeros(fresh.action.size, np.float32)
+        known[order] = advantage.cpu().numpy()[rows, made]
+        return replace(fresh, advantage=known.reshape(fresh.action.shape))
 
     def candidate(
         self,
@@ -303,8 +328,11 @@ class UpiLearner:
         shape = past.action.shape
         states = self.states(_flat(past.instance), _flat(past.next_plan))
         next_value = self._values(model, states, past.next_score.ravel()).view(shape)
+        reward = past.reward
+        if self.config.evaluator.control_variate:
+            reward = reward - past.advantage
         return k_step_targets(
-            self._tensor(past.reward),
+            self._tensor(reward),
             next_value,
             self._tensor(past.terminated),
             self._tensor(past.truncated),

@@ -44,6 +44,8 @@ class Transitions:
     truncated: NDArray[np.bool_]
     solved: NDArray[np.bool_]
     """The edit solved the plan."""
+    advantage: NDArray[np.float32]
+    """Centred advantage of the edit under the policy that made it; 0 where it was not looked up."""
 
 
 def to_states(
@@ -95,7 +97,8 @@ class Roller:
             self.observation, self.info = after, info
             if done.any():
                 self._restart(done, info["solved"])
-        return Transitions(**{name: np.stack([row[name] for row in rows]) for name in rows[0]})
+        stacked = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+        return Transitions(**stacked, advantage=np.zeros_like(stacked["reward"]))
 
     def _restart(self, done: NDArray[np.bool_], solved: NDArray[np.bool_]) -> None:
         instances = self.observation["instance"].copy()
