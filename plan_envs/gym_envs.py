@@ -658,15 +658,15 @@ def _final_infos(finals: Finals, num_envs: int) -> dict[str, Any]:
     present = np.zeros(num_envs, np.bool_)
     present[finals.index] = True
     observations = np.full(num_envs, None, dtype=object)
-    for row, env in enumerate(finals.index):
-        observations[env] = {
-            key: array[row].copy() for key, array in _observation(finals.arrays).items()
-        }
+    ended = finals.arrays
+    rows = zip(finals.index.tolist(), ended.instance, ended.plan, ended.action_mask, strict=True)
+    for env, instance, plan, mask in rows:
+        observations[env] = {"instance": instance, "plan": plan, "action_mask": mask}
     info: dict[str, Any] = {}
     for key in _INFO_KEYS:
-        rows = getattr(finals.arrays, key)
-        info[key] = np.zeros((num_envs, *rows.shape[1:]), rows.dtype)
-        info[key][finals.index] = rows
+        values = getattr(ended, key)
+        info[key] = np.zeros((num_envs, *values.shape[1:]), values.dtype)
+        info[key][finals.index] = values
         info[f"_{key}"] = present
     return {
         "final_obs": observations,

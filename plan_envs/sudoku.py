@@ -6,13 +6,12 @@ numba calls each (`sudoku_kernels`). The shells and the learners stand on it; in
 `plan_envs.instances`.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, Final, Literal
 
 import numpy as np
-from numpy.typing import DTypeLike, NDArray
+from numpy.typing import NDArray
 
 from plan_envs import sudoku_kernels as kernels
 from plan_envs.domain import DeadEnd, DomainSpec, Int8Array, RewardKind, Successors, Verdict
@@ -148,11 +147,8 @@ class Sudoku:
         offsets = np.zeros(batch + 1, np.int64)
         kernels.count_successors(instances, plans, rules, peers, legal, facts, offsets)
         total = int(offsets[-1])
-        state, action, score, worth, solved, dead, terminated = _allocate(
-            total,
-            (np.int32, np.int32, np.float32, np.float32, np.bool_, np.bool_, np.bool_),
-            spare=kernels.TABLE_SIDE,
-        )
+        arrays = _allocate(total, spare=kernels.TABLE_SIDE)
+        state, action, score, worth, solved, dead, terminated = arrays
         plan = np.empty((total if with_plans else 0, cells), np.int8)
         fast = self.edits == "fill" and self.mask == "constraint"
         write = kernels.fill_constraint_successors if fast else kernels.general_successors
@@ -176,14 +172,14 @@ class Sudoku:
         )
         return Successors(
             offsets=offsets,
-            state=state[:total],
-            action=action[:total],
+            state=state,
+            action=action,
             plan=plan,
-            score=score[:total],
-            reward=worth[:total],
-            solved=solved[:total],
-            dead=dead[:total],
-            terminated=terminated[:total],
+            score=score,
+            reward=worth,
+            solved=solved,
+            dead=dead,
+            terminated=terminated,
         )
 
     def is_stop(self, actions: NDArray[np.int32]) -> NDArray[np.bool_]:
@@ -240,7 +236,8 @@ class Sudoku:
                 f"{name} must be int8 of shape [batch, {cells}], "
                 f"got {boards.dtype} of shape {list(boards.shape)}"
             )
-        boards = np.require(boards, requirements=("C", "W"))
+        if not (boards.flags.c_contiguous and boards.flags.writeable):
+            boards = np.require(boards, requirements=("C", "W"))
         if boards.size and boards.view(np.uint8).max() > self.side:
             wrong = boards[boards.view(np.uint8) > self.side][0]
             raise ValueError(f"{name} must hold 0..{self.side}, got {wrong}")
@@ -261,20 +258,32 @@ class Sudoku:
         return actions
 
 
-def _allocate(total: int, dtypes: Sequence[DTypeLike], *, spare: int) -> list[NDArray[Any]]:
-    """Fresh vectors of `total + spare` elements in one block of memory.
+_SUCCESSOR_DTYPES: Final = (
+    np.int32,
+    np.int32,
+    np.float32,
+    np.float32,
+    np.bool_,
+    np.bool_,
+    np.bool_,
+)
+_SUCCESSOR_SIZES: Final = (4, 4, 4, 4, 1, 1, 1)
 
-    With an allocation each, glibc hands the pages back to the kernel at every call; the page faults
-    then cost as much as the successors.
+
+def _allocate(total: int, *, spare: int) -> list[NDArray[Any]]:
+    """State, action, score, reward, solved, dead, terminated: fresh vectors in one block.
+
+    Behind each there is room for `spare` more elements. With an allocation for each, glibc hands
+    the pages back to the operating system at every call; the page faults then cost as much as the
+    successors do.
     """
-    length = -(-(total + spare) // 16) * 16
-    sizes = [length * np.dtype(dtype).itemsize for dtype in dtypes]
-    block = np.empty(sum(sizes), np.uint8)
-    ends = np.cumsum(sizes)
-    return [
-        block[end - size : end].view(dtype)
-        for end, size, dtype in zip(ends, sizes, dtypes, strict=True)
-    ]
+    length = (total + spare + 15) // 16 * 16
+    block = np.empty(length * sum(_SUCCESSOR_SIZES), np.uint8)
+    arrays, begin = [], 0
+    for dtype, size in zip(_SUCCESSOR_DTYPES, _SUCCESSOR_SIZES, strict=True):
+        arrays.append(np.ndarray(total, dtype, block, begin))
+        begin += length * size
+    return arrays
 
 
 def is_shaped(reward: RewardKind) -> bool:

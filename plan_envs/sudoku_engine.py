@@ -77,7 +77,8 @@ class SudokuEngine:
             raise Refusal(reason, num_final)
         if num_final == 0:
             return None
-        return Finals(index=index[:num_final], arrays=finals.at(slice(num_final)))
+        # copied, so that a caller who keeps final observations keeps no more than these
+        return Finals(index=index[:num_final], arrays=finals.at(np.arange(num_final)))
 
     def observe(self, out: StepArrays) -> None:
         """Fill `out` with the current states: no reward, no flags."""

@@ -12,7 +12,7 @@ the free digits count these, and the last part is absent.
 from typing import Final
 
 import numpy as np
-from numba import njit, types
+from numba import njit
 from numba.core import cgutils
 from numba.extending import intrinsic
 
@@ -23,6 +23,7 @@ from plan_envs.sudoku_kernels import (
     FILL,
     FULL,
     OVERWRITE,
+    copy_bytes,
     decode,
     folded,
     keeps_givens,
@@ -63,22 +64,6 @@ def borrowed(typingctx, array):
         return view._getvalue()
 
     return array(array), codegen
-
-
-@intrinsic
-def copy_bytes(typingctx, target, to, source, start, count):
-    """One memcpy between contiguous arrays, places in bytes; slices would copy byte by byte."""
-    del typingctx, to, start, count
-
-    def codegen(context, builder, signature, args):
-        first = []
-        for kind, array, place in zip(signature.args[:4:2], args[:4:2], args[1:4:2], strict=True):
-            data = context.make_array(kind)(context, builder, value=array).data
-            first.append(builder.gep(builder.bitcast(data, cgutils.voidptr_t), [place]))
-        cgutils.raw_memcpy(builder, *first, args[4], 1)
-        return context.get_dummy_value()
-
-    return types.void(target, types.int64, source, types.int64, types.int64), codegen
 
 
 @njit(cache=True, forceinline=True)

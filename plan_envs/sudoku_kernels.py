@@ -11,6 +11,7 @@ from typing import Final
 import numpy as np
 from llvmlite import ir
 from numba import njit, types
+from numba.core import cgutils
 from numba.extending import intrinsic
 
 FILL: Final = 0
@@ -49,6 +50,22 @@ def lowest(typingctx, bits):
         return builder.cttz(args[0], ir.Constant(ir.IntType(1), 1))
 
     return types.int64(types.int64), codegen
+
+
+@intrinsic
+def copy_bytes(typingctx, target, to, source, start, count):
+    """One memcpy between contiguous arrays, places in bytes; slices would copy byte by byte."""
+    del typingctx, to, start, count
+
+    def codegen(context, builder, signature, args):
+        first = []
+        for kind, array, place in zip(signature.args[:4:2], args[:4:2], args[1:4:2], strict=True):
+            data = context.make_array(kind)(context, builder, value=array).data
+            first.append(builder.gep(builder.bitcast(data, cgutils.voidptr_t), [place]))
+        cgutils.raw_memcpy(builder, *first, args[4], 1)
+        return context.get_dummy_value()
+
+    return types.void(target, types.int64, source, types.int64, types.int64), codegen
 
 
 @njit(cache=True)
@@ -101,9 +118,9 @@ def _survey(plan, side, box_rows, peers, bits, lines, free):
             shown = rows[row]
             for column in range(side):
                 cell = row * side + column
-                digits = every & ~(shown | line[column])
-                free[cell] = digits
-                zero += (digits | bits[cell]) == 0
+                free[cell] = every & ~(shown | line[column])
+    for cell in range(cells):
+        zero += (free[cell] | bits[cell]) == 0
     violations = 0
     if distinct != 3 * filled:
         for cell in range(cells):
@@ -360,8 +377,9 @@ def _fill_constraint_successors(
 
     A digit starves the peers whose only candidate it is, so most edits of a state share one
     outcome: it is streamed out first, then the peers of each naked single are corrected. The cell
-    itself was no zero-candidate cell, it had a legal digit. `action` has room for TABLE_SIDE spare
-    entries. Unsigned indices spare numba's test for negative ones, which doubles the speed here.
+    itself was no zero-candidate cell, it had a legal digit. Up to TABLE_SIDE entries are written
+    behind the end of `action`, into memory that is reserved for it. Unsigned indices spare numba's
+    test for negative ones, which doubles the speed here.
     """
     gamma, shaped, absorb = terms
     cells = side * side
@@ -370,6 +388,10 @@ def _fill_constraint_successors(
     singles = np.empty(cells + 1, np.uint8)
     start = np.empty(cells, np.uint64)
     starved = np.zeros(cells * side, np.int8)
+    hit = np.empty(num_peers + 1, np.uint8)
+    scores = np.empty(num_peers + 1, np.float32)
+    rewards = np.empty(num_peers + 1, np.float32)
+    ends = np.empty(num_peers + 1, np.bool_)
     for i in range(len(plans)):
         filled, violations, zero = facts[i, 0] + 1, facts[i, 1], facts[i, 2]
         before = phi(filled - 1 - 2 * violations - 5 * zero, cells)
@@ -409,27 +431,34 @@ def _fill_constraint_successors(
         solved[first:last] = done
         dead[first:last] = lost
         terminated[first:last] = ended
+        for more in range(1, min(np.int64(num_singles), num_peers) + 1):
+            points = filled - 2 * violations - 5 * (zero + more)
+            ends[more] = absorb or zero + more == cells - filled
+            scores[more] = points
+            after = phi(points, cells)
+            rewards[more] = folded(False, ends[more], before, after, gamma, shaped)
         for j in range(num_singles):
-            digit = lowest(np.int64(digits_of[singles[j]]))
-            below = (1 << digit) - 1
+            digit = np.uint64(lowest(np.int64(digits_of[singles[j]])))
+            below = (np.uint64(1) << digit) - np.uint64(1)
+            num_hit = np.uint64(0)
             for k in range(num_peers):
                 peer = np.uint64(peers[singles[j], k])
-                digits = np.int64(digits_of[peer])
-                if (digits >> digit) & 1:
-                    at = start[peer] + np.uint64(popcount(digits & below))
-                    place = at - np.uint64(first)
-                    starved[place] += 1
-                    more = zero + starved[place]
-                    points = filled - 2 * violations - 5 * more
-                    ended = absorb or more == cells - filled
-                    score[at] = points
-                    reward[at] = folded(False, ended, before, phi(points, cells), gamma, shaped)
-                    dead[at] = True
-                    terminated[at] = ended
+                hit[num_hit] = peer
+                num_hit += (np.uint64(digits_of[peer]) >> digit) & np.uint64(1)
+            for k in range(num_hit):
+                peer = np.uint64(hit[k])
+                at = start[peer] + np.uint64(popcount(np.uint64(digits_of[peer]) & below))
+                place = at - np.uint64(first)
+                more = np.uint64(starved[place] + 1)
+                starved[place] = more
+                score[at] = scores[more]
+                reward[at] = rewards[more]
+                dead[at] = True
+                terminated[at] = ends[more]
         starved[: last - first] = 0
         if len(plan):
             for row in range(first, last):
-                plan[row] = plans[i]
+                copy_bytes(plan, row * cells, plans, i * cells, cells)
                 cell = action[row] // stride
                 plan[row, cell] = action[row] - cell * stride - shift + 1
 
@@ -533,7 +562,7 @@ def general_successors(
                 dead[at] = lost
                 terminated[at] = ended
                 if len(plan):
-                    plan[at] = plans[i]
+                    copy_bytes(plan, at * cells, plans, i * cells, cells)
                     plan[at, cell] = value
                 at += 1
         if at < offsets[i + 1]:  # STOP
@@ -545,7 +574,7 @@ def general_successors(
             dead[at] = False
             terminated[at] = True
             if len(plan):
-                plan[at] = plans[i]
+                copy_bytes(plan, at * cells, plans, i * cells, cells)
 
 
 @njit(cache=True)

@@ -267,7 +267,7 @@ def test_illegal_actions_raise_when_asked_to() -> None:
     vector = PlanEditVectorEnv("sudoku9x9", num_envs=2, illegal="raise")
     masks = vector.reset(seed=0)[0]["action_mask"]
     actions = np.array([masks[0].argmax(), masks[1].argmin()])
-    with pytest.raises(ValueError, match="action .* in environment 1 is illegal"):
+    with pytest.raises(ValueError, match=r"action .* in environment 1 is illegal"):
         vector.step(actions)
     assert vector.get_state()["steps"].tolist() == [0, 0]
 
