@@ -8,7 +8,14 @@ from hypothesis import strategies as st
 from learner_cases import band_swap, generator, relabelling, structure_of, transposition
 from torch import Tensor
 
-from trm.blocks import GroupLinear, GroupStructure, MLPMap, RelationalMap, VariableBatch
+from trm.blocks import (
+    GroupLinear,
+    GroupReadout,
+    GroupStructure,
+    MLPMap,
+    RelationalMap,
+    VariableBatch,
+)
 
 SEEDS = st.integers(0, 10_000)
 
@@ -159,6 +166,51 @@ def test_group_linear_is_the_sum_of_own_and_group_means_times_sqrt_k(seed: int) 
         size = members.sum(dim=1, keepdim=True)
         wanted = wanted + size.sqrt() * (members / size @ rows) @ mix.grouped[kind]
     torch.testing.assert_close(mix(rows, full_batch(structure)), wanted)
+
+
+def test_readout_matches_a_loop_over_the_groups_empty_ones_too() -> None:
+    # Groups 0, 1 | 2, 3 of kind `pairs` and the one group of kind `all`, two states.
+    structure = GroupStructure({"pairs": [0, 0, 1, 1], "all": [0, 0, 0, 0]}, 4)
+    readout = GroupReadout(structure, 2, generator=generator(0))
+    with torch.no_grad():
+        readout.bias.copy_(torch.tensor([[0.5, -0.1], [0.2, 0.3]]))
+    active = torch.tensor([[1, 1, 0, 0], [1, 0, 1, 1]]) > 0
+    placed = torch.tensor([[0, 0, 0, 1], [0, 1, 0, 0]]) > 0
+    rows = torch.randn(5, 2, generator=generator(1))
+    dense = torch.zeros(2, 4, 2)
+    dense[active] = rows
+    wanted = []
+    for state in range(2):
+        means, maxima = [], []
+        for kind, groups in enumerate(([[0, 1], [2, 3]], [[0, 1, 2, 3]])):
+            read = []
+            for group in groups:
+                k = len(group)
+                present = float(active[state, group].sum())
+                total = torch.cat([dense[state, group].sum(dim=0), torch.tensor([present])])
+                filled = torch.tensor([float(placed[state, group].sum())])
+                features = torch.cat([total * k**-0.5, filled])
+                read.append(torch.relu(features @ readout.weight[kind] + readout.bias[kind]))
+            means.append(torch.stack(read).mean(dim=0))
+            maxima.append(torch.stack(read).amax(dim=0))
+        wanted.append(torch.cat(means + maxima))
+    got = readout(
+        rows, VariableBatch.select(structure, active), VariableBatch.select(structure, placed)
+    )
+    torch.testing.assert_close(got, torch.stack(wanted))
+    assert got.shape[1] == readout.out_features
+
+
+def test_tied_kinds_are_pooled_as_one_kind_in_the_readout() -> None:
+    structure = structure_of(4)
+    readout = GroupReadout(structure, 3, tied=("row", "column"), generator=generator())
+    z = torch.randn(64, 3, generator=generator(1))
+    variables = full_batch(structure)
+    order = variable_order(4, "transposition")
+    torch.testing.assert_close(
+        readout(z[order], variables, variables), readout(z, variables, variables)
+    )
+    assert readout.out_features == 2 * 3 * 3
 
 
 # --- Equivariance

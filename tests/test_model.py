@@ -168,15 +168,18 @@ def test_flat_model_does_not_commute_with_relabelling() -> None:
 
 
 @models
-def test_depth_zero_reads_the_initial_latent_and_sees_no_state(
-    config: dict[str, object],
-) -> None:
+def test_depth_zero_reads_the_initial_latent_which_is_zero(config: dict[str, object]) -> None:
     domain = Sudoku(4)
     states = random_states(domain, 5)
-    value, logits = small_model(domain, **config)(states, depth=0)
-    torch.testing.assert_close(value, value[:1].expand(5))
-    assert bool(logits.isfinite().all())
-    assert small_model(domain, depth=0, **config)(states)[0].isfinite().all()
+    model = small_model(domain, **config)
+    encoding = model.encode(states)
+    z = model.recur(encoding, depth=0)
+    assert torch.equal(z, torch.zeros_like(encoding.injection))
+    torch.testing.assert_close(model(states, depth=0)[0], model.value(z, encoding))
+    assert model(states, depth=0)[1].isfinite().all()
+    torch.testing.assert_close(
+        small_model(domain, depth=0, **config)(states), model(states, depth=0)
+    )
 
 
 @models
