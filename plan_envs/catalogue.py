@@ -15,7 +15,7 @@ from plan_envs.domain import PlanDomain
 from plan_envs.instances import InstanceSet, sudoku_instances
 from plan_envs.sudoku import Sudoku
 
-_POOL_SIZES: Final = {"sudoku16x16": 200}
+_POOL_SIZES: Final = {"sudoku16x16": 100}
 _POOL_SIZE: Final = 1000
 """Instances of a pool when a caller names no number: generated within a fraction of a second."""
 
@@ -48,7 +48,7 @@ class Task:
 
         Args:
             split: "train", "validation" or "test", disjoint up to symmetry.
-            num: number of instances; None = 1000 (200 for 16x16).
+            num: number of instances; None = 1000 (100 for 16x16).
             seed: seed of the generator.
             progress: show a progress bar on stderr.
             **options: instance options that replace the task's own, e.g. `givens=(30, 32)`.

@@ -38,6 +38,8 @@ class SudokuEngine:
         self.samplers = rows.counters.view(np.uint64)[:, kernels.SAMPLER]
         self.steps = rows.counters[:, kernels.STEPS]
         self.finished = rows.counters[:, kernels.FINISHED]
+        usual = domain == Sudoku(9, "digits", "fill", "constraint")
+        self._step_all: Any = kernels.step_all_9x9 if usual else kernels.step_all
         self._no_finals = _finals(0, domain.spec)
         self.step_one = partial(kernels.step_one, rows.head, self._gamma)
         """Step the only environment; see `Engine.step_one`."""
@@ -53,7 +55,7 @@ class SudokuEngine:
     def draw(self, index: NDArray[np.int64]) -> None:
         """Reset environments `index` to instances drawn from the pool."""
         rows, pool = self._rows, self._pool
-        kernels.draw_all(rows.head, rows.data, index, pool.instances, pool.rows.head)
+        kernels.draw_all(rows.head, rows.data, index, rows.peers, pool.instances, pool.rows.head)
 
     def step(self, actions: NDArray[np.int64], autoreset: int, out: StepArrays) -> Finals | None:
         """Take one action in every environment; see `Engine.step`."""
@@ -61,10 +63,11 @@ class SudokuEngine:
         index, finals = self._no_finals
         if autoreset == SAME_STEP:
             index, finals = _finals(len(actions), self._spec)
-        num_final, reason = kernels.step_all(
+        num_final, reason = self._step_all(
             rows.head,
             rows.data,
             self._gamma,
+            rows.peers,
             pool.instances,
             pool.rows.head,
             actions,
@@ -109,7 +112,7 @@ class _Rows:
     def __init__(self, domain: Sudoku, num: int, options: EngineOptions) -> None:
         cells, num_actions = domain.spec.num_cells, domain.spec.num_actions
         width = row_bytes(domain) // 8
-        self.rules, self.peers = domain.rules, peers_of(domain.side)
+        self.peers = peers_of(domain.side)
         table = np.zeros((num, width), np.int64)
         self.head = table.reshape(-1)
         self.data = self.head.view(np.int8)
@@ -134,7 +137,7 @@ class _Rows:
         index = np.ascontiguousarray(index, np.int64)
         instances = np.require(instances, np.int8, ("C", "W"))
         plans = np.require(plans, np.int8, ("C", "W"))
-        kernels.load_all(self.head, self.data, self.peers, self.rules, index, instances, plans)
+        kernels.load_all(self.head, self.data, index, self.peers, instances, plans)
 
 
 class _Pool:

@@ -94,16 +94,18 @@ def offsets(at, side, tokens):
 
 
 @njit(cache=True)
-def load_all(head, data, peers, rules, index, instances, plans):
+def load_all(head, data, index, peers, instances, plans):
     """Put environments into given states and compute their caches."""
     for i in range(len(index)):
-        load(head, data, index[i] * head[WIDTH], peers, rules, instances[i], plans[i])
+        load(head, data, index[i] * head[WIDTH], peers, instances[i], plans[i])
 
 
 @njit(cache=True)
-def load(head, data, at, peers, rules, instance, plan):
+def load(head, data, at, peers, instance, plan):
     """Put one environment into a given state."""
-    side = rules[0]
+    side = head[at + SIDE]
+    constraint, tokens = head[at + CONSTRAINT] == 1, head[at + TOKENS] == 1
+    rules = (side, head[at + BOX_ROWS], head[at + EDITS], constraint, tokens)
     cells = side * side
     bits = np.empty(cells, np.uint16)
     lines = np.empty((4, side), np.uint16)
@@ -144,7 +146,7 @@ def below(word, bound):
 
 
 @njit(cache=True, forceinline=True)
-def draw(head, data, at, pool, pool_head):
+def draw(head, data, at, peers, pool, pool_head):
     """Reset one environment to an instance of the pool; `pool_head` has its ready rows, if any."""
     chosen = below(next_word(head, at + STREAM), len(pool))
     width = head[at + WIDTH]
@@ -152,31 +154,14 @@ def draw(head, data, at, pool, pool_head):
         first = chosen * width + STEPS
         copy_bytes(head, 8 * (at + STEPS), pool_head, 8 * first, 8 * (width - STEPS))
     else:
-        load_instance(head, data, at, pool[chosen])
+        load(head, data, at, peers, pool[chosen], pool[chosen])
 
 
 @njit(cache=True)
-def load_instance(head, data, at, instance):
-    """Start one environment on an instance whose row is not ready."""
-    side = head[at + SIDE]
-    rules = (
-        side,
-        head[at + BOX_ROWS],
-        head[at + EDITS],
-        head[at + CONSTRAINT] == 1,
-        head[at + TOKENS] == 1,
-    )
-    which = (side > 4) + (side > 6) + (side > 9)
-    peers = PEERS[which, : side * side, : num_peers(side)].astype(np.int32)
-    load(head, data, at, peers, rules, instance, instance)
-
-
-@njit(cache=True)
-def draw_all(head, data, index, pool, pool_head):
+def draw_all(head, data, index, peers, pool, pool_head):
     """Reset environments to instances of the pool."""
-    head, data = borrowed(head), borrowed(data)
     for i in range(len(index)):
-        draw(head, data, index[i] * head[WIDTH], pool, pool_head)
+        draw(head, data, index[i] * head[WIDTH], peers, pool, pool_head)
 
 
 @njit(cache=True, forceinline=True)
@@ -376,46 +361,33 @@ def refuse(head, data, actions, autoreset):
 
 
 @njit(cache=True)
-def step_all(head, data, gamma, pool, pool_head, actions, autoreset, out, index, finals):
+def step_all(head, data, gamma, peers, pool, pool_head, actions, autoreset, out, index, finals):
     """One step of every environment: (number of final states, 0), or (environment, reason)."""
     env, reason = refuse(head, data, actions, autoreset)
     if reason:
         return env, reason
-    side, edits, constraint, tokens = head[SIDE], head[EDITS], head[CONSTRAINT] == 1, head[TOKENS]
-    if side == 9 and edits == FILL and constraint and tokens == 0:
-        # the default 9x9 rules once more, as constants
-        num_final = step_rows(
-            head,
-            data,
-            (9, FILL, True, 0),
-            gamma,
-            pool,
-            pool_head,
-            actions,
-            autoreset,
-            out,
-            index,
-            finals,
-        )
-    else:
-        num_final = step_rows(
-            head,
-            data,
-            (side, edits, constraint, tokens),
-            gamma,
-            pool,
-            pool_head,
-            actions,
-            autoreset,
-            out,
-            index,
-            finals,
-        )
-    return num_final, 0
+    rules = (head[SIDE], head[EDITS], head[CONSTRAINT] == 1, head[TOKENS])
+    return step_rows(
+        head, data, rules, gamma, peers, pool, pool_head, actions, autoreset, out, index, finals
+    ), 0
+
+
+@njit(cache=True)
+def step_all_9x9(head, data, gamma, peers, pool, pool_head, actions, autoreset, out, index, finals):
+    """`step_all` for the default rules of 9x9, with these as constants."""
+    env, reason = refuse(head, data, actions, autoreset)
+    if reason:
+        return env, reason
+    rules = (9, FILL, True, 0)
+    return step_rows(
+        head, data, rules, gamma, peers, pool, pool_head, actions, autoreset, out, index, finals
+    ), 0
 
 
 @njit(cache=True, forceinline=True)
-def step_rows(head, data, rules, gamma, pool, pool_head, actions, autoreset, out, index, finals):
+def step_rows(
+    head, data, rules, gamma, peers, pool, pool_head, actions, autoreset, out, index, finals
+):
     """The loop of `step_all`: the number of final states.
 
     Tuples are unpacked before the loop: taking an array out of one counts a reference.
@@ -432,7 +404,7 @@ def step_rows(head, data, rules, gamma, pool, pool_head, actions, autoreset, out
     for env in range(len(actions)):
         at = env * width
         if head[at + FINISHED] and autoreset == NEXT_STEP:
-            draw(head, data, at, pool, pool_head)
+            draw(head, data, at, peers, pool, pool_head)
             reward[env] = 0.0
             ended[env] = timeout[env] = illegal[env] = False
         else:
@@ -465,7 +437,7 @@ def step_rows(head, data, rules, gamma, pool, pool_head, actions, autoreset, out
                 )
                 num_final += 1
                 illegal[env] = False
-                draw(head, data, at, pool, pool_head)
+                draw(head, data, at, peers, pool, pool_head)
         observe(head, data, at, side, tokens, instance, plan, mask, score, pairs, solved, env)
     return num_final
 
