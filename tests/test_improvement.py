@@ -422,6 +422,7 @@ def test_illegal_edits_stay_impossible_after_distillation() -> None:
         ({"batch_size": 0}, "improvement.batch_size must be at least 1, got 0"),
         ({"entropy": -0.1}, "improvement.entropy must not be negative"),
         ({"lookahead_states": -1}, "improvement.lookahead_states must not be negative, got -1"),
+        ({"lookahead_states": 1}, "improvement.lookahead_states must be 0 or at least 2, got 1"),
     ],
 )
 def test_a_bad_setting_is_named(config: dict[str, float], message: str) -> None:

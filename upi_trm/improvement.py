@@ -47,7 +47,7 @@ class ImprovementConfig:
     candidate_steps: int = 20
     """policy_gradient: optimiser steps that form the candidate."""
     lookahead_states: int = 0
-    """States of an iteration that are looked ahead from and distilled; 0 = all of them."""
+    """States of an iteration that are looked ahead from and distilled, at least 2; 0 = all."""
     held_out: float = 0.1
     """Share of these states kept out of the distillation to measure its KL."""
     distil_kl: float = 1e-3
@@ -81,6 +81,8 @@ class ImprovementConfig:
                 raise ValueError(
                     f"improvement.{name} must not be negative, got {getattr(self, name)}"
                 )
+        if self.lookahead_states == 1:
+            raise ValueError("improvement.lookahead_states must be 0 or at least 2, got 1")
         if self.advantage == "gae" and self.candidate != "policy_gradient":
             raise ValueError(
                 "improvement.advantage 'gae' knows only the edits made and needs candidate "

@@ -64,15 +64,16 @@ class RolloutConfig:
     """The `rollout` section of a recipe."""
 
     plans: int = 64
-    """E: plans edited in parallel."""
+    """E: plans edited in parallel, at least 2."""
     steps: int = 8
     """Edits of each plan in one iteration."""
 
     def __post_init__(self) -> None:
-        """Check ranges."""
-        for name in ("plans", "steps"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"rollout.{name} must be at least 1, got {getattr(self, name)}")
+        """Check ranges: an iteration needs a state to distil on and one to measure on."""
+        for name, least in (("plans", 2), ("steps", 1)):
+            if getattr(self, name) < least:
+                given = getattr(self, name)
+                raise ValueError(f"rollout.{name} must be at least {least}, got {given}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -220,7 +221,7 @@ class UpiLearner:
             metrics["centring_defect"] = float(centring_defect(advantage * made, policy).max())
         new = mixture(policy, candidate, alpha=config.alpha)
         held_out = torch.zeros(count, dtype=torch.bool)
-        held_out[: max(1, round(config.held_out * count))] = True
+        held_out[: min(max(1, round(config.held_out * count)), count - 1)] = True
         report = distil(
             self.policy,
             self.policy_optimiser,

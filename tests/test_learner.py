@@ -1,0 +1,385 @@
+"""One iteration of unrolled policy iteration: data, targets, candidates, clamp, checkpoints."""
+
+import copy
+import math
+from collections.abc import Iterator
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from gymnasium.vector import AutoresetMode
+from learner_cases import CPU, generator
+
+from plan_envs.catalogue import resolve_task
+from plan_envs.domain import edit_reward, potential
+from plan_envs.gym_envs import PlanEditVectorEnv
+from trm.model import ModelConfig
+from upi_trm.curriculum import Curriculum, CurriculumConfig
+from upi_trm.evaluator import EvaluatorConfig, k_step_targets
+from upi_trm.improvement import ImprovementConfig
+from upi_trm.learner import ContractionConfig, LearnerConfig, RolloutConfig, UpiLearner
+from upi_trm.rollout import Roller, Transitions
+
+PLANS, STEPS = 6, 4
+MODEL = ModelConfig(channels=4, head_width=6, depth=2)
+EVALUATOR = EvaluatorConfig(gamma=0.9, k_steps=3, passes=2.0, batch_size=16, replay_iterations=2)
+IMPROVEMENT = ImprovementConfig(distil_passes=2.0, batch_size=8, candidate_steps=3)
+SMALL = LearnerConfig(
+    model=MODEL,
+    rollout=RolloutConfig(plans=PLANS, steps=STEPS),
+    evaluator=EVALUATOR,
+    improvement=IMPROVEMENT,
+)
+PAPER = replace(
+    SMALL,
+    model=replace(MODEL, update_map="mlp"),
+    evaluator=replace(EVALUATOR, value="score", control_variate=False),
+    improvement=replace(IMPROVEMENT, candidate="policy_gradient", advantage="gae"),
+)
+CONFIGS = {
+    "defaults": SMALL,
+    "paper": PAPER,
+    "exact gradient": replace(SMALL, improvement=replace(IMPROVEMENT, candidate="policy_gradient")),
+    "exp advantage": replace(
+        SMALL,
+        evaluator=replace(EVALUATOR, value="score"),
+        improvement=replace(IMPROVEMENT, candidate="exp_advantage"),
+    ),
+    "some states, by value": replace(
+        SMALL,
+        evaluator=replace(EVALUATOR, control_variate=False),
+        improvement=replace(IMPROVEMENT, lookahead_states=10, state_weight="value"),
+    ),
+    "clamped": replace(SMALL, contraction=ContractionConfig(modulus=0.5)),
+    "clamped flat": replace(
+        SMALL,
+        model=replace(MODEL, update_map="mlp"),
+        contraction=ContractionConfig(modulus=0.5),
+    ),
+}
+
+
+def make(
+    config: LearnerConfig, *, env: str = "sudoku4x4", seed: int = 0, curriculum: bool = False
+) -> tuple[UpiLearner, Roller]:
+    task = resolve_task(env)
+    pool = task.instances("train", num=20, seed=1)
+    vector_env = PlanEditVectorEnv(
+        task,
+        num_envs=config.rollout.plans,
+        instances=pool,
+        gamma=config.evaluator.gamma,
+        autoreset_mode=AutoresetMode.DISABLED,
+    )
+    easier = CurriculumConfig(enabled=curriculum, start_blanks=2, window=4, threshold=0.5)
+    roller = Roller(vector_env, Curriculum(pool, easier, np.random.default_rng(seed)), seed=seed)
+    learner = UpiLearner(
+        task.domain,
+        config,
+        dead_end="absorb",
+        device=CPU,
+        init=generator(seed),
+        noise=generator(seed + 1),
+        actions=generator(seed + 2),
+    )
+    return learner, roller
+
+
+@pytest.fixture(scope="module")
+def rollout() -> tuple[UpiLearner, Transitions]:
+    """A learner that has not learnt, and edits long enough for plans to end in every way."""
+    learner, roller = make(SMALL, env="sudoku4x4-hard")
+    fresh = roller.collect(learner.probabilities, steps=40, generator=learner.actions, device=CPU)
+    return learner, fresh
+
+
+# --- Rollouts
+
+
+def test_transitions_are_edits_of_the_domain(rollout: tuple[UpiLearner, Transitions]) -> None:
+    learner, fresh = rollout
+    domain = learner.domain
+    cells = domain.spec.num_cells
+    instance, plan, after = (
+        array.reshape(-1, cells) for array in (fresh.instance, fresh.plan, fresh.next_plan)
+    )
+    action = fresh.action.ravel()
+    mask = domain.action_mask(instance, plan)
+    assert bool((mask[np.arange(len(action)), action] == 1).all())
+    assert np.array_equal(domain.edit(instance, plan, action), after)
+    before_check, after_check = domain.check(instance, plan), domain.check(instance, after)
+    assert np.array_equal(fresh.score.ravel(), before_check.score)
+    assert np.array_equal(fresh.next_score.ravel(), after_check.score)
+    assert np.array_equal(fresh.solved.ravel(), after_check.solved)
+    reward = edit_reward(
+        potential(before_check.score, 16.0),
+        potential(after_check.score, 16.0),
+        solved=after_check.solved,
+        absorbed=fresh.terminated.ravel(),
+        gamma=0.9,
+    )
+    np.testing.assert_allclose(fresh.reward.ravel(), reward, atol=1e-6)
+    stopped = domain.is_stop(action)
+    assert bool(fresh.terminated.ravel()[stopped | after_check.solved].all())
+
+
+def test_plans_go_on_until_they_end_and_then_start_from_their_instance(
+    rollout: tuple[UpiLearner, Transitions],
+) -> None:
+    _, fresh = rollout
+    ended = fresh.terminated | fresh.truncated
+    assert fresh.terminated.any()
+    assert fresh.truncated.any()
+    assert not (fresh.terminated & fresh.truncated).any()
+    goes_on = ~ended[:-1]
+    assert np.array_equal(fresh.plan[1:][goes_on], fresh.next_plan[:-1][goes_on])
+    assert np.array_equal(fresh.instance[1:][goes_on], fresh.instance[:-1][goes_on])
+    assert np.array_equal(fresh.plan[1:][~goes_on], fresh.instance[1:][~goes_on])
+    # The horizon of 4x4 is 16 edits.
+    for plan in range(PLANS):
+        ends = np.flatnonzero(ended[:, plan])
+        lengths = np.diff(ends, prepend=-1)
+        assert lengths.max() == 16
+        assert np.array_equal(fresh.truncated[ends, plan], lengths == 16) or (
+            fresh.terminated[ends, plan][lengths == 16].any()
+        )
+
+
+def test_collecting_in_two_parts_equals_collecting_at_once() -> None:
+    whole = Transitions.__dataclass_fields__
+    learner, roller = make(SMALL)
+    once = roller.collect(learner.probabilities, steps=12, generator=generator(7), device=CPU)
+    learner, roller = make(SMALL)
+    draws = generator(7)
+    parts = [
+        roller.collect(learner.probabilities, steps=steps, generator=draws, device=CPU)
+        for steps in (5, 7)
+    ]
+    for name in whole:
+        joined = np.concatenate([getattr(part, name) for part in parts])
+        assert np.array_equal(getattr(once, name), joined), name
+
+
+def test_curriculum_reveals_givens_and_gets_harder_with_success() -> None:
+    pool = resolve_task("sudoku4x4-hard").instances("train", num=20)
+    config = CurriculumConfig(
+        enabled=True, start_blanks=2, step_blanks=3, threshold=0.5, window=4, full_share=0.0
+    )
+    curriculum = Curriculum(pool, config, np.random.default_rng(0))
+    drawn = curriculum.draw(30)
+    assert set((drawn == 0).sum(axis=1)) == {2}
+    solutions = {board.tobytes() for board in pool.solutions}
+    known = {tuple(x): s for x, s in zip(pool.instances.tolist(), pool.solutions, strict=True)}
+    assert len(solutions) > 5
+    for board in drawn:
+        sources = [
+            s
+            for x, s in known.items()
+            if np.all((np.array(x) == 0) | (np.array(x) == board))
+            and np.all((board == 0) | (board == s))
+        ]
+        assert sources, "a puzzle of the pool with more givens"
+    curriculum.update(np.full(4, 2), np.array([True, False, False, True]))
+    assert curriculum.blanks == 5
+    # Easier puzzles than asked for do not count, and failures do not make it easier.
+    curriculum.update(np.full(8, 4), np.ones(8, bool))
+    curriculum.update(np.full(8, 5), np.zeros(8, bool))
+    assert curriculum.blanks == 5
+    for _ in range(5):
+        curriculum.update(np.full(4, 8), np.ones(4, bool))
+    assert curriculum.blanks == curriculum.most_blanks == 8
+
+
+def test_without_curriculum_episodes_play_puzzles_of_the_pool() -> None:
+    pool = resolve_task("sudoku4x4-hard").instances("train", num=20)
+    curriculum = Curriculum(pool, CurriculumConfig(), np.random.default_rng(0))
+    inside = {board.tobytes() for board in pool.instances}
+    assert {board.tobytes() for board in curriculum.draw(50)} <= inside
+    curriculum.update(np.full(100, 8), np.ones(100, bool))
+    assert curriculum.state() == {"blanks": curriculum.blanks, "recent": []}
+
+
+# --- Targets and values
+
+
+def test_targets_of_a_rollout_bootstrap_with_the_given_network(
+    rollout: tuple[UpiLearner, Transitions],
+) -> None:
+    learner, fresh = rollout
+    fresh = replace(fresh, advantage=np.zeros_like(fresh.advantage))
+    target = learner.targets_of(fresh, learner.target.model)
+    flat = fresh.next_plan.reshape(-1, 16)
+    states = learner.states(fresh.instance.reshape(-1, 16), flat)
+    raw = learner.target.model(states)[0].detach()
+    phi = torch.from_numpy(potential(fresh.next_score.ravel(), 16.0)).float()
+    wanted = k_step_targets(
+        torch.from_numpy(fresh.reward),
+        (torch.sigmoid(raw) - phi).view(fresh.action.shape),
+        torch.from_numpy(fresh.terminated),
+        torch.from_numpy(fresh.truncated),
+        k_steps=3,
+        gamma=0.9,
+    )
+    torch.testing.assert_close(target, wanted, atol=1e-5, rtol=1e-5)
+
+
+def test_control_variates_leave_the_mean_of_the_targets_and_shrink_their_spread() -> None:
+    # Many edits from the same few states, so that the mean over edits is an expectation.
+    learner, roller = make(SMALL)
+    fresh = roller.collect(learner.probabilities, steps=1, generator=generator(3), device=CPU)
+    instance, plan = fresh.instance[0], fresh.plan[0]
+    copies = 4000
+    states = learner.states(instance, plan)
+    policy = learner.probabilities(states)
+    ahead = learner.look_ahead(instance, plan)
+    action = torch.multinomial(policy, copies, replacement=True, generator=generator(4))
+    rows = torch.arange(PLANS)[:, None]
+    q = ahead.q[rows, action]
+    value = (policy * ahead.q).sum(dim=1, keepdim=True)
+    plain, reduced = q, q - (q - value)
+    spread = plain.std(dim=1) / copies**0.5
+    assert bool(((plain.mean(dim=1) - value[:, 0]).abs() < 5 * spread).all())
+    torch.testing.assert_close(reduced, value.expand_as(reduced), atol=1e-5, rtol=0)
+
+
+def test_an_iteration_replays_the_advantages_of_the_policy_that_made_the_edits() -> None:
+    learner, roller = make(SMALL)
+    before = copy.deepcopy(learner)
+    learner.iterate(roller, steps=STEPS)
+    (past,) = learner.replay
+    instances, plans = past.instance.reshape(-1, 16), past.plan.reshape(-1, 16)
+    ahead = before.look_ahead(instances, plans)
+    policy = before.probabilities(before.states(instances, plans))
+    rows = torch.arange(PLANS * STEPS)
+    made = torch.from_numpy(past.action.ravel()).long()
+    wanted = ahead.q[rows, made] - (policy * ahead.q).sum(dim=1)
+    np.testing.assert_allclose(past.advantage.ravel(), wanted.numpy(), atol=1e-5)
+    assert bool((policy[rows, made] > 0).all())
+
+
+# --- An iteration
+
+
+@pytest.fixture(params=CONFIGS.values(), ids=CONFIGS.keys())
+def iterated(request: pytest.FixtureRequest) -> Iterator[tuple[UpiLearner, dict[str, float]]]:
+    learner, roller = make(request.param)
+    learner.iterate(roller, steps=STEPS)
+    learner.iterate(roller, steps=STEPS)
+    yield learner, learner.iterate(roller, steps=STEPS)
+
+
+def test_an_iteration_moves_all_networks_and_reports_finite_numbers(
+    iterated: tuple[UpiLearner, dict[str, float]],
+) -> None:
+    learner, metrics = iterated
+    assert all(math.isfinite(value) for value in metrics.values()), metrics
+    start, _ = make(learner.config)
+    for name, weight in start.weights().items():
+        now = learner.weights()[name]
+        assert bool(now.isfinite().all())
+        if name.endswith("update.mix.own") or name.endswith("update.first"):
+            assert not torch.equal(now, weight), name
+    assert len(learner.replay) == 2
+    assert metrics["kl_asked"] >= 0
+    if learner.config.improvement.advantage == "exact":
+        assert metrics["centring_defect"] <= 1e-5
+        assert metrics["candidate_advantage"] >= -1e-6
+        states = learner.config.improvement.lookahead_states or PLANS * STEPS
+        assert metrics["successors"] >= metrics["successors_evaluated"] > 0
+        assert metrics["successors"] >= states
+
+
+@pytest.mark.parametrize("name", ["clamped", "clamped flat"])
+def test_a_clamped_learner_stays_certified_after_every_iteration(name: str) -> None:
+    learner, roller = make(CONFIGS[name])
+    for _ in range(2):
+        metrics = learner.iterate(roller, steps=STEPS)
+        assert metrics["certified_modulus"] <= 0.5
+        for model in (learner.evaluator, learner.policy):
+            assert learner.certificates[0].bound() <= 0.5
+            with torch.no_grad():
+                assert all(bool(weight.isfinite().all()) for weight in model.parameters())
+
+
+def test_equal_seeds_give_equal_iterations_and_other_seeds_do_not() -> None:
+    runs = []
+    for seed in (0, 0, 5):
+        learner, roller = make(SMALL, seed=seed)
+        torch.manual_seed(len(runs))  # the global stream must not matter
+        np.random.seed(len(runs))  # noqa: NPY002  # nor that of numpy
+        metrics = learner.iterate(roller, steps=STEPS)
+        runs.append((learner.weights(), {k: v for k, v in metrics.items() if "seconds" not in k}))
+    assert runs[0][1] == runs[1][1] != runs[2][1]
+    assert all(torch.equal(runs[0][0][name], runs[1][0][name]) for name in runs[0][0])
+
+
+def test_state_and_weights_carry_on_exactly_where_they_were_taken() -> None:
+    learner, roller = make(SMALL, curriculum=True)
+    learner.iterate(roller, steps=STEPS)
+    weights = {name: weight.clone() for name, weight in learner.weights().items()}
+    state = copy.deepcopy(learner.state())
+    roller_state = copy.deepcopy(roller.state())
+    draws = copy.deepcopy(roller.curriculum.generator)
+    wanted = learner.iterate(roller, steps=STEPS)
+
+    other, other_roller = make(SMALL, seed=9, curriculum=True)
+    other.iterate(other_roller, steps=2)
+    other.load_weights(weights)
+    other.load_state(state)
+    other_roller.load_state(roller_state)
+    other_roller.curriculum.generator = draws
+    found = other.iterate(other_roller, steps=STEPS)
+    for name, value in wanted.items():
+        if not name.startswith("seconds_"):
+            assert found[name] == value, name
+    assert all(torch.equal(w, other.weights()[name]) for name, w in learner.weights().items())
+
+
+@pytest.mark.parametrize("name", ["defaults", "exact gradient", "paper"])
+@pytest.mark.parametrize("held_out", [0.01, 0.99])
+def test_two_edits_are_enough_for_an_iteration(name: str, held_out: float) -> None:
+    config = replace(CONFIGS[name], rollout=RolloutConfig(plans=2, steps=1))
+    config = replace(config, improvement=replace(config.improvement, held_out=held_out))
+    learner, roller = make(config)
+    metrics = learner.iterate(roller, steps=1)
+    assert all(math.isfinite(value) for value in metrics.values()), metrics
+    assert all(bool(weight.isfinite().all()) for weight in learner.weights().values())
+
+
+def test_every_phase_of_an_iteration_is_timed() -> None:
+    learner, roller = make(SMALL)
+    metrics = learner.iterate(roller, steps=1)
+    timed = {name for name in metrics if name.startswith("seconds_")}
+    phases = ("rollout", "lookahead", "distil", "value")
+    assert timed == {f"seconds_{phase}" for phase in phases}
+    assert all(metrics[name] > 0 for name in timed)
+
+
+# --- Bad settings
+
+
+def test_success_posterior_needs_a_value_that_is_a_probability() -> None:
+    with pytest.raises(ValueError, match=r"needs evaluator\.value 'success', got 'score'"):
+        replace(SMALL, evaluator=replace(EVALUATOR, value="score"))
+
+
+def test_control_variates_need_the_advantage_of_every_edit_made() -> None:
+    for improvement in (PAPER.improvement, replace(IMPROVEMENT, lookahead_states=5)):
+        with pytest.raises(ValueError, match=r"evaluator\.control_variate needs"):
+            replace(SMALL, improvement=improvement)
+
+
+@pytest.mark.parametrize("modulus", [0.0, 1.0, -1.0, math.nan])
+def test_a_modulus_outside_the_open_unit_interval_is_named(modulus: float) -> None:
+    with pytest.raises(ValueError, match=r"contraction\.modulus must lie in \(0, 1\)"):
+        ContractionConfig(modulus=modulus)
+
+
+@pytest.mark.parametrize(("name", "least"), [("plans", 2), ("steps", 1)])
+def test_a_rollout_too_small_to_hold_out_a_state_is_named(name: str, least: int) -> None:
+    RolloutConfig(**{name: least})
+    with pytest.raises(
+        ValueError, match=f"rollout.{name} must be at least {least}, got {least - 1}"
+    ):
+        RolloutConfig(**{name: least - 1})
