@@ -13,8 +13,6 @@ from typing import Final
 
 import numpy as np
 from numba import njit
-from numba.core import cgutils
-from numba.extending import intrinsic
 
 from plan_envs.engine import FINISHED as REASON_FINISHED
 from plan_envs.engine import ILLEGAL, NEVER, NEXT_STEP, OUT_OF_RANGE, SAME_STEP
@@ -23,6 +21,7 @@ from plan_envs.sudoku_kernels import (
     FILL,
     FULL,
     OVERWRITE,
+    borrowed,
     copy_bytes,
     decode,
     folded,
@@ -46,24 +45,6 @@ PEERS: Final = np.zeros((4, 256, 39), np.uint8)
 for _k, _side in enumerate((4, 6, 9, 16)):
     _table = peers_of(_side)
     PEERS[_k, : len(_table), : _table.shape[1]] = _table
-
-
-@intrinsic
-def borrowed(typingctx, array):
-    """The array without its reference count, good while the kernel's caller holds it.
-
-    Numba counts references of every array that a helper touches, atomically, also in inlined ones;
-    that took half of a step.
-    """
-    del typingctx
-
-    def codegen(context, builder, signature, args):
-        view = context.make_array(signature.args[0])(context, builder, value=args[0])
-        view.meminfo = cgutils.get_null_value(view.meminfo.type)
-        view.parent = cgutils.get_null_value(view.parent.type)
-        return view._getvalue()
-
-    return array(array), codegen
 
 
 @njit(cache=True, forceinline=True)
