@@ -213,12 +213,12 @@ def measure(probes: list[Probe], rounds: int) -> list[dict[str, Any]]:
             {
                 "name": probe.name,
                 "unit": probe.unit,
-                "ns": typical * 1e9,
-                "per_second": 1 / typical,
-                "times_null": ratio,
+                "ns": float(typical * 1e9),
+                "per_second": float(1 / typical),
+                "times_null": float(ratio),
                 "target_per_second": probe.at_least,
                 "target_times_null": probe.at_most_null,
-                "met": rate_met and ratio_met,
+                "met": bool(rate_met and ratio_met),
             }
         )
     return records

@@ -147,9 +147,9 @@ class Sudoku:
         offsets = np.zeros(batch + 1, np.int64)
         kernels.count_successors(instances, plans, rules, peers, legal, facts, offsets)
         total = int(offsets[-1])
-        arrays = _allocate(total, spare=kernels.TABLE_SIDE)
-        state, action, score, worth, solved, dead, terminated = arrays
-        plan = np.empty((total if with_plans else 0, cells), np.int8)
+        arrays = _allocate(total, cells if with_plans else 0, spare=kernels.TABLE_SIDE)
+        state, action, score, worth, solved, dead, terminated = arrays[:7]
+        plan = arrays[7] if with_plans else np.empty((0, cells), np.int8)
         fast = self.edits == "fill" and self.mask == "constraint"
         write = kernels.fill_constraint_successors if fast else kernels.general_successors
         write(
@@ -270,19 +270,22 @@ _SUCCESSOR_DTYPES: Final = (
 _SUCCESSOR_SIZES: Final = (4, 4, 4, 4, 1, 1, 1)
 
 
-def _allocate(total: int, *, spare: int) -> list[NDArray[Any]]:
-    """State, action, score, reward, solved, dead, terminated: fresh vectors in one block.
+def _allocate(total: int, cells: int, *, spare: int) -> list[NDArray[Any]]:
+    """State, action, score, reward, solved, dead, terminated, and plans of `cells` cells.
 
-    Behind each there is room for `spare` more elements. With an allocation for each, glibc hands
-    the pages back to the operating system at every call; the page faults then cost as much as the
-    successors do.
+    All in one fresh block of memory, with room for `spare` more elements behind each vector. With
+    an allocation for each, glibc hands the pages back to the operating system at every call; the
+    page faults then cost as much as the successors do.
     """
     length = (total + spare + 15) // 16 * 16
-    block = np.empty(length * sum(_SUCCESSOR_SIZES), np.uint8)
+    vectors = length * sum(_SUCCESSOR_SIZES)
+    block = np.empty(vectors + total * cells, np.uint8)
     arrays, begin = [], 0
     for dtype, size in zip(_SUCCESSOR_DTYPES, _SUCCESSOR_SIZES, strict=True):
         arrays.append(np.ndarray(total, dtype, block, begin))
         begin += length * size
+    if cells:
+        arrays.append(np.ndarray((total, cells), np.int8, block, vectors))
     return arrays
 
 
@@ -310,12 +313,15 @@ def units_of(side: int) -> NDArray[np.int32]:
 
 
 @cache
-def peers_of(side: int) -> NDArray[np.int32]:
-    """The cells that share a row, column or box with each cell, ascending, shape [cell, peer]."""
+def peers_of(side: int) -> NDArray[np.uint8]:
+    """The cells that share a row, column or box with each cell, ascending, shape [cell, peer].
+
+    Unsigned, which spares kernels numba's test for negative indices; 16x16 just fits.
+    """
     units = units_of(side)
     related = (units[:, None, :] == units[None, :, :]).any(axis=-1)
     np.fill_diagonal(related, False)
-    return np.stack([np.flatnonzero(mates) for mates in related]).astype(np.int32)
+    return np.stack([np.flatnonzero(mates) for mates in related]).astype(np.uint8)
 
 
 @cache

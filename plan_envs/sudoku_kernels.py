@@ -1,7 +1,7 @@
 """Numba kernels of `plan_envs.sudoku`: checker, legal edits and successors of batches of plans.
 
 Their input are the checked arrays of `Sudoku`, their output goes into arrays that it allocated.
-`rules` = (side, rows of a box, edit set, constraint mask?, tokens codec?); `peers` int32
+`rules` = (side, rows of a box, edit set, constraint mask?, tokens codec?); `peers` uint8
 [cell, peer], ascending; a set of digits is an integer with bit digit - 1.
 """
 # mypy: ignore-errors
@@ -405,11 +405,12 @@ def _fill_constraint_successors(
     """
     gamma, shaped, absorb = terms
     cells = side * side
-    num_peers = peers.shape[1]
+    num_peers = 20 if side == 9 else peers.shape[1]
     plans, peers, legal, facts = borrowed(plans), borrowed(peers), borrowed(legal), borrowed(facts)
     state, action, plan = borrowed(state), borrowed(action), borrowed(plan)
     score, reward, solved = borrowed(score), borrowed(reward), borrowed(solved)
     dead, terminated, offsets = borrowed(dead), borrowed(terminated), borrowed(offsets)
+    peer_list = peers.reshape(-1)
     open_cells = np.empty(cells + 1, np.uint8)
     singles = np.empty(cells + 1, np.uint8)
     start = np.empty(cells, np.uint64)
@@ -467,8 +468,9 @@ def _fill_constraint_successors(
             digit = np.uint64(lowest(np.int64(digits_of[singles[j]])))
             below = (np.uint64(1) << digit) - np.uint64(1)
             num_hit = np.uint64(0)
-            for k in range(num_peers):
-                peer = np.uint64(peers[singles[j], k])
+            row = np.uint64(singles[j]) * np.uint64(num_peers)
+            for k in range(np.uint64(num_peers)):
+                peer = np.uint64(peer_list[row + k])
                 hit[num_hit] = peer
                 num_hit += (np.uint64(digits_of[peer]) >> digit) & np.uint64(1)
             for k in range(num_hit):

@@ -94,3 +94,11 @@ def test_environments_share_one_pool_a_task_and_split() -> None:
     assert pool_of(task, "train") is not pool_of(task, "test")
     other = resolve_task("sudoku4x4", blanks=(2, 2))
     assert pool_of(other, "train") is not pool_of(task, "train")
+
+
+def test_every_public_name_can_be_imported() -> None:
+    assert sorted(plan_envs.__all__) == sorted({"ENV_IDS", *plan_envs._HOMES})
+    for name in plan_envs.__all__:
+        assert getattr(plan_envs, name) is not None
+    with pytest.raises(AttributeError, match="no attribute 'Chess'"):
+        plan_envs.Chess  # noqa: B018
