@@ -1,8 +1,8 @@
 """Puzzles as plan-editing MDPs: rules, instances, checkers, Gymnasium environments, evaluation.
 
 Importing the package registers the environments of `ENV_IDS`;
-`gym.make("plan_envs:PlanEdit/Sudoku9x9-v0")` imports it by itself. The other public names load their
-modules on first use.
+`gym.make("plan_envs:PlanEdit/Sudoku9x9-v0")` imports it by itself. The other public names load
+their modules on first use.
 """
 
 from importlib import import_module
