@@ -53,8 +53,8 @@ def scaled_sums(structure: GroupStructure, kind: int) -> Tensor:
     structure = structure.double()
     variables = full_batch(structure)
     rows = torch.eye(structure.num_variables, dtype=torch.float64)
-    total = variables.group_sum(rows, kind)
-    return total[variables.group[kind]] * variables.group_scale[kind][:, None]
+    total = structure.scaled_product(variables.group_sums(rows)[kind], rows, kind)
+    return total[variables.group[kind]]
 
 
 # --- Ragged batches
@@ -88,13 +88,12 @@ def test_group_sums_match_a_loop_over_the_members(seed: int) -> None:
     dense[active] = rows
     for kind in range(len(structure)):
         label = structure.labels[kind].tolist()
-        got = variables.group_sum(rows, kind)[variables.group[kind]]
+        got = variables.group_sums(rows)[kind][variables.group[kind]]
         for row, (state, variable) in enumerate(active.nonzero().tolist()):
             members = [v for v in range(12) if label[v] == label[variable]]
             wanted = sum((dense[state, v] for v in members), torch.zeros(3))
             torch.testing.assert_close(got[row], wanted, atol=1e-6, rtol=0)
-            full_size = variables.group_scale[kind][row] ** -2
-            assert float(full_size) == pytest.approx(len(members))
+            assert float(structure.sizes[kind][variable]) == len(members)
 
 
 @given(seed=SEEDS)

@@ -13,6 +13,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from trm.group_ops import group_spread, group_sums, run_max
+
 
 class GroupStructure(nn.Module):
     """Constraint groups as partitions: every variable has one label for each kind of group.
@@ -26,6 +28,7 @@ class GroupStructure(nn.Module):
 
     labels: Tensor
     sizes: Tensor
+    group_sizes: Tensor
 
     def __init__(self, groups: Mapping[str, Sequence[int] | Tensor], num_variables: int) -> None:
         """Build from `name -> label of each variable`, each of length `num_variables`."""
@@ -49,12 +52,29 @@ class GroupStructure(nn.Module):
         self.register_buffer(
             "labels", torch.stack(labels) if labels else empty.long(), persistent=False
         )
-        self.typical_scale = [float(size.mean()) ** -0.5 for size in sizes]
+        group_sizes = torch.ones(len(labels), max(self.num_groups, default=0))
+        for kind, (label, size) in enumerate(zip(labels, sizes, strict=True)):
+            group_sizes[kind, label] = size
+        self.register_buffer("group_sizes", group_sizes, persistent=False)
+        self.uniform = [bool((size == size[0]).all()) for size in sizes]
         self.register_buffer("sizes", torch.stack(sizes) if sizes else empty, persistent=False)
 
     def __len__(self) -> int:
         """Number of kinds of groups."""
         return len(self.names)
+
+    def scaled_product(
+        self,
+        totals: Float[Tensor, "group channel"],
+        weight: Float[Tensor, "channel out"],
+        kind: int,
+    ) -> Float[Tensor, "group out"]:
+        """(group sums of a batch / sqrt(k)) @ weight, k = members in the full partition."""
+        count = self.num_groups[kind]
+        scale = self.group_sizes[kind, :count].rsqrt()
+        if self.uniform[kind]:
+            return totals @ (weight * scale[0])
+        return (totals * scale.repeat(len(totals) // count)[:, None]) @ weight
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -69,10 +89,8 @@ class VariableBatch:
     """Index of the variable, cell * num_values + value - 1."""
     group: Int[Tensor, "kind row"]
     """Index of the row's group among all groups of the batch, for each kind."""
-    group_scale: Float[Tensor, "kind row"]
-    """1 / sqrt(k), k = members of the row's group in the full partition."""
     num_groups: tuple[int, ...]
-    """Groups in the whole batch, for each kind."""
+    """Groups of the whole batch, for each kind."""
 
     @staticmethod
     def select(
@@ -97,29 +115,24 @@ class VariableBatch:
             state=state,
             variable=variable,
             group=structure.labels[:, variable] + per_state[:, None] * state,
-            group_scale=structure.sizes[:, variable].rsqrt(),
             num_groups=tuple(n * batch for n in structure.num_groups),
         )
 
-    def group_sum(
-        self, rows: Float[Tensor, "row channel"], kind: int
-    ) -> Float[Tensor, "group channel"]:
-        """Sum of the present members of each group of one kind."""
-        index = self.group[kind][:, None].expand_as(rows)
-        total = rows.new_zeros(self.num_groups[kind], rows.shape[1])
-        return total.scatter_add(0, index, rows)
+    def group_sums(self, rows: Float[Tensor, "row channel"]) -> tuple[Tensor, ...]:
+        """Sums of the present members of each group: [group, channel] for each kind."""
+        return group_sums(rows, self.group, self.num_groups)
+
+    def spread(self, totals: Sequence[Float[Tensor, "_ channel"]]) -> Float[Tensor, "row channel"]:
+        """For each row the sum, over the kinds, of what its groups hold."""
+        return group_spread(totals, self.group)
 
     def state_sum(self, rows: Float[Tensor, "row channel"]) -> Float[Tensor, "batch channel"]:
         """Sum over the present variables of each state."""
-        index = self.state[:, None].expand_as(rows)
-        return rows.new_zeros(self.batch, rows.shape[1]).scatter_add(0, index, rows)
+        return group_sums(rows, self.state[None], [self.batch])[0]
 
     def state_max(self, rows: Float[Tensor, "row channel"]) -> Float[Tensor, "batch channel"]:
         """Maximum over the present variables of each state; 0 for a state without any."""
-        index = self.state[:, None].expand_as(rows)
-        return rows.new_zeros(self.batch, rows.shape[1]).scatter_reduce(
-            0, index, rows, "amax", include_self=False
-        )
+        return run_max(rows, self.state, self.batch)
 
 
 class GroupLinear(nn.Module):
@@ -142,6 +155,7 @@ class GroupLinear(nn.Module):
     ) -> None:
         """Draw weights N(0, gain^2 / in_channels) from `generator`; group weights too."""
         super().__init__()
+        self.structure = structure
         self.weight_of_kind = _weight_classes(structure, tied)
         classes = max(self.weight_of_kind, default=-1) + 1
         scale = gain * in_channels**-0.5
@@ -156,10 +170,13 @@ class GroupLinear(nn.Module):
     ) -> Float[Tensor, "row out"]:
         """Mix the rows of a batch."""
         mixed = rows @ self.own if self.bias is None else torch.addmm(self.bias, rows, self.own)
-        for kind, index in enumerate(self.weight_of_kind):
-            total = variables.group_sum(rows, kind) @ self.grouped[index]
-            mixed = mixed + total[variables.group[kind]] * variables.group_scale[kind][:, None]
-        return mixed
+        if not self.weight_of_kind:
+            return mixed
+        totals = [
+            self.structure.scaled_product(total, self.grouped[self.weight_of_kind[kind]], kind)
+            for kind, total in enumerate(variables.group_sums(rows))
+        ]
+        return mixed + variables.spread(totals)
 
 
 class GroupReadout(nn.Module):
@@ -203,10 +220,11 @@ class GroupReadout(nn.Module):
         maxima: list[list[Tensor]] = [[] for _ in range(classes)]
         counted = torch.cat([rows, rows.new_ones(len(rows), 1)], dim=1)
         one = rows.new_ones(len(placed.state), 1)
-        for kind, index in enumerate(self.weight_of_kind):
-            total = variables.group_sum(counted, kind) * self.structure.typical_scale[kind]
-            features = torch.cat([total, placed.group_sum(one, kind)], dim=1)
-            read = torch.relu(torch.addmm(self.bias[index], features, self.weight[index]))
+        sums = (variables.group_sums(counted), placed.group_sums(one), self.weight_of_kind)
+        for kind, (total, number_set, index) in enumerate(zip(*sums, strict=True)):
+            weight = self.weight[index]
+            read = self.structure.scaled_product(total, weight[:-1], kind)
+            read = torch.relu(read + torch.addcmul(self.bias[index], number_set, weight[-1:]))
             read = read.view(batch, -1, channels)
             means[index].append(read.mean(dim=1))
             maxima[index].append(read.amax(dim=1))

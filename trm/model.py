@@ -22,6 +22,7 @@ from trm.blocks import (
     RelationalMap,
     VariableBatch,
 )
+from trm.group_ops import group_spread, group_sums
 from trm.recursion import unroll
 
 ILLEGAL_LOGIT = -1e9
@@ -265,12 +266,12 @@ class TinyRecursiveModel(nn.Module):
         """Writes read their variable, other edits of a cell its sum, global ones the pool."""
         shape, batch = self.shape, variables.batch
         cells = variables.state * shape.num_cells + self.variable_cell[variables.variable]
-        cell_sum = z.new_zeros(batch * shape.num_cells, z.shape[1]).scatter_add(
-            0, cells[:, None].expand_as(z), z
-        )
+        (cell_sum,) = group_sums(z, cells[None], [batch * shape.num_cells])
         of_pool = self.pool_hidden(self._pooled(z, variables)) + self.edit_hidden.bias
         of_cell = self.cell_hidden(cell_sum)
-        of_row = z @ self.edit_hidden.weight.T + of_cell[cells] + of_pool[variables.state]
+        # No pooled features here: which write is best is a local matter, and what the pool says
+        # shifts with the number of blanks.
+        of_row = self.edit_hidden(z) + group_spread([of_cell], cells[None])
         row_logit = self.edit_out(torch.relu(of_row))
         logits = z.new_zeros(batch, shape.num_actions + 1)
         action = self.write_action[variables.variable]

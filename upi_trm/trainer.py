@@ -197,12 +197,14 @@ class _Training:
                 if self.recipe.curriculum.enabled:
                     metrics["curriculum_blanks"] = float(self.roller.curriculum.blanks)
                 finished = budget - self.edits < plans
+                tag = None
                 if finished or _crossed(before, self.edits, schedule.evaluate_every):
                     metrics |= self.evaluate()
+                    tag = "best" if self._is_best(metrics["success_rate"]) else None
                 self.run.log(self.edits, metrics)
                 self._show(progress, metrics)
-                if _crossed(before, self.edits, schedule.checkpoint_every):
-                    self.save()
+                if tag or _crossed(before, self.edits, schedule.checkpoint_every):
+                    self.save(tag)
                     last_saved = self.edits
             if last_saved != self.edits:
                 self.save()
@@ -216,7 +218,6 @@ class _Training:
         """Greedy success on validation puzzles."""
         policy = GreedyPolicy(self.learner.policy, self.placement)
         report: EvalReport = evaluate_policy(policy, self.task.domain, self.validation)
-        self.best = max(self.best, report.success_rate)
         return {
             "success_rate": report.success_rate,
             "mean_score": report.mean_score,
@@ -237,9 +238,17 @@ class _Training:
                 },
             )
 
-    def save(self) -> None:
-        """Write a checkpoint."""
-        self.run.save_checkpoint(self.edits, weights=self.learner.weights(), state=self.state())
+    def _is_best(self, success_rate: float) -> bool:
+        """Whether no earlier evaluation on the validation puzzles was as good; remembers it."""
+        better = success_rate > self.best
+        self.best = max(self.best, success_rate)
+        return better
+
+    def save(self, tag: str | None = None) -> None:
+        """Write a checkpoint; the tag "best" marks the best validation success so far."""
+        self.run.save_checkpoint(
+            self.edits, weights=self.learner.weights(), state=self.state(), tag=tag
+        )
 
     def state(self) -> dict[str, Any]:
         """Everything but the weights."""
