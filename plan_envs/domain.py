@@ -1,13 +1,14 @@
-"""The contract every puzzle domain fulfils, and the reward arithmetic that is the same for all of them.
+"""The contract that every puzzle domain fulfils, and the reward arithmetic that all share.
 
-A plan-editing MDP (UPI-TRM Sec. 2) has states s = (x, y): the instance x never changes, the plan y is edited
-one action at a time, a checker scores it. A `PlanDomain` is a set of pure functions over batches of small
-integer arrays; the Gymnasium shells, the trainers and the evaluation all stand on these functions alone.
+A plan-editing MDP (UPI-TRM Sec. 2) has states s = (x, y): the instance x never changes, the plan y
+is edited one action at a time, a checker scores it. A `PlanDomain` is a set of pure functions over
+batches of small integer arrays; the Gymnasium shells, the trainers and the evaluation all stand on
+these functions alone.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -53,8 +54,9 @@ class DomainSpec:
     kind_names: tuple[str, ...]
     """Names of the kinds, e.g. ("write", "erase", "pad", "stop")."""
     groups: Mapping[str, NDArray[np.int32]] = field(default_factory=dict)
-    """Constraint groups as partitions of the variables: name -> label per variable, shape [num_cells * num_values].
-    Two variables with the same label constrain one another; a singleton label means "in no group"."""
+    """Constraint groups as partitions of the variables: name -> label per variable, shape
+    [num_cells * num_values]. Two variables with the same label constrain one another; a singleton
+    label means "in no group"."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -62,18 +64,21 @@ class Verdict:
     """What the checker says of a batch of plans; every array has shape [batch]."""
 
     score: NDArray[np.float32]
-    """Domain points, as tables report them (Sudoku: filled - 2 x violations - 5 x zero-candidate cells)."""
+    """Domain points, as tables report them (Sudoku: filled - 2 x violations - 5 x zero-candidate
+    cells)."""
     violations: NDArray[np.int32]
-    """Violated constraints (Sudoku: unordered pairs of equal digits in a row, column or box, each pair once)."""
+    """Violated constraints (Sudoku: unordered pairs of equal digits in a row, column or box, each
+    pair once)."""
     solved: NDArray[np.bool_]
     """The plan is a valid completion that keeps the instance."""
     dead: NDArray[np.bool_]
-    """No sequence of edits of this domain's edit set can repair the plan (only what the checker can see at once)."""
+    """No sequence of edits of this domain's edit set can repair the plan (only what the checker can
+    see at once)."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Successors:
-    """Every legal action of every state, ragged in CSR form: the rows of state i are offsets[i]:offsets[i + 1]."""
+    """Every legal action of every state in CSR form: state i has offsets[i]:offsets[i + 1]."""
 
     offsets: NDArray[np.int64]
     """Shape [batch + 1]."""
@@ -92,13 +97,16 @@ class Successors:
     dead: NDArray[np.bool_]
     """Shape [total]: the checker sees that the plan cannot be repaired any more."""
     terminated: NDArray[np.bool_]
-    """Shape [total]: the edit enters the absorbing state (solved, STOP, no legal edit left, and dead when dead ends absorb)."""
+    """Shape [total]: the edit enters the absorbing state (solved, STOP, no legal edit left, and
+    dead when dead ends absorb)."""
 
 
+@runtime_checkable
 class PlanDomain(Protocol):
     """A puzzle as pure functions over batches: no random numbers, no hidden state.
 
-    `instances` and `plans` are int8 arrays of shape [batch, cell]. Functions never modify their arguments.
+    `instances` and `plans` are int8 arrays of shape [batch, cell]. Functions never modify their
+    arguments.
     """
 
     @property
@@ -115,7 +123,7 @@ class PlanDomain(Protocol):
         ...
 
     def edit(self, instances: Int8Array, plans: Int8Array, actions: NDArray[np.int32]) -> Int8Array:
-        """The plan after one edit a row; an action that the mask forbids leaves its row unchanged."""
+        """The plan after one edit a row; a forbidden action leaves its row unchanged."""
         ...
 
     def check(self, instances: Int8Array, plans: Int8Array) -> Verdict:
@@ -141,7 +149,7 @@ class PlanDomain(Protocol):
 
 
 def potential(score: NDArray[Any], max_score: float) -> NDArray[np.float64]:
-    """Phi(s) = clip(score, 0, max_score) / max_score, in [0, C_max] (UPI-TRM Sec. 2, shaping potential)."""
+    """Phi(s) = clip(score, 0, max_score) / max_score, in [0, C_max] (UPI-TRM Sec. 2)."""
     return np.clip(np.asarray(score, np.float64), 0.0, max_score) / max_score
 
 
@@ -154,11 +162,12 @@ def edit_reward(
     gamma: float,
     reward: RewardKind = "shaped",
 ) -> NDArray[np.float64]:
-    """Folded reward of an edit (UPI-TRM Sec. 2): r = r0 + gamma Phi(s') - Phi(s), learners bootstrap absorption with 0.
+    """Folded reward of an edit, r = r0 + gamma Phi(s') - Phi(s) (UPI-TRM Sec. 2).
 
-    In the paper Phi(s_abs) = C_max and V(s_abs) = -C_max. We fold the constant gamma * V(s_abs) into the last
-    reward: r0 + gamma C_max - Phi(s) - gamma C_max = r0 - Phi(s), so that V(s_abs) = 0 gives the same returns
-    (a law test shows it). r0 = 1 on entering a solved plan, 0 on every other absorption.
+    Learners bootstrap absorption with 0. In the paper Phi(s_abs) = C_max and V(s_abs) = -C_max; we
+    fold the constant gamma * V(s_abs) into the last reward, r0 + gamma C_max - Phi(s) - gamma C_max
+    = r0 - Phi(s), so that V(s_abs) = 0 gives the same returns (a law test shows it). r0 = 1 on
+    entering a solved plan, 0 on every other absorption.
 
     Args:
         phi: potential before the edit, shape [batch].
@@ -171,7 +180,8 @@ def edit_reward(
     Returns:
         float64 rewards, shape [batch].
     """
-    base = np.where(solved & absorbed, 1.0, 0.0)
+    base: NDArray[np.float64] = np.where(solved & absorbed, 1.0, 0.0)
     if reward == "sparse":
         return base
-    return base + np.where(absorbed, 0.0, gamma * np.asarray(next_phi, np.float64)) - phi
+    shaping: NDArray[np.float64] = np.where(absorbed, 0.0, gamma * np.asarray(next_phi)) - phi
+    return base + shaping
