@@ -2,7 +2,6 @@
 
 import os
 from pathlib import Path
-from typing import runtime_checkable
 
 # Before numpy, numba and torch start their pools: the suite runs on two cores, one worker each.
 for _pool in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS"):
@@ -12,11 +11,6 @@ os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")
 
 import pytest  # noqa: E402
 from hypothesis import HealthCheck, settings  # noqa: E402
-
-from plan_envs.domain import PlanDomain  # noqa: E402
-
-# Under pytest, beartype checks arguments against annotations, protocols among them.
-runtime_checkable(PlanDomain)
 
 REPO = Path(__file__).resolve().parent.parent
 
