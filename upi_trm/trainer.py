@@ -80,6 +80,15 @@ class UpiRecipe(LearnerConfig):
     curriculum: CurriculumConfig = field(default_factory=CurriculumConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
 
+    def __post_init__(self) -> None:
+        """Check combinations of sections."""
+        LearnerConfig.__post_init__(self)
+        if self.schedule.edits < self.rollout.plans:
+            raise ValueError(
+                f"schedule.edits must be at least rollout.plans = {self.rollout.plans},"
+                f" got {self.schedule.edits}"
+            )
+
 
 def train(
     *,
@@ -139,6 +148,8 @@ def resume(run_path: Path, *, steps: int | None = None, placement: Placement) ->
         training = _Training(run, recipe, placement)
         if run.checkpoint_steps():
             training.restore()
+        else:
+            run.truncate_metrics(0)  # stopped before its first checkpoint: it starts again
         training.loop(recipe.schedule.edits if steps is None else steps)
     return run
 
@@ -180,10 +191,6 @@ class _Training:
     def loop(self, budget: int) -> None:
         """Iterate until `budget` edits are spent; save on a signal and at the end."""
         plans, schedule = self.recipe.rollout.plans, self.recipe.schedule
-        if self.edits == 0 and budget < plans:
-            raise ValueError(
-                f"schedule.edits must be at least rollout.plans = {plans}, got {budget}"
-            )
         last_saved = self.edits if self.run.checkpoint_steps() else -1
         with (
             graceful_stop() as stop,
