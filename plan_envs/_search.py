@@ -13,8 +13,7 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-BOX_SHAPES: dict[int, tuple[int, int]] = {4: (2, 2), 6: (2, 3), 9: (3, 3), 16: (4, 4)}
-"""side -> rows and columns of a box."""
+from plan_envs.sudoku import BOX_SHAPES
 
 _PLACED = 1 << 20
 """Flag in a candidate mask: the cell's only candidate has been removed from its peers."""

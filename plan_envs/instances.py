@@ -21,9 +21,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from plan_envs import _search
-from plan_envs._search import BOX_SHAPES, box_shape, tables_of
+from plan_envs._search import box_shape, tables_of
 from plan_envs._seventeen import SEVENTEEN_CLUES
 from plan_envs.domain import Int8Array
+from plan_envs.sudoku import BOX_SHAPES
 
 Split = Literal["train", "validation", "test"]
 
