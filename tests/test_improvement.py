@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from learner_cases import generator, random_states, small_model
+from learner_cases import generator, jitter, random_states, small_model
 from tabular import FILL, FULL, OVERWRITE, Array, TabularMDP, random_policy, tabular
 from torch import Tensor
 
@@ -282,7 +282,7 @@ def test_clipping_stops_the_ratio_of_an_edit_at_one_plus_epsilon() -> None:
     for clip in (0.05, 0.5, 100.0):
         config = ImprovementConfig(
             candidate="policy_gradient",
-            candidate_steps=80,
+            candidate_steps=200,
             learning_rate=2e-4,
             clip=clip,
             entropy=0.0,
@@ -290,9 +290,9 @@ def test_clipping_stops_the_ratio_of_an_edit_at_one_plus_epsilon() -> None:
         network = policy_gradient_candidate(model, twice, policy, weighted, config, generator(1))
         candidate = policy_probabilities(network, twice)
         ratio[clip] = float(candidate[0, made] / policy[0, made])
-    assert 1.05 < ratio[0.05] < 1.4
-    assert 1.5 < ratio[0.5] < 1.9
-    assert ratio[100.0] > 2.0
+    assert 1.05 < ratio[0.05] < 1.45
+    assert 1.5 < ratio[0.5] < 2.1
+    assert ratio[100.0] > 2.2
 
 
 def test_without_advantages_and_entropy_the_gradient_candidate_is_the_policy() -> None:
@@ -390,10 +390,16 @@ def test_distillation_towards_the_policy_itself_takes_no_step() -> None:
 
 
 def test_distillation_stops_once_the_held_out_kl_is_small() -> None:
-    target, weight, held_out = distillation_case()
-    _, report, calls = distilled(target, weight, held_out, distil_kl=1.0, distil_passes=60.0)
+    # Towards a network whose head differs a little, which a few passes nearly reach.
+    model, states, _, _ = exact_case()
+    teacher = copy.deepcopy(model)
+    jitter(teacher.edit_out, 7, 0.2)
+    _, weight, held_out = distillation_case()
+    _, report, calls = distilled(
+        policy_probabilities(teacher, states), weight, held_out, distil_kl=1.0, distil_passes=100.0
+    )
     assert report.kl <= 0.1 * report.kl_before, "a tenth of what was asked for, too"
-    assert len(calls) < 2 * 60
+    assert len(calls) < 2 * 100
 
 
 def test_illegal_edits_stay_impossible_after_distillation() -> None:
