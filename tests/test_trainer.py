@@ -271,6 +271,21 @@ def test_the_curriculum_of_the_test_does_get_harder(tmp_path: Path) -> None:
     assert blanks[-1] > 1
 
 
+@pytest.mark.parametrize("value", ["success", "score"])
+def test_training_runs_in_bfloat16(tmp_path: Path, value: str) -> None:
+    run = train(
+        env="sudoku4x4-hard",
+        recipe_path=None,
+        overrides=[*TINY, f"evaluator.value={value}", "improvement.candidate=exp_advantage"],
+        steps=64,
+        seed=0,
+        out=tmp_path / "run",
+        placement=Placement(threads=1, precision="bfloat16"),
+    )
+    assert all(weight.isfinite().all() for weight in run.load_checkpoint().weights.values())
+    assert run.load_checkpoint().weights["policy.edit_out.weight"].dtype == torch.float32
+
+
 # --- Damage
 
 

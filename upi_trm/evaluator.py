@@ -170,7 +170,8 @@ def evaluate_states(
         part = states.select(slice(start, start + chunk))
         encoding = model.encode(part)
         values.append(model.value(model.recur(encoding, depth=depth), encoding))
-    raw = torch.cat(values) if values else phi.new_zeros(0)
+    # Under autocast the head may answer in bfloat16.
+    raw = torch.cat(values).to(phi.dtype) if values else phi.new_zeros(0)
     return shaped_value(raw, phi, value=value)
 
 
