@@ -63,6 +63,10 @@ class GroupStructure(nn.Module):
         """Number of kinds of groups."""
         return len(self.names)
 
+    def num_classes(self, tied: Sequence[str] = ()) -> int:
+        """Number of weights that the kinds of groups need when the `tied` ones share theirs."""
+        return max(_weight_classes(self, tied), default=-1) + 1
+
     def scaled_product(
         self,
         totals: Float[Tensor, "group channel"],
@@ -122,6 +126,12 @@ class VariableBatch:
         """Sums of the present members of each group: [group, channel] for each kind."""
         return group_sums(rows, self.group, self.num_groups)
 
+    def shares(self) -> Float[Tensor, "kind row"]:
+        """1 / (present members of the row's group), for each kind: 1 where a row stands alone."""
+        ones = torch.ones(len(self.state), 1, device=self.state.device)
+        totals = zip(self.group_sums(ones), self.group, strict=True)
+        return torch.stack([total[index, 0].reciprocal() for total, index in totals])
+
     def spread(self, totals: Sequence[Float[Tensor, "_ channel"]]) -> Float[Tensor, "row channel"]:
         """For each row the sum, over the kinds, of what its groups hold."""
         return group_spread(totals, self.group)
@@ -157,7 +167,7 @@ class GroupLinear(nn.Module):
         super().__init__()
         self.structure = structure
         self.weight_of_kind = _weight_classes(structure, tied)
-        classes = max(self.weight_of_kind, default=-1) + 1
+        classes = structure.num_classes(tied)
         scale = gain * in_channels**-0.5
         self.own = nn.Parameter(torch.randn(in_channels, out_channels, generator=generator) * scale)
         self.grouped = nn.Parameter(
@@ -177,6 +187,14 @@ class GroupLinear(nn.Module):
             for kind, total in enumerate(variables.group_sums(rows))
         ]
         return mixed + variables.spread(totals)
+
+    def over_classes(self, values: Float[Tensor, "kind row"]) -> Float[Tensor, "row feature"]:
+        """Mean and maximum over the kinds that share a weight: blind to which of them is which."""
+        columns = []
+        for index in range(len(self.grouped)):
+            same = values[[k for k, used in enumerate(self.weight_of_kind) if used == index]]
+            columns += [same.mean(dim=0), same.amax(dim=0)]
+        return torch.stack(columns, dim=1)
 
 
 class GroupReadout(nn.Module):
@@ -199,7 +217,7 @@ class GroupReadout(nn.Module):
         super().__init__()
         self.structure = structure
         self.weight_of_kind = _weight_classes(structure, tied)
-        classes = max(self.weight_of_kind) + 1
+        classes = structure.num_classes(tied)
         scale = (channels + 2) ** -0.5
         self.weight = nn.Parameter(
             torch.randn(classes, channels + 2, channels, generator=generator) * scale

@@ -156,7 +156,8 @@ class TinyRecursiveModel(nn.Module):
                     "model.update_map 'relational' needs a domain with constraint groups"
                 )
             tied = config.tied_groups
-            self.embed = GroupLinear(self.structure, 3, width, tied=tied, generator=generator)
+            inputs = 3 + 2 * self.structure.num_classes(tied)
+            self.embed = GroupLinear(self.structure, inputs, width, tied=tied, generator=generator)
             self.inject = GroupLinear(self.structure, width, width, tied=tied, generator=generator)
             self.update = RelationalMap(self.structure, width, tied=tied, generator=generator)
             self.readout = GroupReadout(self.structure, width, tied=tied, generator=generator)
@@ -195,7 +196,7 @@ class TinyRecursiveModel(nn.Module):
         variables = VariableBatch.select(self.structure, active)
         row_cell = cell[variables.variable]
         row_value = value[variables.variable]
-        features = torch.stack(
+        flags = torch.stack(
             [
                 legal[variables.state, variables.variable],
                 states.plan[variables.state, row_cell] == row_value,
@@ -203,6 +204,9 @@ class TinyRecursiveModel(nn.Module):
             ],
             dim=1,
         ).to(self.embed.own.dtype)
+        # How constrained a variable is: its share of each of its groups, 1 where it stands alone.
+        shares = self.embed.over_classes(variables.shares())
+        features = torch.cat([flags, shares], dim=1)
         hidden = torch.relu(self.embed(features, variables))
         state, set_cell = states.plan.nonzero(as_tuple=True)
         set_variable = set_cell * self.shape.num_values + states.plan[state, set_cell].long() - 1
