@@ -72,7 +72,9 @@ def make(
         gamma=config.evaluator.gamma,
         autoreset_mode=AutoresetMode.DISABLED,
     )
-    easier = CurriculumConfig(enabled=curriculum, start_blanks=2, window=4, threshold=0.5)
+    easier = CurriculumConfig(
+        kind="adaptive" if curriculum else "none", start_blanks=2, window=4, threshold=0.5
+    )
     roller = Roller(vector_env, Curriculum(pool, easier, np.random.default_rng(seed)), seed=seed)
     learner = UpiLearner(
         task.domain,
@@ -164,7 +166,7 @@ def test_collecting_in_two_parts_equals_collecting_at_once() -> None:
 def test_curriculum_reveals_givens_and_gets_harder_with_success() -> None:
     pool = resolve_task("sudoku4x4-hard").instances("train", num=20)
     config = CurriculumConfig(
-        enabled=True, start_blanks=2, step_blanks=3, threshold=0.5, window=4, full_share=0.0
+        kind="adaptive", start_blanks=2, step_blanks=3, threshold=0.5, window=4, full_share=0.0
     )
     curriculum = Curriculum(pool, config, np.random.default_rng(0))
     drawn = curriculum.draw(30)

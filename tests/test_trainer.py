@@ -37,11 +37,11 @@ EDITS = 32 * 6
 VARIANTS = {
     "relational": (),
     "relational, curriculum": (
-        *("curriculum.enabled=true", "curriculum.start_blanks=1", "curriculum.step_blanks=1"),
+        *("curriculum.kind=adaptive", "curriculum.start_blanks=1", "curriculum.step_blanks=1"),
         *("curriculum.window=3", "curriculum.threshold=0.3"),
     ),
     "flat, clamped, gradient, curriculum": (
-        *("model.update_map=mlp", "contraction.modulus=0.7", "curriculum.enabled=true"),
+        *("model.update_map=mlp", "contraction.modulus=0.7", "curriculum.kind=adaptive"),
         *("improvement.candidate=policy_gradient", "improvement.candidate_steps=3"),
     ),
 }

@@ -1,4 +1,4 @@
-"""An adaptive curriculum over givens: easier copies of training puzzles, harder as success grows.
+"""Curricula over givens: easier copies of the training puzzles, harder as success grows.
 
 Input: the training pool, whose stored completions serve only to reveal more givens, never as
 labels. Output: the instances that `rollout.Roller` restarts on. Works for every domain whose
@@ -8,7 +8,7 @@ completion is a plan.
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,18 +21,20 @@ from plan_envs.instances import InstanceSet
 class CurriculumConfig:
     """The `curriculum` section of a recipe."""
 
-    enabled: bool = False
-    """false: every episode plays a puzzle of the pool as it is."""
+    kind: Literal["none", "adaptive", "mixed"] = "none"
+    """none: every episode plays a puzzle of the pool as it is; adaptive: all have `start_blanks`
+    blanks, and more as success grows; mixed: each has its own number of blanks, uniform between
+    `start_blanks` and as it is."""
     start_blanks: int = 10
-    """Blank cells left at the start; more givens are revealed until so many are left."""
+    """Blank cells left; more givens are revealed until so many are left."""
     step_blanks: int = 2
-    """Added each time the success is high enough."""
+    """adaptive: blanks added each time the success is high enough."""
     threshold: float = 0.55
-    """Success over the last `window` episodes at which the puzzles get harder."""
+    """adaptive: success over the last `window` episodes at which the puzzles get harder."""
     window: int = 48
-    """Episodes over which the success is measured."""
+    """adaptive: episodes over which the success is measured."""
     full_share: float = 0.1
-    """Share of episodes on puzzles as they are."""
+    """Share of episodes on puzzles as they are, whatever the curriculum says."""
 
     def __post_init__(self) -> None:
         """Check ranges."""
@@ -45,7 +47,7 @@ class CurriculumConfig:
 
 
 class Curriculum:
-    """Draws instances from a pool with givens added until `blanks` cells are left."""
+    """Draws instances from a pool with givens added, as the curriculum wants them."""
 
     def __init__(
         self, pool: InstanceSet, config: CurriculumConfig, generator: np.random.Generator
@@ -60,18 +62,21 @@ class Curriculum:
         """Instances for `count` plans, shape [count, cell]."""
         index = self.generator.integers(len(self.pool), size=count)
         puzzles, completions = self.pool.instances[index], self.pool.solutions[index]
-        if not self.config.enabled:
+        if self.config.kind == "none":
             return puzzles
+        blanks = np.full(count, self.blanks)
+        if self.config.kind == "mixed":
+            blanks = self.generator.integers(self.blanks, self.most_blanks + 1, size=count)
         # Keep the `blanks` blank cells with the smallest random keys, reveal the others.
         keys = np.where(puzzles == 0, self.generator.random(puzzles.shape), np.inf)
-        kept = np.argsort(np.argsort(keys, axis=1), axis=1) < self.blanks
+        kept = np.argsort(np.argsort(keys, axis=1), axis=1) < blanks[:, None]
         easier = np.where((puzzles == 0) & ~kept, completions, puzzles)
         full = self.generator.random(count) < self.config.full_share
         return np.ascontiguousarray(np.where(full[:, None], puzzles, easier))
 
     def update(self, blanks: NDArray[np.int64], solved: NDArray[np.bool_]) -> None:
         """Count finished episodes: blanks of their instances, and whether they were solved."""
-        if not self.config.enabled:
+        if self.config.kind != "adaptive":
             return
         self._recent.extend(bool(won) for won in solved[blanks >= self.blanks])
         enough = len(self._recent) == self.config.window

@@ -201,7 +201,7 @@ class _Training:
                 before, self.edits = self.edits, self.edits + steps * plans
                 with self.placement.autocast():
                     metrics = self.learner.iterate(self.roller, steps=steps)
-                if self.recipe.curriculum.enabled:
+                if self.recipe.curriculum.kind == "adaptive":
                     metrics["curriculum_blanks"] = float(self.roller.curriculum.blanks)
                 finished = budget - self.edits < plans
                 tag = None
