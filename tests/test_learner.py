@@ -193,6 +193,18 @@ def test_curriculum_reveals_givens_and_gets_harder_with_success() -> None:
     assert curriculum.blanks == curriculum.most_blanks == 8
 
 
+def test_mixed_curriculum_draws_every_number_of_blanks_and_never_changes() -> None:
+    pool = resolve_task("sudoku4x4-hard").instances("train", num=20)  # 6 to 8 blanks
+    config = CurriculumConfig(kind="mixed", start_blanks=3, window=4, full_share=0.0)
+    curriculum = Curriculum(pool, config, np.random.default_rng(0))
+    blanks, count = np.unique((curriculum.draw(3000) == 0).sum(axis=1), return_counts=True)
+    assert blanks.tolist() == [3, 4, 5, 6, 7, 8]
+    # 3, 4 and 5 each with probability 1/6 of the numbers 3..8.
+    assert count[:3] / 3000 == pytest.approx(1 / 6, abs=0.03)
+    curriculum.update(np.full(100, 8), np.ones(100, bool))
+    assert (curriculum.draw(200) == 0).sum(axis=1).min() == 3
+
+
 def test_without_curriculum_episodes_play_puzzles_of_the_pool() -> None:
     pool = resolve_task("sudoku4x4-hard").instances("train", num=20)
     curriculum = Curriculum(pool, CurriculumConfig(), np.random.default_rng(0))
