@@ -1,5 +1,7 @@
 """The backbone: masked heads, ragged batches, symmetries, depth, weights from one generator."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -264,3 +266,18 @@ def test_relational_map_without_groups_is_refused() -> None:
     bare = type(shape)(**{**vars(shape), "groups": {}})
     with pytest.raises(ValueError, match="needs a domain with constraint groups"):
         TinyRecursiveModel(bare, ModelConfig(), generator=generator())
+
+
+def test_a_deep_copy_of_a_compiled_model_steps_with_its_own_weights() -> None:
+    domain = Sudoku(4)
+    model = small_model(domain, update_map="relational")
+    model.compile_step(lambda step: lambda own, z, encoding: step(own, z, encoding))
+    other = copy.deepcopy(model)
+    with torch.no_grad():
+        for weight in other.update.parameters():
+            weight.zero_()
+    encoding = model.encode(random_states(domain, 3))
+    # Without z -> z weights a step is relu(u), and more steps change nothing.
+    once = torch.relu(encoding.injection)
+    torch.testing.assert_close(other.recur(encoding, depth=3), once)
+    assert not torch.allclose(model.recur(encoding, depth=3), once)

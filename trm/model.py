@@ -6,7 +6,7 @@ the update map on u, the heads read the last latent: V_psi(z^(n)) and one logit 
 Sec. 2, Fig. 1).
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -24,6 +24,9 @@ from trm.blocks import (
 )
 from trm.group_ops import group_spread, group_sums
 from trm.recursion import unroll
+
+Step = Callable[["TinyRecursiveModel", Tensor, "Encoding"], Tensor]
+"""One latent update f(z, u) of a model, before projection."""
 
 ILLEGAL_LOGIT = -1e9
 """Logit of an edit that the mask forbids; exp of it is exactly 0 in float32."""
@@ -177,6 +180,8 @@ class TinyRecursiveModel(nn.Module):
             self.edit_hidden = _linear(width, hidden, generator)
             self.edit_out = _linear(hidden, shape.num_actions, generator, gain=0.1)
         self.value_out = _linear(hidden, 1, generator, gain=0.1)
+        # Not bound to this model, so that a deep copy steps with its own weights.
+        self._step: Step = TinyRecursiveModel.step
 
     def encode(self, states: StateBatch) -> Encoding:
         """(x, y, mask) -> injection u; nothing here is limited by the contraction."""
@@ -227,12 +232,16 @@ class TinyRecursiveModel(nn.Module):
             out = self.update(z, encoding.injection, encoding.variables)
         return out
 
+    def compile_step(self, compiled: Callable[[Step], Step]) -> None:
+        """Let `compiled` (a `Placement.compiled`) wrap the latent update that `recur` iterates."""
+        self._step = compiled(TinyRecursiveModel.step)
+
     def recur(
         self, encoding: Encoding, *, depth: int | None = None
     ) -> Float[Tensor, "row channel"]:
         """z^(n) from z^(0) = 0; `depth` overrides the recipe's n."""
         return unroll(
-            lambda z: self.step(z, encoding),
+            lambda z: self._step(self, z, encoding),
             torch.zeros_like(encoding.injection),
             depth=self.config.depth if depth is None else depth,
             radius=self.config.radius,

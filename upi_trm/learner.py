@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from plan_envs.domain import DeadEnd, Int8Array, PlanDomain, potential
+from trm.device import Placement
 from trm.model import ModelConfig, StateBatch, TinyRecursiveModel
 from upi_trm.advantage import Lookahead, centred_advantage, centring_defect, gae, look_ahead
 from upi_trm.contraction import Certificate, ContractionClamp, NotContractive
@@ -138,6 +139,11 @@ class UpiLearner:
             self.policy.parameters(), lr=config.improvement.learning_rate
         )
         self.replay: deque[Transitions] = deque(maxlen=config.evaluator.replay_iterations)
+
+    def compile_steps(self, placement: Placement) -> None:
+        """Compile the latent updates where the placement asks for it."""
+        for model in (self.evaluator, self.policy, self.target.model):
+            model.compile_step(placement.compiled)
 
     # --- One iteration
 

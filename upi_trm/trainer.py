@@ -184,6 +184,7 @@ class _Training:
             noise=self.streams.torch("noise"),
             actions=self.streams.torch("policy"),
         )
+        self.learner.compile_steps(placement)
         self.edits = 0
         self.best = -1.0
         self.meter = ResourceMeter()
