@@ -100,6 +100,23 @@ def cli(settings: Any, debug: bool) -> None:
         settings.shown = True
 
 
+class _CheckpointName(click.ParamType):  # type: ignore[type-arg]  # generic only in new click
+    """A checkpoint: its step as a number, or the tag "best"."""
+
+    name = "N|best"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> int | str:
+        if isinstance(value, int):
+            return value
+        if value == "best":
+            return "best"
+        if not str(value).isdecimal():
+            self.fail(f"{value!r} is neither a number of edits nor best", param, ctx)
+        return int(value)
+
+
 def _placement_options(command: Any) -> Any:
     """Where the numbers are computed: the same four flags on every command that runs a model."""
     options = (
@@ -229,7 +246,11 @@ def train(
     show_default=True,
     help="Seed of generated puzzles and of the reference policies.",
 )
-@click.option("--step", type=click.IntRange(0), help="Checkpoint to use.  [default: the newest]")
+@click.option(
+    "--step",
+    type=_CheckpointName(),
+    help="Checkpoint to use: a number of edits, or best.  [default: the newest]",
+)
 @click.option(
     "--json", "as_json", is_flag=True, help="One JSON object on one line, last on stdout."
 )
@@ -240,7 +261,7 @@ def evaluate(
     file: Path | None,
     num: int | None,
     seed: int,
-    step: int | None,
+    step: int | str | None,
     as_json: bool,
     device: str,
     precision: str,
@@ -267,13 +288,17 @@ def evaluate(
     type=click.Path(path_type=Path),
     help="Run folder of a trained model.",
 )
-@click.option("--step", type=click.IntRange(0), help="Checkpoint to use.  [default: the newest]")
+@click.option(
+    "--step",
+    type=_CheckpointName(),
+    help="Checkpoint to use: a number of edits, or best.  [default: the newest]",
+)
 @_placement_options
 def solve(
     *,
     puzzle: str,
     run_path: Path,
-    step: int | None,
+    step: int | str | None,
     device: str,
     precision: str,
     compiled: bool,
@@ -389,7 +414,7 @@ def _show_scoreboard(
     file: Path | None = None,
     num: int | None = None,
     seed: int = 0,
-    step: int | None = None,
+    step: int | str | None = None,
     as_json: bool = False,
 ) -> dict[str, Any]:
     """Evaluate a run and print the table, unless the caller prints JSON; returns the record."""
@@ -420,7 +445,9 @@ def _show_scoreboard(
     return {
         **board.to_json_dict(),
         "run": str(run.path),
-        "step": run.checkpoint_steps()[-1] if step is None else step,
+        "step": run.tagged_step(step)
+        if isinstance(step, str)
+        else step or run.checkpoint_steps()[-1],
         "seed": run.info.seed,
         "eval_seed": seed,
     }
