@@ -204,6 +204,7 @@ class UpiLearner:
         instances, plans = _flat(fresh.instance)[order], _flat(fresh.plan)[order]
         states = self.states(instances, plans)
         policy = self.probabilities(states)
+        num_held_out = min(max(1, round(config.held_out * count)), count - 1)
         metrics: dict[str, float] = {}
         weight = torch.ones(count, device=self.device)
         if config.advantage == "exact":
@@ -224,10 +225,12 @@ class UpiLearner:
             advantage, made = self.gae_advantage(fresh, order)
             clock.mark("lookahead")
             candidate = self._gradient_candidate(states, policy, advantage * made)
-            metrics["centring_defect"] = float(centring_defect(advantage * made, policy).max())
+            metrics["centring_defect"] = self._td_centring_defect(
+                instances[:num_held_out], plans[:num_held_out], policy[:num_held_out]
+            )
         new = mixture(policy, candidate, alpha=config.alpha)
         held_out = torch.zeros(count, dtype=torch.bool)
-        held_out[: min(max(1, round(config.held_out * count)), count - 1)] = True
+        held_out[:num_held_out] = True
         report = distil(
             self.policy,
             self.policy_optimiser,
@@ -367,6 +370,16 @@ class UpiLearner:
             self._tensor(fresh.action.ravel()[order]).long(), self.domain.spec.num_actions
         )
         return advantage.flatten()[torch.from_numpy(order).to(self.device)][:, None], made.float()
+
+    def _td_centring_defect(
+        self, instances: Int8Array, plans: Int8Array, policy: Float[Tensor, "batch action"]
+    ) -> float:
+        """Largest |E_{a~pi}[r + gamma U_n(s') - U_n(s)]|: what GAE takes for zero."""
+        ahead = self.look_ahead(instances, plans)
+        score = self.domain.check(instances, plans).score
+        value = self._values(self.evaluator, self.states(instances, plans), score)
+        error = torch.where(ahead.mask, ahead.q - value[:, None], torch.zeros_like(ahead.q))
+        return float(centring_defect(error, policy).max())
 
     def certified_modulus(self) -> float:
         """Proven bound on L_z of evaluator and policy; infinite for a map without one."""
