@@ -6,6 +6,7 @@ Their input are the checked arrays of `Sudoku`, their output goes into arrays th
 """
 # mypy: ignore-errors
 
+from pathlib import Path
 from typing import Final
 
 import numpy as np
@@ -657,3 +658,9 @@ def overwrite_left(instance, plan, peers, side, counts, num_free, edited, value)
             if count == 0 and digit != plan[cell]:
                 return True
     return False
+
+
+def in_disk_cache() -> bool:
+    """Whether numba has compiled these kernels before; the first use takes about half a minute."""
+    folder = Path(write_masks.stats.cache_path)
+    return any(folder.glob("sudoku_kernels.write_masks-*.nbi"))

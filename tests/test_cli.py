@@ -17,6 +17,7 @@ from typing import Any
 import click
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
 import upi_trm
 from plan_envs.catalogue import Task, resolve_task
@@ -424,3 +425,14 @@ def test_envs_describes_one_and_measures_the_references(call: Call) -> None:
     assert "97 (64 write, 16 erase, 16 pad, 1 stop)" in out
     assert "1-4 blanks, any completion counts" in out
     assert "singles" in out
+
+
+def test_a_cold_kernel_cache_is_announced_and_a_warm_one_is_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from plan_envs import sudoku_kernels
+
+    for warm, said in ((False, True), (True, False)):
+        monkeypatch.setattr(sudoku_kernels, "in_disk_cache", lambda warm=warm: warm)
+        result = CliRunner().invoke(cli.cli, ["eval", "no-such-run"])
+        assert ("compiling the environments' kernels" in result.stderr) is said

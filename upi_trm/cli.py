@@ -398,7 +398,17 @@ def _placement(*, device: str, precision: str, compiled: bool, threads: int) -> 
     from trm.device import Placement
 
     literal: Any = precision
-    return Placement(device=device, precision=literal, compile=compiled, threads=threads)
+    placement = Placement(device=device, precision=literal, compile=compiled, threads=threads)
+    _say_when_kernels_compile()
+    return placement
+
+
+def _say_when_kernels_compile() -> None:
+    """On a fresh machine the first use of the environments takes half a minute: say why."""
+    from plan_envs.sudoku_kernels import in_disk_cache
+
+    if not in_disk_cache():
+        click.echo("compiling the environments' kernels, once on this machine...", err=True)
 
 
 def _open_run(path: Path) -> Any:
