@@ -13,7 +13,7 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from plan_envs.sudoku import BOX_SHAPES
+from plan_envs.sudoku_geometry import BOX_SHAPES
 
 _PLACED = 1 << 20
 """Flag in a candidate mask: the cell's only candidate has been removed from its peers."""

@@ -24,7 +24,7 @@ from plan_envs import _search
 from plan_envs._search import box_shape, tables_of
 from plan_envs._seventeen import SEVENTEEN_CLUES
 from plan_envs.domain import Int8Array
-from plan_envs.sudoku import BOX_SHAPES
+from plan_envs.sudoku_geometry import BOX_SHAPES
 
 Split = Literal["train", "validation", "test"]
 

@@ -16,13 +16,11 @@ from numpy.typing import NDArray
 from plan_envs import sudoku_kernels as kernels
 from plan_envs.domain import DeadEnd, DomainSpec, Int8Array, RewardKind, Successors, Verdict
 from plan_envs.engine import Engine, EngineOptions
+from plan_envs.sudoku_geometry import BOX_SHAPES, peers_of, units_of
 
 Codec = Literal["digits", "tokens"]
 EditSet = Literal["fill", "overwrite", "full"]
 MaskRule = Literal["givens", "constraint"]
-
-BOX_SHAPES: Final = {4: (2, 2), 6: (2, 3), 9: (3, 3), 16: (4, 4)}
-"""Side -> rows and columns of a box."""
 
 KIND_NAMES: Final = ("write", "erase", "pad", "stop")
 """Kinds of actions, in the order of `DomainSpec.action_kind`."""
@@ -301,27 +299,6 @@ def absorbs_dead(dead_end: DeadEnd) -> bool:
     if dead_end not in ("absorb", "continue"):
         raise ValueError(f"dead_end must be 'absorb' or 'continue', got {dead_end!r}")
     return dead_end == "absorb"
-
-
-@cache
-def units_of(side: int) -> NDArray[np.int32]:
-    """Row, column and box of each cell, shape [cell, 3]."""
-    box_rows, box_columns = BOX_SHAPES[side]
-    row, column = np.divmod(np.arange(side * side, dtype=np.int32), np.int32(side))
-    box = row // box_rows * (side // box_columns) + column // box_columns
-    return np.stack([row, column, box], axis=1).astype(np.int32)
-
-
-@cache
-def peers_of(side: int) -> NDArray[np.uint8]:
-    """The cells that share a row, column or box with each cell, ascending, shape [cell, peer].
-
-    Unsigned, which spares kernels numba's test for negative indices; 16x16 just fits.
-    """
-    units = units_of(side)
-    related = (units[:, None, :] == units[None, :, :]).any(axis=-1)
-    np.fill_diagonal(related, False)
-    return np.stack([np.flatnonzero(mates) for mates in related]).astype(np.uint8)
 
 
 @cache

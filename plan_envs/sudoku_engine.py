@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from plan_envs import sudoku_engine_kernels as kernels
 from plan_envs.domain import DomainSpec, Int8Array
 from plan_envs.engine import SAME_STEP, EngineOptions, Finals, Refusal, StepArrays
-from plan_envs.sudoku import Sudoku, peers_of
+from plan_envs.sudoku import Sudoku
+from plan_envs.sudoku_geometry import peers_of
 
 _POOL_BYTES = 1 << 26
 """Reset states are kept ready while they fit here; beyond, a reset computes its own."""

@@ -16,7 +16,7 @@ from numba import njit
 
 from plan_envs.engine import FINISHED as REASON_FINISHED
 from plan_envs.engine import ILLEGAL, NEVER, NEXT_STEP, OUT_OF_RANGE, SAME_STEP
-from plan_envs.sudoku import peers_of
+from plan_envs.sudoku_geometry import peers_of
 from plan_envs.sudoku_kernels import (
     FILL,
     FULL,

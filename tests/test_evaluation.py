@@ -18,8 +18,9 @@ from plan_envs.evaluation import (
     random_legal,
     reference_policies,
 )
-from plan_envs.instances import BOX_SHAPES, InstanceSet, sudoku_instances
+from plan_envs.instances import InstanceSet, sudoku_instances
 from plan_envs.sudoku import Sudoku
+from plan_envs.sudoku_geometry import BOX_SHAPES
 
 VARIANTS = [
     *(

@@ -10,7 +10,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from plan_envs.instances import (
-    BOX_SHAPES,
     SPLITS,
     InstanceSet,
     SudokuSymmetry,
@@ -24,6 +23,7 @@ from plan_envs.instances import (
     split_of,
     sudoku_instances,
 )
+from plan_envs.sudoku_geometry import BOX_SHAPES
 
 SIDES = tuple(BOX_SHAPES)
 

@@ -9,7 +9,8 @@ from plan_envs import testing
 from plan_envs.domain import Int8Array, PlanDomain
 from plan_envs.engine import EngineOptions
 from plan_envs.instances import SudokuSymmetry, sudoku_instances
-from plan_envs.sudoku import BOX_SHAPES, Sudoku
+from plan_envs.sudoku import Sudoku
+from plan_envs.sudoku_geometry import BOX_SHAPES
 
 SEEDS = st.integers(0, 2**32 - 1)
 

@@ -16,8 +16,10 @@ from torch import Tensor
 
 from plan_envs.domain import Int8Array
 from plan_envs.gym_envs import PlanEditVectorEnv
-from trm.model import StateBatch
+from trm.device import Placement
+from trm.model import StateBatch, TinyRecursiveModel
 from upi_trm.curriculum import Curriculum
+from upi_trm.improvement import edit_logits
 
 EditPolicy = Callable[[StateBatch], Float[Tensor, "batch action"]]
 """States -> probabilities over edits, zero where illegal."""
@@ -116,3 +118,30 @@ class Roller:
         """Counterpart of `state`."""
         self.observation, self.info = self.env.set_state(state["env"])
         self.curriculum.load_state(state["curriculum"])
+
+
+@dataclass(frozen=True)
+class GreedyPolicy:
+    """The most probable edit of pi_phi, the first one on a tie; draws no random numbers."""
+
+    model: TinyRecursiveModel
+    placement: Placement
+    chunk: int = 1024
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        instances: Int8Array,
+        plans: Int8Array,
+        mask: Int8Array,
+        rng: np.random.Generator,
+    ) -> NDArray[np.int32]:
+        """Shapes [batch, cell], [batch, cell], [batch, action] -> actions, shape [batch]."""
+        device = self.placement.torch_device
+        actions = []
+        for start in range(0, len(plans), self.chunk):
+            part = slice(start, start + self.chunk)
+            states = to_states(instances[part], plans[part], mask[part], device)
+            with self.placement.autocast():
+                actions.append(edit_logits(self.model, states).argmax(dim=1).cpu().numpy())
+        return np.concatenate(actions).astype(np.int32)

@@ -26,8 +26,10 @@ from trm.run import Run
 from trm.streams import named_streams
 from upi_trm.curriculum import Curriculum, CurriculumConfig
 from upi_trm.learner import LearnerConfig, UpiLearner
-from upi_trm.policy import RUN_KIND, GreedyPolicy
-from upi_trm.rollout import Roller
+from upi_trm.rollout import GreedyPolicy, Roller
+
+RUN_KIND = "upi"
+"""`kind` of the runs that this learner writes."""
 
 COLUMNS = {
     "success": ".1%",
