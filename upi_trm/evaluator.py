@@ -93,7 +93,9 @@ def value_loss(
 ) -> Float[Tensor, ""]:
     """Regression on the targets G (UPI-TRM Sec. 3): squared error, or cross-entropy on G + Phi.
 
-    Both have the conditional mean of the target as their minimiser.
+    Both have the conditional mean of the target as their minimiser. Control variates can carry a
+    single target of the cross-entropy outside [0, 1]; it is clamped there, which costs a small bias
+    and keeps the logit finite.
     """
     if value == "score":
         return nn.functional.mse_loss(raw, target)
