@@ -19,7 +19,7 @@ from plan_envs.gym_envs import PlanEditVectorEnv
 from trm.device import Placement
 from trm.model import StateBatch, TinyRecursiveModel
 from upi_trm.curriculum import Curriculum
-from upi_trm.improvement import edit_logits
+from upi_trm.improvement import edit_logits, sample_edits
 
 EditPolicy = Callable[[StateBatch], Float[Tensor, "batch action"]]
 """States -> probabilities over edits, zero where illegal."""
@@ -79,7 +79,7 @@ class Roller:
             before, before_info = self.observation, self.info
             states = to_states(before["instance"], before["plan"], before["action_mask"], device)
             probability = policy(states).cpu()
-            action = torch.multinomial(probability, 1, generator=generator).squeeze(1).numpy()
+            action = sample_edits(probability, generator).numpy()
             after, reward, terminated, truncated, info = self.env.step(action)
             done = terminated | truncated
             rows.append(
