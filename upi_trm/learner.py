@@ -140,9 +140,14 @@ class UpiLearner:
         )
         self.replay: deque[Transitions] = deque(maxlen=config.evaluator.replay_iterations)
 
+    @property
+    def networks(self) -> dict[str, TinyRecursiveModel]:
+        """Every network by its name in a checkpoint."""
+        return {"evaluator": self.evaluator, "policy": self.policy, "target": self.target.model}
+
     def compile_steps(self, placement: Placement) -> None:
         """Compile the latent updates where the placement asks for it."""
-        for model in (self.evaluator, self.policy, self.target.model):
+        for model in self.networks.values():
             model.compile_step(placement.compiled)
 
     # --- One iteration
@@ -399,21 +404,15 @@ class UpiLearner:
 
     def weights(self) -> dict[str, Tensor]:
         """All network weights by name."""
-        parts = {
-            "evaluator": self.evaluator,
-            "policy": self.policy,
-            "target": self.target.model,
-        }
         return {
             f"{part}.{name}": tensor
-            for part, model in parts.items()
+            for part, model in self.networks.items()
             for name, tensor in model.state_dict().items()
         }
 
     def load_weights(self, weights: Mapping[str, Tensor]) -> None:
         """Counterpart of `weights`."""
-        parts = {"evaluator": self.evaluator, "policy": self.policy, "target": self.target.model}
-        for part, model in parts.items():
+        for part, model in self.networks.items():
             prefix = f"{part}."
             model.load_state_dict(
                 {k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)}
