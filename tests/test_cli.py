@@ -292,6 +292,15 @@ def test_resume_hands_the_run_and_the_new_total_to_the_trainer(
     assert stand_ins.calls[0]["steps"] == 45
 
 
+def test_one_thread_is_the_default_but_a_resumed_run_keeps_its_own_count(
+    call: Call, stand_ins: StandIns, run_4x4: Path, tmp_path: Path
+) -> None:
+    call("train", "--env", "sudoku4x4", "--out", tmp_path / "run", "--eval-num", "0")
+    call("train", "--resume", run_4x4, "--eval-num", "0")
+    call("train", "--resume", run_4x4, "--eval-num", "0", "--threads", "2")
+    assert [told["placement"].threads for told in stand_ins.calls] == [1, None, 2]
+
+
 def test_a_training_that_a_signal_stopped_ends_without_evaluation(
     call: Call, stand_ins: StandIns, run_4x4: Path
 ) -> None:

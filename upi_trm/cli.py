@@ -123,7 +123,9 @@ def _placement_options(command: Any) -> Any:
         # One by default: these models are small, and on shared cores a second thread waits more
         # than it works (measured: 9 edits/s against 156). It also fixes the bits on every machine.
         click.option(
-            "--threads", type=click.IntRange(1), default=1, show_default=True, help="CPU threads."
+            "--threads",
+            type=click.IntRange(1),
+            help="CPU threads.  [default: 1; a resumed run keeps its own]",
         ),
         click.option(
             "--compile/--no-compile", "compiled", default=False, help="Use torch.compile."
@@ -196,7 +198,7 @@ def train(
     device: str,
     precision: str,
     compiled: bool,
-    threads: int,
+    threads: int | None,
 ) -> None:
     """Learn to solve an environment's puzzles; --resume goes on.
 
@@ -204,7 +206,13 @@ def train(
     reference policies.
     """
     _refuse_mixed_resume(ctx, resume=resume, env=env)
-    placement = _placement(device=device, precision=precision, compiled=compiled, threads=threads)
+    placement = _placement(
+        device=device,
+        precision=precision,
+        compiled=compiled,
+        threads=threads,
+        resumed=resume is not None,
+    )
     from upi_trm import trainer
 
     if resume is not None:
@@ -266,7 +274,7 @@ def evaluate(
     device: str,
     precision: str,
     compiled: bool,
-    threads: int,
+    threads: int | None,
 ) -> None:
     """Measure a run beside the reference policies."""
     placement = _placement(device=device, precision=precision, compiled=compiled, threads=threads)
@@ -302,7 +310,7 @@ def solve(
     device: str,
     precision: str,
     compiled: bool,
-    threads: int,
+    threads: int | None,
 ) -> None:
     """Let a trained model solve one puzzle.
 
@@ -394,8 +402,19 @@ def _find_recipe(recipe: str | None, env: str) -> Path | None:
     return recipe_path(name) if name in recipe_names() else None
 
 
-def _placement(*, device: str, precision: str, compiled: bool, threads: int) -> Any:
+def _placement(
+    *,
+    device: str,
+    precision: str,
+    compiled: bool,
+    threads: int | None,
+    resumed: bool = False,
+) -> Any:
+    """What the four flags say; a resumed run keeps its thread count unless one is given."""
     from trm.device import Placement
+
+    if threads is None and not resumed:
+        threads = 1
 
     literal: Any = precision
     placement = Placement(device=device, precision=literal, compile=compiled, threads=threads)

@@ -22,7 +22,7 @@ from plan_envs.domain import DeadEnd, Int8Array, PlanDomain, potential
 from trm.device import Placement
 from trm.model import ModelConfig, StateBatch, TinyRecursiveModel
 from upi_trm.advantage import Lookahead, centred_advantage, centring_defect, gae, look_ahead
-from upi_trm.contraction import Certificate, ContractionClamp, NotContractive
+from upi_trm.contraction import Certificate, ContractionClamp
 from upi_trm.evaluator import (
     EvaluatorConfig,
     TargetNetwork,
@@ -387,11 +387,8 @@ class UpiLearner:
         return float(centring_defect(error, policy).max())
 
     def certified_modulus(self) -> float:
-        """Proven bound on L_z of evaluator and policy; infinite for a map without one."""
-        try:
-            return max(certificate.bound() for certificate in self.certificates)
-        except NotContractive:
-            return float("inf")
+        """Proven bound on L_z, the larger of evaluator and policy."""
+        return max(certificate.bound() for certificate in self.certificates)
 
     def _tensor(self, array: NDArray[Any]) -> Tensor:
         return torch.from_numpy(np.ascontiguousarray(array)).to(self.device)
