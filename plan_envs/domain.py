@@ -6,9 +6,10 @@ batches of small integer arrays; the Gymnasium shells, the trainers and the eval
 these functions alone.
 """
 
+import string
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, Self, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +30,10 @@ class DomainSpec:
 
     A plan is a flat vector of `num_cells` integers, 0 = blank, 1..`num_values` = a value.
     A *variable* is a pair (cell, value) with index `cell * num_values + value - 1`.
+
+    An instance is a flat vector of `instance_layers` boards of `num_cells` integers in
+    0..`num_instance_values`, which learners see (Sudoku: one board, the givens), followed by
+    `hidden_layers` boards that only the checker reads (ARC: the target).
     """
 
     name: str
@@ -48,7 +53,8 @@ class DomainSpec:
     action_cell: NDArray[np.int32]
     """Shape [action]: the cell an action edits, -1 when it edits none."""
     action_value: NDArray[np.int32]
-    """Shape [action]: the value 1..num_values it writes, 0 when it writes none."""
+    """Shape [action]: the value 1..num_values it writes, 0 when it writes none; for an action
+    without a cell its parameter, if it has one (ARC: the height that it sets)."""
     action_kind: NDArray[np.int32]
     """Shape [action]: index into `kind_names`; actions of one kind share a head's weights."""
     kind_names: tuple[str, ...]
@@ -57,6 +63,35 @@ class DomainSpec:
     """Constraint groups as partitions of the variables: name -> label per variable, shape
     [num_cells * num_values]. Two variables with the same label constrain one another; a singleton
     label means "in no group"."""
+    neighbours: NDArray[np.int32] | None = None
+    """Shape [cell, direction]: the cells next to each cell, -1 where there is none, for domains in
+    which nearness matters (Maze, ARC); None for the others."""
+    instance_layers: int = 1
+    """Boards of an instance that learners see."""
+    hidden_layers: int = 0
+    """Boards of an instance that only the checker reads."""
+    num_instance_values: int = 0
+    """Largest integer of an instance; 0 stands for `num_values`."""
+    symbols: str = ""
+    """One character for each of 0..num_values, for texts and pictures; "" stands for ".123..."."""
+
+    def __post_init__(self) -> None:
+        """Fill in the two defaults that depend on `num_values`."""
+        if not self.num_instance_values:
+            object.__setattr__(self, "num_instance_values", self.num_values)
+        if not self.symbols:
+            signs = "." + string.digits[1:] + string.ascii_uppercase
+            object.__setattr__(self, "symbols", signs[: self.num_values + 1])
+
+    @property
+    def observed_size(self) -> int:
+        """Integers of an instance that learners see."""
+        return self.instance_layers * self.num_cells
+
+    @property
+    def instance_size(self) -> int:
+        """Integers of an instance."""
+        return (self.instance_layers + self.hidden_layers) * self.num_cells
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -74,6 +109,9 @@ class Verdict:
     dead: NDArray[np.bool_]
     """No sequence of edits of this domain's edit set can repair the plan (only what the checker can
     see at once)."""
+    details: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
+    """Further figures by name, each of shape [batch], whose means evaluations report (Maze: valid,
+    shortest and label, ARC: exact and agreement, each in 0..1)."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -105,8 +143,22 @@ class Successors:
 class PlanDomain(Protocol):
     """A puzzle as pure functions over batches: no random numbers, no hidden state.
 
-    `instances` and `plans` are int8 arrays of shape [batch, cell]. Functions never modify their
-    arguments.
+    `instances` are int8 arrays of shape [batch, instance], `plans` of shape [batch, cell] (see
+    `DomainSpec`). Functions never modify their arguments.
+
+    A domain may also have any of the following methods; what needs one that is missing does
+    without, or says so.
+
+    - `make_engine(num_envs, pool, options) -> Engine`: a faster engine (`plan_envs.engine`).
+    - `read_instance(text) -> instance [instance]`: an instance written as text.
+    - `why_invalid(instance) -> str | None`: what makes an instance unplayable, in words.
+    - `keeps_instance(instances, plans) -> bool [batch]`: whether a plan belongs to its instance
+      (Sudoku: it keeps the givens).
+    - `distance(instances) -> int [batch]`: edits that a solution takes, and
+      `easier(instances, solutions, distance, rng) -> instances`: easier copies, in which
+      `distance` [batch] edits are left, for curricula.
+    - `random_symmetry(rng) -> Symmetry`.
+    - `picture(instance, plan) -> Picture`: how to draw a plan (`plan_envs.rendering`).
     """
 
     @property
@@ -115,7 +167,7 @@ class PlanDomain(Protocol):
         ...
 
     def initial(self, instances: Int8Array) -> Int8Array:
-        """The plan an episode starts from, shape [batch, cell]."""
+        """The plan an episode starts from, shape [batch, cell]; for most domains the givens."""
         ...
 
     def action_mask(self, instances: Int8Array, plans: Int8Array) -> Int8Array:
@@ -145,6 +197,26 @@ class PlanDomain(Protocol):
 
     def is_stop(self, actions: NDArray[np.int32]) -> NDArray[np.bool_]:
         """Which actions end the episode by themselves, shape [batch]."""
+        ...
+
+
+class Symmetry(Protocol):
+    """A symmetry of a domain: it commutes with mask, edit and checker (a law test shows it)."""
+
+    def instances(self, instances: Int8Array) -> Int8Array:
+        """Images of instances, shape [batch, instance]."""
+        ...
+
+    def plans(self, plans: Int8Array) -> Int8Array:
+        """Images of plans or solutions, shape [batch, cell]."""
+        ...
+
+    def actions(self) -> NDArray[np.int32]:
+        """The image of every action, shape [action]."""
+        ...
+
+    def inverse(self) -> Self:
+        """The symmetry that undoes this one."""
         ...
 
 

@@ -8,6 +8,7 @@ environments call these functions in `render()`.
 
 import os
 import string
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,27 @@ _RESET, _BOLD, _BLUE, _RED = "\x1b[0m", "\x1b[1m", "\x1b[34m", "\x1b[31m"
 _PAPER, _GIVEN_PAPER, _CONFLICT_PAPER = (255, 255, 255), (238, 238, 232), (252, 218, 214)
 _GIVEN_INK, _EDIT_INK, _CONFLICT_INK = (24, 24, 24), (20, 84, 190), (190, 24, 24)
 _THIN, _THICK = (176, 176, 176), (40, 40, 40)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Picture:
+    """What to draw, cell by cell; a domain's `picture(instance, plan)` may return one.
+
+    The grid may be larger than the plan's (ARC shows its demonstrations beside the canvas).
+    """
+
+    symbols: NDArray[np.str_]
+    """Shape [row, column]: one character a cell, "" or " " for none."""
+    ink: NDArray[np.uint8]
+    """Shape [row, column, 3]: colour of the symbol."""
+    paper: NDArray[np.uint8]
+    """Shape [row, column, 3]: colour of the ground."""
+    bold: NDArray[np.bool_]
+    """Shape [row, column]."""
+    rule_below: NDArray[np.bool_]
+    """Shape [row, column]: a thick line under the cell."""
+    rule_right: NDArray[np.bool_]
+    """Shape [row, column]: a thick line right of the cell."""
 
 
 def render_ansi(
