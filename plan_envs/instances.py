@@ -53,17 +53,19 @@ _CHUNK = 256
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class InstanceSet:
-    """Puzzles of one domain with one valid completion each."""
+    """Instances of one domain with one valid completion each."""
 
     name: str
     """Where the puzzles come from, e.g. "sudoku9x9:train:seed0" or a file name."""
     instances: Int8Array
-    """Shape [num, cell]; 0 = blank."""
+    """Shape [num, instance]: what the domain makes of an instance; Sudoku: [num, cell], 0 = blank.
+    """
     solutions: Int8Array
     """Shape [num, cell]: one valid completion (for the oracle and for easier instances, never a
     training label)."""
     ratings: NDArray[np.float32]
-    """Shape [num]: number of blanks for generated puzzles, the file's rating for CSV rows."""
+    """Shape [num]: difficulty: number of blanks for generated puzzles, the file's rating for CSV
+    rows."""
     keys: NDArray[np.uint64]
     """Shape [num]: stable content hash of the instance."""
 
@@ -89,21 +91,34 @@ class InstanceSet:
         solutions: Int8Array,
         ratings: NDArray[Any] | None = None,
     ) -> Self:
-        """Build a set from boards of shape [num, cell]; ratings default to the number of blanks."""
+        """Build a set; instances may be wider than solutions (further boards, hidden ones).
+
+        Args:
+            name: where the instances come from.
+            instances: shape [num, instance].
+            solutions: shape [num, cell].
+            ratings: shape [num]; None = the zeros of each instance's first board, as wide as a
+                solution: the blanks, where the first board is a plan to complete.
+        """
         instances = np.ascontiguousarray(instances, np.int8)
         solutions = np.ascontiguousarray(solutions, np.int8)
-        if instances.ndim != 2 or instances.shape != solutions.shape:
+        if instances.ndim != 2 or solutions.ndim != 2 or len(instances) != len(solutions):
             raise ValueError(
-                f"instances and solutions must both be [num, cell], "
-                f"got {instances.shape} and {solutions.shape}"
+                f"{name}: instances must be [num, instance] and solutions [num, cell], "
+                f"got {list(instances.shape)} and {list(solutions.shape)}"
             )
         if ratings is None:
-            ratings = (instances == 0).sum(axis=1)
+            ratings = (instances[:, : solutions.shape[1]] == 0).sum(axis=1)
+        ratings = np.array(ratings, np.float32)
+        if ratings.shape != (len(instances),):
+            raise ValueError(
+                f"{name}: ratings must have shape [{len(instances)}], got {list(ratings.shape)}"
+            )
         return cls(
             name=name,
             instances=instances,
             solutions=solutions,
-            ratings=np.asarray(ratings, np.float32),
+            ratings=ratings,
             keys=content_keys(instances),
         )
 
