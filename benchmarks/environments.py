@@ -26,8 +26,8 @@ from rich.table import Table
 
 import plan_envs  # noqa: F401 (registers the environments)
 from plan_envs.gym_envs import PlanEditEnv, PlanEditVectorEnv
-from plan_envs.instances import sudoku_instances
 from plan_envs.sudoku import Sudoku
+from plan_envs.sudoku_instances import sudoku_instances
 from plan_envs.testing import random_states
 
 ENV_ID = "PlanEdit/Sudoku9x9-v0"

@@ -1,7 +1,8 @@
 """Exact Sudoku search in compiled code: counting solutions, random grids, digging, split hashes.
 
-Kernels behind `instances.py`, for sides 4, 6, 9 and 16 alike; they take boards of shape [num, cell]
-and the `Tables` of a side. Their only randomness is a splitmix64 state that the caller hands in.
+Kernels behind `sudoku_instances.py`, for sides 4, 6, 9 and 16 alike; they take boards of shape
+[num, cell] and the `Tables` of a side. Their only randomness is a splitmix64 state that the caller
+hands in.
 """
 # mypy: disable-error-code="no-untyped-def"
 
@@ -13,6 +14,7 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
+from plan_envs.instances import mix
 from plan_envs.sudoku_geometry import BOX_SHAPES
 
 _PLACED = 1 << 20
@@ -91,16 +93,9 @@ def _geometric_images(side: int) -> NDArray[np.int32]:
 
 
 @njit(cache=True)
-def _mix(x):  # splitmix64 finaliser
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))
-
-
-@njit(cache=True)
 def _below(rng, bound):  # uniform integer in [0, bound), bound < 2**31
     rng[0] += np.uint64(0x9E3779B97F4A7C15)
-    return np.int64(((_mix(rng[0]) >> np.uint64(32)) * np.uint64(bound)) >> np.uint64(32))
+    return np.int64(((mix(rng[0]) >> np.uint64(32)) * np.uint64(bound)) >> np.uint64(32))
 
 
 @njit(cache=True)
@@ -108,18 +103,6 @@ def _shuffle(values, rng):
     for i in range(len(values) - 1, 0, -1):
         j = _below(rng, i + 1)
         values[i], values[j] = values[j], values[i]
-
-
-@njit(cache=True)
-def content_keys(instances):
-    num, cells = instances.shape
-    keys = np.empty(num, np.uint64)
-    for i in range(num):
-        h = np.uint64(cells)
-        for c in range(cells):
-            h = _mix(h + np.uint64(0x9E3779B97F4A7C15) + np.uint64(instances[i, c]))
-        keys[i] = h
-    return keys
 
 
 @njit(cache=True)
@@ -440,7 +423,7 @@ def _cycle_type(first, second):
             at = nxt
             length += 1
         if length:
-            total += _mix(np.uint64(length) + np.uint64(0x51ED2701))
+            total += mix(np.uint64(length) + np.uint64(0x51ED2701))
     return total
 
 
@@ -460,8 +443,8 @@ def _lines_invariant(grid, height):
             for i in range(a * height, (a + 1) * height):
                 for j in range(b * height, (b + 1) * height):
                     if i < j:
-                        pairs += _mix(_cycle_type(grid[i], grid[j]))
-            total += _mix(pairs + np.uint64(1 if a == b else 2))
+                        pairs += mix(_cycle_type(grid[i], grid[j]))
+            total += mix(pairs + np.uint64(1 if a == b else 2))
     return total
 
 
@@ -469,11 +452,11 @@ def _lines_invariant(grid, height):
 def _grid_invariant(solution, tables):
     side = tables.units.shape[1]
     grid = solution.reshape(side, side)
-    rows = _mix(_lines_invariant(grid, tables.box[0]))
-    columns = _mix(_lines_invariant(np.ascontiguousarray(grid.T), tables.box[1]))
+    rows = mix(_lines_invariant(grid, tables.box[0]))
+    columns = mix(_lines_invariant(np.ascontiguousarray(grid.T), tables.box[1]))
     if tables.box[0] == tables.box[1]:
-        return _mix(rows + columns)
-    return _mix(rows + np.uint64(3) * columns)
+        return mix(rows + columns)
+    return mix(rows + np.uint64(3) * columns)
 
 
 @njit(cache=True)
@@ -502,14 +485,14 @@ def _canonical_hash(board, images):
             best[:] = image
     h = np.uint64(cells)
     for i in range(cells):
-        h = _mix(h + np.uint64(0x9E3779B97F4A7C15) + np.uint64(best[i]))
+        h = mix(h + np.uint64(0x9E3779B97F4A7C15) + np.uint64(best[i]))
     return h
 
 
 @njit(cache=True)
 def _share(h):
     """Index into SPLITS of an invariant hash: 8 of 10, 1 of 10, 1 of 10."""
-    slot = np.int64(_mix(h + np.uint64(_SPLIT_SALT)) % np.uint64(10))
+    slot = np.int64(mix(h + np.uint64(_SPLIT_SALT)) % np.uint64(10))
     return 0 if slot < 8 else slot - 7
 
 
@@ -627,7 +610,7 @@ def generate(
     grid = np.empty(cells, np.int8)
     rng = np.empty(1, np.uint64)
     for i in range(start, stop):
-        rng[0] = _mix(stream + _mix(np.uint64(i) + np.uint64(0x9E3779B97F4A7C15)))
+        rng[0] = mix(stream + mix(np.uint64(i) + np.uint64(0x9E3779B97F4A7C15)))
         target = low + _below(rng, high - low + 1)
         order[:] = np.arange(cells)  # a row depends on its own stream alone
         done = False

@@ -12,8 +12,9 @@ from functools import cache
 from typing import Any, Final
 
 from plan_envs.domain import PlanDomain
-from plan_envs.instances import InstanceSet, sudoku_instances
+from plan_envs.instances import InstanceSet
 from plan_envs.sudoku import Sudoku
+from plan_envs.sudoku_instances import sudoku_instances
 
 _POOL_SIZES: Final = {"sudoku16x16": 100}
 _POOL_SIZE: Final = 1000

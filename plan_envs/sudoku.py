@@ -3,7 +3,7 @@
 An instance is a board of givens, a plan is that board with more cells filled; int8, 0 = blank, else
 the digit. `Sudoku` fulfils `plan_envs.domain.PlanDomain`: pure functions over batches, one or two
 numba calls each (`sudoku_kernels`). The shells and the learners stand on it; instances come from
-`plan_envs.instances`.
+`plan_envs.sudoku_instances`.
 """
 
 from dataclasses import dataclass
@@ -196,7 +196,7 @@ class Sudoku:
 
     def read_instance(self, text: str) -> Int8Array:
         """Read a puzzle from one line or from a drawn grid, shape [cell]."""
-        from plan_envs.instances import parse_puzzle
+        from plan_envs.sudoku_instances import parse_puzzle
 
         board: Int8Array = parse_puzzle(text, side=self.side)[0]
         return board

@@ -6,9 +6,9 @@ from numpy.typing import NDArray
 from torch import nn
 
 from plan_envs.domain import Int8Array
-from plan_envs.instances import sudoku_instances
 from plan_envs.sudoku import Sudoku
 from plan_envs.sudoku_geometry import BOX_SHAPES
+from plan_envs.sudoku_instances import sudoku_instances
 from trm.blocks import GroupStructure
 from trm.model import ModelConfig, StateBatch, TinyRecursiveModel
 from upi_trm.evaluator import model_shape

@@ -22,7 +22,7 @@ from click.testing import CliRunner
 import upi_trm
 from plan_envs.catalogue import Task, resolve_task
 from plan_envs.evaluation import random_legal
-from plan_envs.instances import solve
+from plan_envs.sudoku_instances import solve
 from trm.run import Run, RunError
 from upi_trm import cli
 

@@ -18,9 +18,10 @@ from plan_envs.evaluation import (
     random_legal,
     reference_policies,
 )
-from plan_envs.instances import InstanceSet, sudoku_instances
+from plan_envs.instances import InstanceSet
 from plan_envs.sudoku import Sudoku
 from plan_envs.sudoku_geometry import BOX_SHAPES
+from plan_envs.sudoku_instances import sudoku_instances
 
 VARIANTS = [
     *(

@@ -21,7 +21,8 @@ from plan_envs.catalogue import Task, resolve_task
 from plan_envs.domain import Int8Array, edit_reward, potential
 from plan_envs.engine import PureEngine
 from plan_envs.gym_envs import PlanEditEnv, PlanEditVectorEnv
-from plan_envs.instances import InstanceSet, sudoku_instances
+from plan_envs.instances import InstanceSet
+from plan_envs.sudoku_instances import sudoku_instances
 from plan_envs.sudoku import Sudoku
 from plan_envs.testing import check_vector_env
 

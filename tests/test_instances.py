@@ -9,11 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from plan_envs.instances import (
-    SPLITS,
-    InstanceSet,
+from plan_envs.instances import SPLITS, InstanceSet, content_keys
+from plan_envs.sudoku_geometry import BOX_SHAPES
+from plan_envs.sudoku_instances import (
     SudokuSymmetry,
-    content_keys,
     count_solutions,
     format_grid,
     format_line,
@@ -23,7 +22,6 @@ from plan_envs.instances import (
     split_of,
     sudoku_instances,
 )
-from plan_envs.sudoku_geometry import BOX_SHAPES
 
 SIDES = tuple(BOX_SHAPES)
 

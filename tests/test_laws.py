@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 from plan_envs import testing
 from plan_envs.domain import Int8Array, PlanDomain
 from plan_envs.engine import EngineOptions
-from plan_envs.instances import SudokuSymmetry, sudoku_instances
 from plan_envs.sudoku import Sudoku
 from plan_envs.sudoku_geometry import BOX_SHAPES
+from plan_envs.sudoku_instances import SudokuSymmetry, sudoku_instances
 
 SEEDS = st.integers(0, 2**32 - 1)
 

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from plan_envs.evaluation import evaluate_policy, reference_policies
-from plan_envs.instances import InstanceSet, count_solutions, read_sudoku_csv, solve
+from plan_envs.instances import InstanceSet
 from plan_envs.sudoku import Sudoku
+from plan_envs.sudoku_instances import count_solutions, read_sudoku_csv, solve
 
 FILES = ("clue17", "easy_jumanji", "extreme_real", "graded_kaggle", "hard_forum")
 ROWS = 2000

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from plan_envs.domain import DomainSpec, Int8Array
-from plan_envs.instances import format_grid, parse_puzzle, sudoku_instances
 from plan_envs.rendering import render_ansi, render_rgb
 from plan_envs.sudoku import Sudoku
+from plan_envs.sudoku_instances import format_grid, parse_puzzle, sudoku_instances
 
 ESCAPE = re.compile(r"\x1b\[[0-9;]*m")
 

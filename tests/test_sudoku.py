@@ -5,9 +5,9 @@ import pytest
 
 from plan_envs.domain import Int8Array, potential
 from plan_envs.engine import below, splitmix
-from plan_envs.instances import solve, sudoku_instances
 from plan_envs.sudoku import Sudoku
 from plan_envs.sudoku_geometry import BOX_SHAPES, peers_of
+from plan_envs.sudoku_instances import solve, sudoku_instances
 
 # One row a line; the solution of the puzzle that newspapers print as the first example.
 PUZZLE_9 = """

@@ -321,7 +321,8 @@ def solve(
     placement = _placement(device=device, precision=precision, compiled=compiled, threads=threads)
     run = _open_run(run_path)
     from plan_envs.evaluation import evaluate_policy
-    from plan_envs.instances import InstanceSet, format_grid, parse_puzzle
+    from plan_envs.instances import InstanceSet
+    from plan_envs.sudoku_instances import format_grid, parse_puzzle
     from upi_trm.policy import load_policy, task_of
 
     task = task_of(run)
@@ -449,7 +450,7 @@ def _show_scoreboard(
     """Evaluate a run and print the table, unless the caller prints JSON; returns the record."""
     from rich.console import Console
 
-    from plan_envs.instances import read_sudoku_csv
+    from plan_envs.sudoku_instances import read_sudoku_csv
     from upi_trm.policy import load_policy, task_of
     from upi_trm.scoreboard import score_policies
 
@@ -484,7 +485,7 @@ def _show_scoreboard(
 
 def _show_next_steps(run: Any) -> None:
     """Commands to try, ready to be copied: the puzzle is an unseen one of the run's task."""
-    from plan_envs.instances import format_line
+    from plan_envs.sudoku_instances import format_line
     from upi_trm.policy import task_of
 
     task = task_of(run)
@@ -548,7 +549,7 @@ def _conflict(spec: Any, instance: Any) -> str | None:
 
 
 def _why_not_solved(domain: Any, instance: Any, plans: Any) -> str:
-    from plan_envs.instances import count_solutions
+    from plan_envs.sudoku_instances import count_solutions
 
     verdict = domain.check(instance, plans)
     filled, cells = int((plans[0] != 0).sum()), plans.shape[1]
@@ -630,7 +631,7 @@ def _print_references(task: Any, *, num: int) -> None:
 
 def _puzzles(task: Any) -> str:
     """Its instance options in words: `26-28 givens, unique`."""
-    from plan_envs.instances import DEFAULT_GIVENS
+    from plan_envs.sudoku_instances import DEFAULT_GIVENS
 
     options = dict(task.instance_options)
     name = "blanks" if options.get("blanks") is not None else "givens"
