@@ -62,7 +62,11 @@ class DomainSpec:
     groups: Mapping[str, NDArray[np.int32]] = field(default_factory=dict)
     """Constraint groups as partitions of the variables: name -> label per variable, shape
     [num_cells * num_values]. Two variables with the same label constrain one another; a singleton
-    label means "in no group"."""
+    label means "in no group". The first kind names what is filled one by one (Sudoku: cells,
+    N-Queens: rows)."""
+    at_most_one: tuple[str, ...] = ()
+    """The kinds of groups that a solution may leave empty (N-Queens: the diagonals); each group of
+    the other kinds holds exactly one variable of a solution."""
     neighbours: NDArray[np.int32] | None = None
     """Shape [cell, direction]: the cells next to each cell, -1 where there is none, for domains in
     which nearness matters (Maze, ARC); None for the others."""
@@ -158,6 +162,8 @@ class PlanDomain(Protocol):
       `easier(instances, solutions, distance, rng) -> instances`: easier copies, in which
       `distance` [batch] edits are left, for curricula.
     - `random_symmetry(rng) -> Symmetry`.
+    - `reference_policies(instances) -> dict[str, Policy]`: further policies that tables show beside
+      a learned one (`plan_envs.evaluation`).
     - `picture(instance, plan) -> Picture`: how to draw a plan (`plan_envs.rendering`).
     """
 

@@ -73,7 +73,7 @@ class StepArrays:
     """Outcome of one step of n environments; observations follow a reset if there was one."""
 
     instance: Int8Array
-    """Shape [n, cell]."""
+    """Shape [n, observed]: what learners see of the instances."""
     plan: Int8Array
     """Shape [n, cell]."""
     action_mask: Int8Array
@@ -90,7 +90,7 @@ class StepArrays:
     def empty(cls, num_envs: int, spec: DomainSpec) -> Self:
         """Fresh arrays."""
         return cls(
-            instance=np.empty((num_envs, spec.num_cells), np.int8),
+            instance=np.empty((num_envs, spec.observed_size), np.int8),
             plan=np.empty((num_envs, spec.num_cells), np.int8),
             action_mask=np.empty((num_envs, spec.num_actions), np.int8),
             reward=np.empty(num_envs, np.float64),
@@ -126,7 +126,7 @@ class Engine(Protocol):
     """Plans of n environments in play; each environment has its own two random streams."""
 
     instances: Int8Array
-    """Live, shape [n, cell]; read only for callers, like `plans` and `masks`."""
+    """Live, shape [n, instance]; read only for callers, like `plans` and `masks`."""
     plans: Int8Array
     """Live, shape [n, cell]."""
     masks: Int8Array
@@ -201,7 +201,7 @@ def make_engine(
     Args:
         domain: the rules.
         num_envs: number of plans side by side.
-        pool: instances to reset to, shape [num, cell].
+        pool: instances to reset to, shape [num, instance].
         options: how episodes run.
     """
     factory = getattr(domain, "make_engine", PureEngine.of(domain))
@@ -219,7 +219,7 @@ class PureEngine:
         spec = domain.spec
         self.domain, self.options = domain, options
         self.pool = np.ascontiguousarray(pool, np.int8)
-        self.instances = np.zeros((num_envs, spec.num_cells), np.int8)
+        self.instances = np.zeros((num_envs, spec.instance_size), np.int8)
         self.plans = np.zeros((num_envs, spec.num_cells), np.int8)
         self.masks = np.zeros((num_envs, spec.num_actions), np.int8)
         self.streams = np.zeros(num_envs, np.uint64)
@@ -308,7 +308,8 @@ class PureEngine:
     def observe(self, out: StepArrays) -> None:
         """Fill `out` with the current states: no reward, no flags."""
         verdict = self.domain.check(self.instances, self.plans)
-        out.instance[:], out.plan[:], out.action_mask[:] = self.instances, self.plans, self.masks
+        out.instance[:] = self.instances[:, : self.domain.spec.observed_size]
+        out.plan[:], out.action_mask[:] = self.plans, self.masks
         out.score[:], out.violations[:] = verdict.score, verdict.violations
         out.solved[:] = verdict.solved
         out.reward[:] = 0.0

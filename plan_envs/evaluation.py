@@ -7,7 +7,7 @@ stand beside reference policies on the same instances: random-legal, fewest-cand
 oracle.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -19,7 +19,7 @@ from plan_envs.domain import DeadEnd, Int8Array, PlanDomain
 from plan_envs.instances import InstanceSet, content_keys
 
 Policy = Callable[[Int8Array, Int8Array, Int8Array, np.random.Generator], NDArray[np.int32]]
-"""(instances [batch, cell], plans [batch, cell], mask [batch, action], rng) -> actions [batch].
+"""(instances [batch, observed], plans [batch, cell], mask [batch, action], rng) -> actions [batch].
 
 Every row of the mask has a legal action, and the policy returns a legal one.
 """
@@ -47,6 +47,8 @@ class EvalReport:
     """Shape [num]."""
     final_plans: Int8Array
     """Shape [num, cell]."""
+    details: Mapping[str, float]
+    """Means of the checker's further figures of the final plans (`Verdict.details`)."""
 
     def to_json_dict(self) -> dict[str, float | int]:
         """The aggregate numbers as plain Python values; rates in [0, 1]."""
@@ -55,6 +57,7 @@ class EvalReport:
             "mean_score": self.mean_score,
             "improvement": self.improvement,
             "num_instances": self.num_instances,
+            **self.details,
         }
 
 
@@ -92,10 +95,10 @@ def evaluate_policy(
     num = len(instances)
     if num == 0:
         raise ValueError(f"instances: the set {instances.name!r} is empty")
-    if instances.instances.shape[1] != spec.num_cells:
+    if instances.instances.shape[1] != spec.instance_size:
         raise ValueError(
             f"instances of {instances.instances.shape[1]} cells do not fit {spec.name}, "
-            f"which has {spec.num_cells}"
+            f"which has {spec.instance_size}"
         )
     if dead_end not in ("continue", "absorb"):
         raise ValueError(f"dead_end must be 'continue' or 'absorb', got {dead_end!r}")
@@ -103,7 +106,7 @@ def evaluate_policy(
         raise ValueError(f"batch_size must be >= 1, got {batch_size}")
     horizon = spec.horizon if horizon is None else horizon
     rng = np.random.default_rng(seed)
-    plans = np.empty_like(instances.instances)
+    plans = np.empty((num, spec.num_cells), np.int8)
     edits = 0
     for start in range(0, num, batch_size):
         rows = slice(start, start + batch_size)
@@ -123,17 +126,24 @@ def evaluate_policy(
         final_score=final.score,
         initial_score=initial.score,
         final_plans=plans,
+        details={
+            name: float(figure.mean(dtype=np.float64)) for name, figure in final.details.items()
+        },
     )
 
 
 def reference_policies(domain: PlanDomain, instances: InstanceSet) -> dict[str, Policy]:
-    """The policies that stand beside a learned one in every results table, by name."""
-    return {
-        "random-legal": random_legal,
-        "fewest-candidates": fewest_candidates(domain),
-        "singles": singles(domain),
-        "oracle": oracle(domain, instances),
-    }
+    """The policies that stand beside a learned one in every results table, by name.
+
+    Random-legal and the oracle everywhere, fewest-candidates and singles where the domain has
+    constraint groups, and what the domain's own `reference_policies` adds.
+    """
+    policies: dict[str, Policy] = {"random-legal": random_legal}
+    if domain.spec.groups:
+        policies["fewest-candidates"] = fewest_candidates(domain)
+        policies["singles"] = singles(domain)
+    policies |= getattr(domain, "reference_policies", lambda _: {})(instances)
+    return policies | {"oracle": oracle(domain, instances)}
 
 
 def random_legal(
@@ -147,9 +157,10 @@ def fewest_candidates(domain: PlanDomain) -> Policy:
     """Fill a blank cell that has the fewest candidates with a uniformly random candidate of it.
 
     A candidate is a legal value for a blank cell that no constraint group shows already; ties
-    between cells are broken at random. Where the mask also allows conflicting digits, erasures or
-    STOP, these are taken only when there is no candidate at all: then a uniformly random legal
-    action.
+    between cells are broken at random. More generally, what is filled are the groups of the first
+    kind: in N-Queens the rows, whose candidates are free squares. Where the mask also allows
+    conflicting values, erasures or STOP, these are taken only when there is no candidate at all:
+    then a uniformly random legal action.
     """
     tables = _tables(domain)
 
@@ -166,7 +177,7 @@ def singles(domain: PlanDomain) -> Policy:
     """Fill naked singles first, then hidden singles; where there is none, as `fewest_candidates`.
 
     A naked single is a cell with one candidate, a hidden single a value with one place in a group
-    (row, column or box). Meant for domains whose groups must all be filled, such as Sudoku.
+    that a solution must fill (row, column or box; not a diagonal of N-Queens).
     """
     tables = _tables(domain)
 
@@ -189,8 +200,9 @@ def oracle(domain: PlanDomain, instances: InstanceSet) -> Policy:
         ValueError: from the policy, for an instance that is not in the set.
     """
     tables = _tables(domain)
-    order = np.argsort(instances.keys)
-    keys = instances.keys[order]
+    seen = content_keys(instances.instances[:, : domain.spec.observed_size])
+    order = np.argsort(seen)
+    keys = seen[order]
 
     def policy(
         boards: Int8Array, plans: Int8Array, mask: Int8Array, rng: np.random.Generator
@@ -227,7 +239,8 @@ def _play(
         if len(live) == 0:
             break
         boards = instances[live]
-        actions = np.asarray(policy(boards, plans[live], mask, rng), np.int32)
+        seen = boards[:, : domain.spec.observed_size]
+        actions = np.asarray(policy(seen, plans[live], mask, rng), np.int32)
         _require_legal(actions, mask)
         edits += len(live)
         edited = domain.edit(boards, plans[live], actions)
@@ -270,9 +283,11 @@ class _Tables(NamedTuple):
 
     labels: NDArray[np.int32]
     """Shape [group, variable]: constraint groups, renumbered 0..; -1 = in no group. Group 0 is the
-    cell."""
+    first kind, what is filled one by one."""
     num_labels: int
     """Labels of the largest group."""
+    must_fill: NDArray[np.bool_]
+    """Shape [group]: every group of this kind holds a variable of a solution."""
     write: NDArray[np.int32]
     """Shape [variable]: the action that writes it, -1 if none does."""
     erase: NDArray[np.int32]
@@ -282,22 +297,25 @@ class _Tables(NamedTuple):
 def _tables(domain: PlanDomain) -> _Tables:
     spec = domain.spec
     cells, values = spec.num_cells, spec.num_values
-    rows = [np.repeat(np.arange(cells), values)]
-    for name, group in spec.groups.items():
-        if name != "cell":
-            _, label, size = np.unique(group, return_inverse=True, return_counts=True)
-            rows.append(np.where(size[label] > 1, label, -1))
+    groups = spec.groups or {"cell": np.repeat(np.arange(cells, dtype=np.int32), values)}
+    rows: list[NDArray[Any]] = []
+    must_fill = []
+    for name, group in groups.items():
+        _, label, size = np.unique(group, return_inverse=True, return_counts=True)
+        alone = (size[label] == 1) & (len(rows) > 0)
+        rows.append(np.where(alone, -1, label))
+        must_fill.append(name not in spec.at_most_one)
     labels = np.stack(rows).astype(np.int32)
     write = np.full(cells * values, -1, np.int32)
     erase = np.full(cells, -1, np.int32)
     for action, (cell, value, kind) in enumerate(
         zip(spec.action_cell, spec.action_value, spec.action_kind, strict=True)
     ):
-        if spec.kind_names[kind] == "write":
+        if cell >= 0 and value > 0:
             write[cell * values + value - 1] = action
-        elif spec.kind_names[kind] == "erase":
+        elif spec.kind_names[kind] in ("erase", "remove"):
             erase[cell] = action
-    return _Tables(labels, int(labels.max()) + 1, write, erase)
+    return _Tables(labels, int(labels.max()) + 1, np.array(must_fill), write, erase)
 
 
 # ---- kernels -------------------------------------------------------------------------------------
@@ -375,7 +393,7 @@ def _pick_candidate(plans: Any, mask: Any, use_singles: Any, streams: Any, table
             if chosen < 0:
                 chosen = _single(open_, places, 1, num_groups, state, tables)
         if chosen < 0:
-            chosen = _fewest(open_, places[0], values, state)
+            chosen = _fewest(open_, places[0], tables.labels[0], state)
         actions[i] = tables.write[chosen] if chosen >= 0 else _legal_at_random(mask[i], state)
     return actions
 
@@ -389,7 +407,7 @@ def _single(open_: Any, places: Any, first: Any, last: Any, state: Any, tables: 
         if open_[v]:
             for g in range(first, last):
                 label = tables.labels[g, v]
-                if label >= 0 and places[g, label] == 1:
+                if tables.must_fill[g] and label >= 0 and places[g, label] == 1:
                     seen += 1
                     if _below(state, seen) == 0:
                         chosen = v
@@ -398,23 +416,22 @@ def _single(open_: Any, places: Any, first: Any, last: Any, state: Any, tables: 
 
 
 @njit(cache=True)
-def _fewest(open_: Any, sizes: Any, values: Any, state: Any) -> Any:
-    """A random open variable of a cell with the fewest (but some) open ones, or -1."""
-    cells = len(open_) // values
-    fewest = values + 1
+def _fewest(open_: Any, sizes: Any, labels: Any, state: Any) -> Any:
+    """A random open variable of a group with the fewest (but some) open ones, or -1."""
+    fewest = len(open_) + 1
     tied = 0
-    cell = -1
-    for c in range(cells):
-        if 0 < sizes[c] <= fewest:
-            tied = 1 if sizes[c] < fewest else tied + 1
-            fewest = sizes[c]
+    group = -1
+    for label in range(len(sizes)):
+        if 0 < sizes[label] <= fewest:
+            tied = 1 if sizes[label] < fewest else tied + 1
+            fewest = sizes[label]
             if _below(state, tied) == 0:
-                cell = c
-    if cell < 0:
+                group = label
+    if group < 0:
         return -1
     skip = _below(state, fewest)
-    for v in range(cell * values, (cell + 1) * values):
-        if open_[v]:
+    for v in range(len(open_)):
+        if open_[v] and labels[v] == group:
             if skip == 0:
                 return v
             skip -= 1

@@ -168,7 +168,8 @@ class PlanEditEnv(gym.Env[Any, Any]):
     def _bind(self) -> None:
         """Take the engine's live boards and its step function, to save look-ups in `step`."""
         engine = self._engine
-        self._instance, self._plan = engine.instances[0], engine.plans[0]
+        self._instance = engine.instances[0, : self.task.domain.spec.observed_size]
+        self._plan = engine.plans[0]
         self._mask: Int8Array = engine.masks[0]
         self._step_one = engine.step_one
 
@@ -510,13 +511,14 @@ def read_instance(domain: PlanDomain, value: Any, dead_end: DeadEnd = "absorb") 
         board = np.asarray(value)
     if board.shape == spec.grid_shape:
         board = board.reshape(-1)
-    if board.shape != (spec.num_cells,):
-        raise ValueError(f"instance must have {spec.num_cells} cells, got shape {board.shape}")
+    if board.shape != (spec.instance_size,):
+        raise ValueError(f"instance must have {spec.instance_size} cells, got shape {board.shape}")
     if not np.issubdtype(board.dtype, np.integer):
         raise ValueError(f"instance must hold integers, got {board.dtype}")
-    outside = board[(board < 0) | (board > spec.num_values)]
+    most = spec.num_instance_values
+    outside = board[(board < 0) | (board > most)]
     if len(outside):
-        raise ValueError(f"instance must hold 0..{spec.num_values}, got {outside[0]}")
+        raise ValueError(f"instance must hold 0..{most}, got {outside[0]}")
     board = board.astype(np.int8)
     reason = _why_not_playable(domain, board, dead_end)
     if reason is not None:
@@ -530,15 +532,15 @@ _ONLY = np.zeros(1, np.int64)
 def _why_not_playable(domain: PlanDomain, board: Int8Array, dead_end: DeadEnd) -> str | None:
     """What is wrong with an instance as a start, None if an episode can begin there."""
     boards = board[None]
+    reason: str | None = getattr(domain, "why_invalid", lambda _: None)(board)
+    if reason is not None:
+        return f"cannot be played: {reason}"
     plans = domain.initial(boards)
     verdict = domain.check(boards, plans)
-    if verdict.violations[0]:
-        explain = getattr(domain, "why_invalid", lambda _: None)
-        return f"has conflicting givens: {explain(board) or f'{verdict.violations[0]} violations'}"
     if verdict.solved[0]:
         return "is solved already"
     if verdict.dead[0] and dead_end == "absorb":
-        return "has no solution: a blank cell has no candidate"
+        return "has no solution: the checker calls it dead"
     if not domain.action_mask(boards, plans).any():
         return "has no legal edit"
     return None
@@ -559,18 +561,18 @@ def _instances_of(task: Task, instances: InstanceSet | None, split: str) -> Inst
     boards, domain = instances.instances, task.domain
     if len(boards) == 0:
         raise ValueError(f"instances {instances.name!r} are empty")
-    if boards.shape[1] != domain.spec.num_cells:
+    if boards.shape[1] != domain.spec.instance_size:
         raise ValueError(
             f"instances {instances.name!r} have {boards.shape[1]} cells, "
-            f"{domain.spec.name} has {domain.spec.num_cells}"
+            f"{domain.spec.name} has {domain.spec.instance_size}"
         )
     plans = domain.initial(boards)
     verdict = domain.check(boards, plans)
-    unfit = (verdict.violations > 0) | verdict.solved | verdict.dead
-    if unfit.any():
-        row = int(unfit.argmax())
+    suspect = (verdict.violations > 0) | verdict.solved | verdict.dead
+    for row in np.flatnonzero(suspect):
         reason = _why_not_playable(domain, boards[row], "absorb")
-        raise ValueError(f"instances {instances.name!r}: row {row} {reason}")
+        if reason is not None:
+            raise ValueError(f"instances {instances.name!r}: row {row} {reason}")
     return instances
 
 
@@ -618,10 +620,9 @@ def _instance_option(options: Mapping[str, Any] | None) -> Any:
 
 
 def _observation_space(spec: DomainSpec) -> spaces.Dict:
-    board = spaces.Box(0, spec.num_values, (spec.num_cells,), np.int8)
     return spaces.Dict(
         {
-            "instance": board,
+            "instance": spaces.Box(0, spec.num_instance_values, (spec.observed_size,), np.int8),
             "plan": spaces.Box(0, spec.num_values, (spec.num_cells,), np.int8),
             "action_mask": spaces.MultiBinary(spec.num_actions),
         }
@@ -722,12 +723,13 @@ def _get_state(engine: Any, *, seeded: bool | NDArray[np.bool_]) -> dict[str, ND
 
 def _set_state(domain: PlanDomain, engine: Any, state: Mapping[str, NDArray[Any]]) -> Any:
     """Restore an engine; returns which environments have seeded streams."""
-    num_envs, cells = engine.plans.shape
+    num_envs = len(engine.plans)
+    boards = {"instance": engine.instances.shape, "plan": engine.plans.shape}
     if set(state) != set(_STATE_DTYPES):
         raise ValueError(f"state must have the keys {sorted(_STATE_DTYPES)}, got {sorted(state)}")
     values = {}
     for key, dtype in _STATE_DTYPES.items():
-        shape = (num_envs, cells) if key in ("instance", "plan") else (num_envs,)
+        shape = boards.get(key, (num_envs,))
         values[key] = np.asarray(state[key])
         if values[key].shape != shape or values[key].dtype != dtype:
             raise ValueError(
@@ -736,8 +738,9 @@ def _set_state(domain: PlanDomain, engine: Any, state: Mapping[str, NDArray[Any]
             )
     instances, plans = values["instance"], values["plan"]
     domain.check(instances, plans)  # refuses values out of range
-    if ((instances > 0) & (plans != instances)).any():
-        raise ValueError("state['plan'] does not fit state['instance']: the plan changes a given")
+    keeps = getattr(domain, "keeps_instance", None)
+    if keeps is not None and not keeps(instances, plans).all():
+        raise ValueError("state['plan'] does not belong to state['instance']")
     engine.load(np.arange(num_envs), instances, plans)
     engine.streams[:], engine.samplers[:] = values["stream"], values["sampler"]
     engine.steps[:], engine.finished[:] = values["steps"], values["finished"]

@@ -6,8 +6,8 @@ takes the domain and a batch of states and raises AssertionError with the first 
 Instances come from the caller (states from `random_states`), independent oracles too.
 """
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass, fields
 from typing import Any
 
 import gymnasium as gym
@@ -21,6 +21,7 @@ from plan_envs.domain import (
     Int8Array,
     PlanDomain,
     RewardKind,
+    Symmetry,
     Verdict,
     edit_reward,
     potential,
@@ -283,9 +284,9 @@ def check_batch_equals_singles(domain: PlanDomain, states: States) -> None:
         assert np.array_equal(
             domain.edit(x[one], y[one], actions[one])[0], domain.edit(x, y, actions)[i]
         )
-        single = domain.check(x[one], y[one])
-        for name in Verdict.__slots__:
-            assert getattr(single, name)[0] == getattr(whole, name)[i], f"state {i}: {name}"
+        single = _figures(domain.check(x[one], y[one]))
+        for name, values in _figures(whole).items():
+            assert single[name][0] == values[i], f"state {i}: {name}"
         rows = slice(found.offsets[i], found.offsets[i + 1])
         alone = domain.successors(x[one], y[one])
         assert (alone.state == 0).all()
@@ -351,27 +352,34 @@ def check_successors(
 def check_symmetry(
     domain: PlanDomain,
     states: States,
+    symmetry: Symmetry,
     *,
-    transform: Callable[[Int8Array], Int8Array],
-    action_map: NDArray[np.int32],
+    changes: Collection[str] = (),
 ) -> None:
-    """A symmetry of the puzzle commutes with mask, edit and score.
+    """A symmetry of the puzzle commutes with mask, edit and checker, and has an inverse.
 
     Args:
         domain: the domain.
         states: a batch of states.
-        transform: maps boards [batch, cell] to boards.
-        action_map: shape [action], the transformed action.
+        symmetry: of the domain.
+        changes: names of `Verdict.details` that the symmetry may change (Maze: label, whose
+            tie-break has an orientation).
     """
-    x, y = transform(states.instances), transform(states.plans)
+    action_map, back = symmetry.actions(), symmetry.inverse()
+    x, y = symmetry.instances(states.instances), symmetry.plans(states.plans)
+    assert np.array_equal(back.instances(x), states.instances), "instances do not come back"
+    assert np.array_equal(back.plans(y), states.plans), "plans do not come back"
+    assert np.array_equal(back.actions()[action_map], np.arange(len(action_map))), "actions"
     masks, images = domain.action_mask(states.instances, states.plans), domain.action_mask(x, y)
     assert np.array_equal(images[:, action_map], masks), "the mask does not commute"
-    verdict, image = domain.check(states.instances, states.plans), domain.check(x, y)
-    for name in Verdict.__slots__:
-        assert np.array_equal(getattr(verdict, name), getattr(image, name)), f"{name} changes"
+    verdict = _figures(domain.check(states.instances, states.plans))
+    for name, values in _figures(domain.check(x, y)).items():
+        assert name in changes or np.array_equal(verdict[name], values), f"{name} changes"
     many, actions = every_action(domain, states)
-    edited = transform(domain.edit(many.instances, many.plans, actions))
-    other = domain.edit(transform(many.instances), transform(many.plans), action_map[actions])
+    edited = symmetry.plans(domain.edit(many.instances, many.plans, actions))
+    other = domain.edit(
+        symmetry.instances(many.instances), symmetry.plans(many.plans), action_map[actions]
+    )
     wrong = (edited != other).any(axis=1)
     _no_counterexample(wrong, actions, "edit does not commute for action")
 
@@ -515,3 +523,10 @@ def _same_outcomes(one: StepArrays, other: StepArrays, where: str) -> None:
 def _no_counterexample(wrong: Any, actions: NDArray[Any], claim: str) -> None:
     rows = np.flatnonzero(wrong)
     assert not len(rows), f"{claim} {actions[rows[0]]} (row {rows[0]}, {len(rows)} in all)"
+
+
+def _figures(verdict: Verdict) -> dict[str, NDArray[Any]]:
+    """Every array of a verdict by name."""
+    named = {item.name: getattr(verdict, item.name) for item in fields(verdict)}
+    details = named.pop("details")
+    return named | details

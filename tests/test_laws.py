@@ -10,7 +10,7 @@ from plan_envs.domain import Int8Array, PlanDomain
 from plan_envs.engine import EngineOptions
 from plan_envs.sudoku import Sudoku
 from plan_envs.sudoku_geometry import BOX_SHAPES
-from plan_envs.sudoku_instances import SudokuSymmetry, sudoku_instances
+from plan_envs.sudoku_instances import sudoku_instances
 
 SEEDS = st.integers(0, 2**32 - 1)
 
@@ -169,27 +169,8 @@ def test_successors_are_edit_and_check_one_by_one(
 @given(seed=SEEDS)
 @settings(max_examples=3)
 def test_symmetries_commute_with_mask_edit_and_score(domain: Sudoku, seed: int) -> None:
-    symmetry = SudokuSymmetry.random(domain.side, np.random.default_rng(seed))
-    spec = domain.spec
-    index = {
-        key: action
-        for action, key in enumerate(
-            zip(spec.action_cell, spec.action_value, spec.action_kind, strict=True)
-        )
-    }
-    new_cell = np.append(np.argsort(symmetry.cells), -1)  # the last one serves STOP's cell, -1
-    image = [
-        index[new_cell[cell], symmetry.digits[value], kind]
-        for cell, value, kind in zip(
-            spec.action_cell, spec.action_value, spec.action_kind, strict=True
-        )
-    ]
-    testing.check_symmetry(
-        domain,
-        _states(domain, seed, 2),
-        transform=symmetry.apply,
-        action_map=np.array(image, np.int32),
-    )
+    symmetry = domain.random_symmetry(np.random.default_rng(seed))
+    testing.check_symmetry(domain, _states(domain, seed, 2), symmetry)
 
 
 @pytest.mark.parametrize("domain", RULES)
