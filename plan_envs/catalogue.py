@@ -4,10 +4,12 @@
 shells, the trainers and the command line start from it. A new domain adds its rows to `TASKS`.
 """
 
+import contextlib
 import difflib
 import inspect
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, fields, replace
 from functools import cache
 from typing import Any, Final
 
@@ -16,9 +18,8 @@ from plan_envs.instances import InstanceSet
 from plan_envs.sudoku import Sudoku
 from plan_envs.sudoku_instances import sudoku_instances
 
-_POOL_SIZES: Final = {"sudoku16x16": 100}
-_POOL_SIZE: Final = 1000
-"""Instances of a pool when a caller names no number: generated within a fraction of a second."""
+_RANGES: Final = ("givens", "blanks", "given", "path", "walls")
+"""Instance options that are a range (low, high); one number stands for a range of that number."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,9 @@ class Task:
     """Arguments of the generator, e.g. {"side": 9, "givens": (26, 28)}."""
     generator: Callable[..., InstanceSet] = sudoku_instances
     """Makes instances from (split, num, seed) and the options."""
+    pool_size: int | None = 1000
+    """Instances of a pool when a caller names no number: made within a second or so; None = all
+    that there are."""
 
     def instances(
         self,
@@ -49,7 +53,7 @@ class Task:
 
         Args:
             split: "train", "validation" or "test", disjoint up to symmetry.
-            num: number of instances; None = 1000 (100 for 16x16).
+            num: number of instances; None = the task's `pool_size`.
             seed: seed of the generator.
             progress: show a progress bar on stderr.
             **options: instance options that replace the task's own, e.g. `givens=(30, 32)`.
@@ -61,29 +65,37 @@ class Task:
         merged = _merge_ranges(self.instance_options, options)
         return self.generator(
             split=split,
-            num=_POOL_SIZES.get(self.name, _POOL_SIZE) if num is None else num,
+            num=self.pool_size if num is None else num,
             seed=seed,
             progress=progress,
             **merged,
         )
 
 
-def _sudoku_task(name: str, env_id: str, **instance_options: Any) -> Task:
-    side = instance_options["side"]
-    return Task(name, f"PlanEdit/{env_id}", Sudoku(side=side), instance_options)
+def _sudoku(side: int, name: str = "", env_id: str = "", **instance_options: Any) -> Task:
+    return Task(
+        name or f"sudoku{side}x{side}",
+        f"PlanEdit/{env_id or f'Sudoku{side}x{side}'}-v0",
+        Sudoku(side=side),
+        {"side": side, **instance_options},
+        pool_size=100 if side == 16 else 1000,
+    )
 
 
-_SUDOKU_TASKS: Final = (
+_LISTED: Final = (
     # The paper's 4x4 tasks: solved grids with random blanks, which may have several completions.
-    _sudoku_task("sudoku4x4", "Sudoku4x4-v0", side=4, blanks=(1, 4), unique=False),
-    _sudoku_task("sudoku4x4-hard", "Sudoku4x4Hard-v0", side=4, blanks=(6, 8), unique=False),
-    _sudoku_task("sudoku6x6", "Sudoku6x6-v0", side=6),
-    _sudoku_task("sudoku9x9", "Sudoku9x9-v0", side=9, givens=(26, 28)),
-    _sudoku_task("sudoku16x16", "Sudoku16x16-v0", side=16),
+    _sudoku(4, blanks=(1, 4), unique=False),
+    _sudoku(4, "sudoku4x4-hard", "Sudoku4x4Hard", blanks=(6, 8), unique=False),
+    _sudoku(6),
+    _sudoku(9, givens=(26, 28)),
+    _sudoku(16),
 )
 
-TASKS: Final[Mapping[str, Task]] = {task.name: task for task in _SUDOKU_TASKS}
-"""Task name -> task with its default options."""
+TASKS: Final[Mapping[str, Task]] = {task.name: task for task in _LISTED}
+"""Task name -> task with its default options; these are registered with Gymnasium."""
+
+_FAMILIES: Final[Mapping[type, tuple[str, Callable[[int], Task]]]] = {Sudoku: ("side", _sudoku)}
+"""Domain class -> its option for the size, and the task of a size."""
 
 
 def resolve_task(name: str, **options: Any) -> Task:
@@ -91,12 +103,14 @@ def resolve_task(name: str, **options: Any) -> Task:
 
     Args:
         name: a name of `TASKS` or an id such as "PlanEdit/Sudoku9x9-v0", with or without the prefix
-            "plan_envs:"; case does not matter.
+            "plan_envs:"; case does not matter. Names and ids of other sizes, such as "nqueens12",
+            work too where the rules allow that size.
         **options: options of the domain (Sudoku: codec, edits, mask, side) and of its instances
-            (givens, blanks, unique). `side` picks the task of that side.
+            (givens, blanks, unique); a name that both have goes to both. The option for the size
+            (side, n, size) picks the task of that size.
 
     Returns:
-        The task; its name stays that of `TASKS`, whatever the options.
+        The task; its name says nothing of the other options.
 
     Raises:
         ValueError: names an unknown task or option and the nearest valid one, or a refused value.
@@ -104,20 +118,17 @@ def resolve_task(name: str, **options: Any) -> Task:
     task = _find(name)
     if not options:
         return task
-    side = options.get("side", task.instance_options.get("side"))
-    if side != task.instance_options.get("side"):
-        task = _find(f"sudoku{side}x{side}")
-    domain_names = {item.name for item in fields(task.domain)}  # type: ignore[arg-type]
-    _refuse_unknown(options, domain_names | _instance_option_names(task), task.name)
-    of_domain = {key: value for key, value in options.items() if key in domain_names}
-    of_instances = {key: value for key, value in options.items() if key not in domain_names}
-    domain_class = type(task.domain)
-    return Task(
-        task.name,
-        task.env_id,
-        domain_class(**{"side": side, **of_domain}),
-        _merge_ranges(task.instance_options, of_instances),
-        task.generator,
+    task = _resized(task, options)
+    of_domain = {item.name for item in fields(task.domain)}  # type: ignore[arg-type]
+    of_instances = _instance_option_names(task)
+    _refuse_unknown(options, of_domain | of_instances, task.name)
+    chosen = {key: value for key, value in options.items() if key in of_domain}
+    return replace(
+        task,
+        domain=type(task.domain)(**{**_own_options(task), **chosen}),
+        instance_options=_merge_ranges(
+            task.instance_options, {k: v for k, v in options.items() if k in of_instances}
+        ),
     )
 
 
@@ -142,14 +153,49 @@ def pool_of(task: Task, split: str) -> InstanceSet:
 
 
 def _find(name: str) -> Task:
-    key = name.removeprefix("plan_envs:")
-    by_name = {task.name.lower(): task for task in TASKS.values()}
-    by_id = {task.env_id.lower(): task for task in TASKS.values()}
-    found = by_name.get(key.lower()) or by_id.get(key.lower())
-    if found is None:
-        known = [*TASKS, *(task.env_id for task in TASKS.values())]
-        raise ValueError(f"unknown task {name!r}{_nearest(key, known)}")
-    return found
+    key = name.removeprefix("plan_envs:").lower()
+    for task in TASKS.values():
+        if key in (task.name.lower(), task.env_id.lower()):
+            return task
+    for task in _other_sizes(key):
+        if key in (task.name.lower(), task.env_id.lower()):
+            return task
+    known = [*TASKS, *(task.env_id for task in TASKS.values())]
+    raise ValueError(f"unknown task {name!r}{_nearest(name.removeprefix('plan_envs:'), known)}")
+
+
+def _other_sizes(key: str) -> Iterator[Task]:
+    """The tasks of every family at the first number that a name holds, where the rules have it."""
+    number = re.search(r"\d+", key)
+    for _, build in _FAMILIES.values():
+        if number is not None:
+            with contextlib.suppress(ValueError):
+                yield build(int(number[0]))
+
+
+def _resized(task: Task, options: Mapping[str, Any]) -> Task:
+    """The task that the option for the size asks for."""
+    option, build = _FAMILIES.get(type(task.domain), ("", None))
+    if build is None or option not in options:
+        return task
+    size = options[option]
+    if size == getattr(task.domain, option):
+        return task
+    other = build(size)
+    return TASKS.get(other.name, other)
+
+
+def _own_options(task: Task) -> dict[str, Any]:
+    """Options in which a task's domain differs from the default domain of its size.
+
+    The others are left out: their defaults may depend on the options that a caller chooses.
+    """
+    domain = task.domain
+    names = [item.name for item in fields(domain)]  # type: ignore[arg-type]
+    size = {name: getattr(domain, name) for name in names if name in task.instance_options}
+    plain = type(domain)(**size)
+    differs = {k: getattr(domain, k) for k in names if getattr(domain, k) != getattr(plain, k)}
+    return size | differs
 
 
 def _instance_option_names(task: Task) -> set[str]:
@@ -178,7 +224,7 @@ def _merge_ranges(base: Mapping[str, Any], options: Mapping[str, Any]) -> dict[s
     if options.get("blanks") is not None:
         merged.pop("givens", None)
     merged.update(options)
-    for key in ("givens", "blanks"):
+    for key in _RANGES:
         value = merged.get(key)
         if isinstance(value, int):
             merged[key] = (value, value)

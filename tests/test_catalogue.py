@@ -62,7 +62,7 @@ def test_the_codec_decides_the_default_edits_again() -> None:
         ("sudoku9x9", {"edit": "fill"}, "no option 'edit'; did you mean 'edits'"),
         ("sudoku9x9", {"given": 30}, "did you mean 'givens'"),
         ("sudoku9x9", {"edits": "paint"}, "edits must be one of"),
-        ("sudoku9x9", {"side": 8}, "unknown task 'sudoku8x8'"),
+        ("sudoku9x9", {"side": 8}, "side must be one of"),
     ],
 )
 def test_a_wrong_name_or_option_is_named_with_the_nearest(
