@@ -1,0 +1,276 @@
+"""Small plan-editing MDPs solved exactly: V^pi, A^pi, eta, d_pi, V* by dynamic programming.
+
+`enumerate_states` expands every plan that legal edits reach from given instances; the horizon is
+removed, so that the process is the discounted one of UPI-TRM Sec. 2. `bounds.py` puts both sides of
+the paper's inequalities on these tables. All arithmetic is float64.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int, Int8
+from numpy.typing import NDArray
+
+from plan_envs.domain import DeadEnd, Int8Array, PlanDomain, RewardKind, edit_reward, potential
+
+MAX_STATES = 20_000
+"""Plans that `enumerate_states` lists before it gives up."""
+
+_MAX_DENSE = 5_000
+"""Plans of one instance whose linear system is solved densely."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ExactMDP:
+    """The live plans of some instances with every legal edit; arrays over [state, action].
+
+    The states of an instance are consecutive and no edit leads to another instance. Absorption
+    leads nowhere: the reward is folded (`plan_envs.domain.edit_reward`), V(s_abs) = 0.
+    """
+
+    domain: PlanDomain
+    gamma: float
+    """gamma in (0, 1)."""
+    instances: Int8[np.ndarray, "state instance"]
+    plans: Int8[np.ndarray, "state cell"]
+    first: Int[np.ndarray, " instances"]
+    """The state of each instance's initial plan, ascending; an episode starts in one of them, each
+    as likely as the others."""
+    mask: Bool[np.ndarray, "state action"]
+    """Legal edits; every state has one."""
+    reward: Float[np.ndarray, "state action"]
+    """Folded reward of an edit, 0 where illegal."""
+    next_state: Int[np.ndarray, "state action"]
+    """State after an edit; -1 where the episode ends, or the edit is illegal."""
+    score: Float[np.ndarray, " state"]
+    """In the domain's points."""
+
+    def __len__(self) -> int:
+        """Number of states."""
+        return len(self.plans)
+
+    @property
+    def phi(self) -> NDArray[np.float64]:
+        """Phi(s), shape [state]."""
+        return potential(self.score, self.domain.spec.max_score)
+
+    # --- Operators
+
+    def action_value(self, value: Float[np.ndarray, " state"]) -> NDArray[np.float64]:
+        """Q_V(s, a) = r + gamma V(s'), 0 where illegal; shape [state, action]."""
+        after = np.where(self.next_state >= 0, value[self.next_state], 0.0)
+        return self.reward + self.gamma * after
+
+    def backup(
+        self,
+        policy: Float[np.ndarray, "state action"],
+        value: Float[np.ndarray, " state"],
+        *,
+        steps: int = 1,
+    ) -> NDArray[np.float64]:
+        """T_K^pi V with K = `steps` (UPI-TRM Eq. 3), shape [state]."""
+        for _ in range(steps):
+            value = (policy * self.action_value(value)).sum(axis=1)
+        return value
+
+    # --- What a policy is worth
+
+    def value(self, policy: Float[np.ndarray, "state action"]) -> NDArray[np.float64]:
+        """V^pi, the solution of (I - gamma P_pi) V = R_pi; shape [state]."""
+        return self.accumulate(policy, (policy * self.reward).sum(axis=1), discount=self.gamma)
+
+    def accumulate(
+        self,
+        policy: Float[np.ndarray, "state action"],
+        reward: Float[np.ndarray, " state"],
+        *,
+        discount: float,
+    ) -> NDArray[np.float64]:
+        """E_pi[sum_t discount^t reward(s_t)] from every state, until absorption."""
+        total = np.empty(len(self))
+        for part, transition in self._transitions(policy):
+            total[part] = _solve(np.eye(len(transition)) - discount * transition, reward[part])
+        return total
+
+    def advantage(self, policy: Float[np.ndarray, "state action"]) -> NDArray[np.float64]:
+        """A^pi(s, a) = Q^pi(s, a) - V^pi(s), 0 where illegal."""
+        value = self.value(policy)
+        return np.where(self.mask, self.action_value(value) - value[:, None], 0.0)
+
+    def performance(self, policy: Float[np.ndarray, "state action"]) -> float:
+        """Eta(pi), the mean of V^pi over the initial plans."""
+        return float(self.value(policy)[self.first].mean())
+
+    def visits(self, policy: Float[np.ndarray, "state action"]) -> NDArray[np.float64]:
+        """d_pi(s) = (1 - gamma) sum_t gamma^t P(s_t = s) over episodes, shape [state].
+
+        Sums to less than 1: the rest is time spent in the absorbing state, where nothing is earned.
+        """
+        start = np.zeros(len(self))
+        start[self.first] = (1 - self.gamma) / len(self.first)
+        visits = np.empty(len(self))
+        for part, transition in self._transitions(policy):
+            matrix = np.eye(len(transition)) - self.gamma * transition.T
+            visits[part] = _solve(matrix, start[part])
+        return visits
+
+    # --- The best there is
+
+    def optimal_value(self) -> NDArray[np.float64]:
+        """V*, by policy iteration until no edit is better."""
+        states = np.arange(len(self))
+        chosen = self.mask.argmax(axis=1)
+        while True:
+            value = self.value(np.eye(self.mask.shape[1])[chosen])
+            q = np.where(self.mask, self.action_value(value), -np.inf)
+            best = q.argmax(axis=1)
+            # Better by less than rounding is no reason to change: ties would go round in circles.
+            better = q[states, best] > q[states, chosen] + 1e-12
+            if not better.any():
+                return value
+            chosen = np.where(better, best, chosen)
+
+    def uniform(self) -> NDArray[np.float64]:
+        """The policy that picks any legal edit."""
+        legal = self.mask.astype(np.float64)
+        policy: NDArray[np.float64] = legal / legal.sum(axis=1, keepdims=True)
+        return policy
+
+    def _transitions(self, policy: NDArray[np.float64]) -> list[tuple[slice, NDArray[np.float64]]]:
+        """P_pi(s' | s) between the live states of each instance; rows sum to 1 or less."""
+        ends = [*self.first[1:], len(self)]
+        found = []
+        for low, high in zip(self.first, ends, strict=True):
+            part = slice(int(low), int(high))
+            table = np.zeros((high - low, high - low))
+            after = self.next_state[part]
+            state, action = np.nonzero(after >= 0)
+            np.add.at(table, (state, after[state, action] - low), policy[part][state, action])
+            found.append((part, table))
+        return found
+
+
+def enumerate_states(
+    domain: PlanDomain,
+    instances: Int8Array,
+    *,
+    gamma: float,
+    dead_end: DeadEnd = "absorb",
+    reward: RewardKind = "shaped",
+    max_states: int = MAX_STATES,
+) -> ExactMDP:
+    """List every plan that legal edits reach from the instances' initial plans.
+
+    Args:
+        domain: the puzzle.
+        instances: shape [instance, ...]; each must have something to edit.
+        gamma: discount in (0, 1).
+        dead_end: whether dead plans absorb, as in training.
+        reward: shaped or sparse.
+        max_states: refuse more than so many.
+
+    Raises:
+        ValueError: gamma outside (0, 1), an instance without a legal edit, or too many states.
+    """
+    if not 0 < gamma < 1:
+        raise ValueError(f"gamma must lie in (0, 1) where values are sums for ever, got {gamma}")
+    if not len(instances):
+        raise ValueError("instances: none to enumerate")
+    found = _Frontier(domain, gamma, dead_end, reward)
+    for number, instance in enumerate(instances):
+        found.explore(instance, number, max_states)
+    boards = np.repeat(np.ascontiguousarray(instances), found.sizes, axis=0)
+    plans = np.array(found.plans, np.int8)
+    shape = (len(plans), domain.spec.num_actions)
+    mask, worth, target = np.zeros(shape, bool), np.zeros(shape), np.full(shape, -1, np.int64)
+    for state, action, gained, after in found.edits:
+        mask[state, action], worth[state, action], target[state, action] = True, gained, after
+    return ExactMDP(
+        domain=domain,
+        gamma=gamma,
+        instances=boards,
+        plans=plans,
+        first=np.cumsum([0, *found.sizes[:-1]]),
+        mask=mask,
+        reward=worth,
+        next_state=target,
+        score=domain.check(boards, plans).score.astype(np.float64),
+    )
+
+
+class _Frontier:
+    """Breadth-first search through the plans of one instance after another."""
+
+    def __init__(
+        self, domain: PlanDomain, gamma: float, dead_end: DeadEnd, reward: RewardKind
+    ) -> None:
+        self.domain, self.gamma, self.dead_end, self.reward = domain, gamma, dead_end, reward
+        self.plans: list[NDArray[np.int8]] = []
+        self.sizes: list[int] = []
+        # One entry a batch of expanded plans: states, actions, rewards, next states.
+        self.edits: list[tuple[NDArray[Any], ...]] = []
+
+    def explore(self, instance: Int8Array, number: int, max_states: int) -> None:
+        """Add every plan of one instance."""
+        start = self.domain.initial(instance[None])
+        if self.domain.check(instance[None], start).solved[0]:
+            raise ValueError(f"instance {number} is solved to begin with")
+        if not self.domain.action_mask(instance[None], start).any():
+            raise ValueError(f"instance {number} has no legal edit to begin with")
+        base = len(self.plans)
+        most = min(max_states, base + _MAX_DENSE)
+        index = {start[0].tobytes(): base}
+        self.plans.append(start[0])
+        frontier = start
+        while len(frontier):
+            first = len(self.plans) - len(frontier)
+            frontier = self._expand(instance, frontier, first, index)
+            if len(self.plans) > most:
+                raise ValueError(
+                    f"instance {number} reaches too many plans to solve exactly (more than {most} "
+                    "up to there): take instances with fewer edits left"
+                )
+        self.sizes.append(len(self.plans) - base)
+
+    def _expand(
+        self, instance: Int8Array, frontier: Int8Array, first: int, index: dict[bytes, int]
+    ) -> Int8Array:
+        """Every edit of the frontier's plans; returns the plans that are new."""
+        boards = np.repeat(instance[None], len(frontier), axis=0)
+        out = self.domain.successors(
+            boards, frontier, gamma=self.gamma, reward=self.reward, dead_end=self.dead_end
+        )
+        phi = self._phi(self.domain.check(boards, frontier).score)
+        worth = edit_reward(
+            phi[out.state],
+            self._phi(out.score),
+            solved=out.solved,
+            absorbed=out.terminated,
+            gamma=self.gamma,
+            reward=self.reward,
+        )
+        target = np.full(len(out.action), -1, np.int64)
+        fresh = []
+        for i in np.flatnonzero(~out.terminated):
+            key = out.plan[i].tobytes()
+            if key not in index:
+                index[key] = len(self.plans)
+                self.plans.append(out.plan[i])
+                fresh.append(out.plan[i])
+            target[i] = index[key]
+        state = out.state.astype(np.int64) + first
+        self.edits.append((state, out.action.astype(np.int64), worth, target))
+        return np.array(fresh, np.int8).reshape(-1, frontier.shape[1])
+
+    def _phi(self, score: NDArray[np.float32]) -> NDArray[np.float64]:
+        return potential(score, self.domain.spec.max_score)
+
+
+def _solve(matrix: NDArray[np.float64], right: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Solve matrix x = right for x; by torch, whose number of threads is the recorded one."""
+    solution: NDArray[np.float64] = torch.linalg.solve(
+        torch.from_numpy(matrix), torch.from_numpy(right)
+    ).numpy()
+    return solution
