@@ -1,166 +1,316 @@
 """Drawings of a plan: coloured text for a terminal, an RGB frame for a window or a video.
 
-Both are built from `DomainSpec` alone: rules between boxes come from the group "box" where a
-domain has one, conflicts from any constraint group. Givens are bold (black in the frame), edits
-blue, conflicts red (in the frame on a red ground, where a given among them stays black). The
-environments call these functions in `render()`.
+A `Picture` says what stands in every cell and in which colours. A domain with a method
+`picture(instance, plan)` makes its own; for the others `default_picture` makes one from
+`DomainSpec` alone: rules between boxes come from the group "box", conflicts from any constraint
+group. One code draws all pictures as text and as frames; the environments call it in `render()`.
 """
 
 import os
-import string
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from plan_envs.domain import DomainSpec, Int8Array
+from plan_envs.domain import DomainSpec, Int8Array, PlanDomain
 
-_SYMBOLS = "." + string.digits[1:] + string.ascii_uppercase
+PAPER: Final = (255, 255, 255)
+"""The ground of a blank cell, and of everything around the grid."""
+GIVEN_PAPER: Final = (238, 238, 232)
+CONFLICT_PAPER: Final = (252, 218, 214)
+GIVEN_INK: Final = (24, 24, 24)
+EDIT_INK: Final = (20, 84, 190)
+CONFLICT_INK: Final = (190, 24, 24)
+BLANK_INK: Final = (176, 176, 176)
 
-_RESET, _BOLD, _BLUE, _RED = "\x1b[0m", "\x1b[1m", "\x1b[34m", "\x1b[31m"
-
-_PAPER, _GIVEN_PAPER, _CONFLICT_PAPER = (255, 255, 255), (238, 238, 232), (252, 218, 214)
-_GIVEN_INK, _EDIT_INK, _CONFLICT_INK = (24, 24, 24), (20, 84, 190), (190, 24, 24)
 _THIN, _THICK = (176, 176, 176), (40, 40, 40)
+_RESET = "\x1b[0m"
+_LEAST_PIXELS: Final = 3
+"""A cell of a frame is never smaller; the frame grows instead."""
+_LEAST_TEXT: Final = 7
+"""Cells smaller than this many pixels show their paper alone."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Picture:
     """What to draw, cell by cell; a domain's `picture(instance, plan)` may return one.
 
-    The grid may be larger than the plan's (ARC shows its demonstrations beside the canvas).
+    The grid may be larger than the plan's (ARC shows its demonstrations beside the canvas). Its
+    shape must not change within an episode, or its frames make no video.
     """
 
     symbols: NDArray[np.str_]
-    """Shape [row, column]: one character a cell, "" or " " for none."""
+    """Shape [row, column]: one character a cell, "" or " " for none. Text without colours shows
+    nothing else, so walls and colours need symbols too: where the ink equals the paper, a symbol
+    is seen in such text only. "." is a blank cell; frames leave it out."""
     ink: NDArray[np.uint8]
     """Shape [row, column, 3]: colour of the symbol."""
     paper: NDArray[np.uint8]
-    """Shape [row, column, 3]: colour of the ground."""
+    """Shape [row, column, 3]: colour of the ground. A cell without symbol on `PAPER` lies outside
+    the grid: no lines are drawn around it."""
     bold: NDArray[np.bool_]
     """Shape [row, column]."""
     rule_below: NDArray[np.bool_]
     """Shape [row, column]: a thick line under the cell."""
     rule_right: NDArray[np.bool_]
     """Shape [row, column]: a thick line right of the cell."""
+    origin: tuple[int, int] = (0, 0)
+    """Row and column at which the plan's first cell is drawn."""
 
 
 def render_ansi(
-    spec: DomainSpec, instance: Int8Array, plan: Int8Array, *, color: bool = True
+    domain: PlanDomain | DomainSpec, instance: Int8Array, plan: Int8Array, *, color: bool = True
 ) -> str:
-    """Draw a plan as text, '.' = blank, values above 9 as letters.
+    """Draw a plan as text, each cell two characters wide so that it looks square.
 
     Args:
-        spec: the domain.
-        instance: givens, shape [cell].
+        domain: the rules; a bare `DomainSpec` gives the default picture.
+        instance: shape [instance]; its observed part will do.
         plan: shape [cell].
-        color: ANSI escapes: givens bold, edits blue, conflicting cells red; plain text if False.
+        color: 24-bit ANSI colours of ink and paper; False for the symbols alone.
     """
-    rows, columns = spec.grid_shape
-    instance, plan = _board(spec, "instance", instance), _board(spec, "plan", plan)
-    conflicts = _conflicts(spec, plan)
-    below, right = _walls(spec)
-    texts = []
-    for cell in range(spec.num_cells):
-        text = _symbol(plan[cell])
-        style = ""
-        if plan[cell]:
-            given = instance[cell] == plan[cell]
-            hue = _RED if conflicts[cell] else "" if given else _BLUE
-            style = (_BOLD if given else "") + hue
-        texts.append(f"{style}{text}{_RESET}" if color and style else text)
-    lines = []
-    for row in range(rows):
-        line = []
-        rule = []
-        for column in range(columns):
-            cell = row * columns + column
-            line.append(texts[cell] + (" |" if right[cell] else ""))
-            rule.append("--+" if right[cell] else "-")
-        lines.append(" ".join(line))
-        if below[row * columns : (row + 1) * columns].any():
-            lines.append("-".join(rule))
-    return "\n".join(lines)
+    return draw_text(picture_of(domain, instance, plan), color=color)
 
 
 def render_rgb(
-    spec: DomainSpec, instance: Int8Array, plan: Int8Array, *, size: int = 576
+    domain: PlanDomain | DomainSpec, instance: Int8Array, plan: Int8Array, *, size: int = 576
 ) -> NDArray[np.uint8]:
     """Draw a plan as an image with pygame, without opening a window.
 
     Args:
-        spec: the domain.
-        instance: givens, shape [cell].
+        domain: the rules; a bare `DomainSpec` gives the default picture.
+        instance: shape [instance]; its observed part will do.
         plan: shape [cell].
-        size: pixels of the longer side of the image.
+        size: pixels of each side; more where the cells would become smaller than 3 pixels.
 
     Returns:
-        uint8 array [height, width, 3].
+        uint8 array [side, side, 3], the grid in its middle.
 
     Raises:
         ImportError: if pygame is not installed; the message names the extra.
     """
+    return draw_frame(picture_of(domain, instance, plan), size=size)
+
+
+def picture_of(domain: PlanDomain | DomainSpec, instance: Int8Array, plan: Int8Array) -> Picture:
+    """The domain's own picture of a plan, else the default one."""
+    spec = domain if isinstance(domain, DomainSpec) else domain.spec
+    instance = _board("instance", instance, spec.instance_size, spec.observed_size)
+    plan = _board("plan", plan, spec.num_cells)
+    own = getattr(domain, "picture", None)
+    if own is None:
+        return default_picture(spec, instance, plan)
+    picture: Picture = own(instance, plan)
+    return picture
+
+
+def default_picture(spec: DomainSpec, instance: Int8Array, plan: Int8Array) -> Picture:
+    """Givens bold and black, edits blue, conflicts on red; rules between boxes.
+
+    A given is a cell where the first board of the instance shows the plan's value.
+    """
+    shape = spec.grid_shape
+    filled = plan != 0
+    given = filled & (instance[: spec.num_cells] == plan)
+    conflict = _conflicts(spec, plan)
+    ink = np.full((spec.num_cells, 3), BLANK_INK, np.uint8)
+    ink[filled] = EDIT_INK
+    ink[conflict] = CONFLICT_INK
+    ink[given] = GIVEN_INK
+    paper = np.full((spec.num_cells, 3), PAPER, np.uint8)
+    paper[given] = GIVEN_PAPER
+    paper[conflict] = CONFLICT_PAPER
+    below, right = _walls(spec)
+    return Picture(
+        symbols=np.array([spec.symbols[value] for value in plan.tolist()]).reshape(shape),
+        ink=ink.reshape(*shape, 3),
+        paper=paper.reshape(*shape, 3),
+        bold=given.reshape(shape),
+        rule_below=below,
+        rule_right=right,
+    )
+
+
+def draw_text(picture: Picture, *, color: bool = True, numbered: tuple[int, int] = (0, 0)) -> str:
+    """A picture as lines of text: two characters a cell, `|`, `-` and `+` for thick lines.
+
+    Args:
+        picture: what to draw.
+        color: 24-bit ANSI colours; False for the symbols alone.
+        numbered: rows and columns, from the picture's origin, to number from 1 at the border.
+    """
+    rows, columns = picture.symbols.shape
+    upright = [bool(line.any()) for line in picture.rule_right.T]
+    flat = [bool(line.any()) for line in picture.rule_below]
+    top, left = picture.origin
+    margin = " " * 3 if any(numbered) else ""
+    lines = [margin + line for line in _column_numbers(numbered[1], left, upright)]
+    for row in range(rows):
+        number = row - top + 1
+        label = f"{number:2} " if 1 <= number <= numbered[0] else margin
+        pen = _Pen(color)
+        rule = _Pen(color)
+        for column in range(columns):
+            symbol = str(picture.symbols[row, column]) or " "
+            ink, paper = (tuple(c[row, column].tolist()) for c in (picture.ink, picture.paper))
+            outside = _is_outside(symbol, paper)
+            style = () if outside else (ink, paper, bool(picture.bold[row, column]))
+            pen.write(symbol + " ", style)
+            ruled = bool(picture.rule_below[row, column])
+            ground = () if outside else (_THICK, PAPER, False)
+            rule.write("--" if ruled else "  ", ground)
+            if upright[column]:
+                here = bool(picture.rule_right[row, column])
+                pen.write("| " if here else "  ", ground)
+                rule.write("+-" if here and ruled else "| " if here else "  ", ground)
+        lines.append(label + pen.line())
+        if flat[row]:
+            lines.append(margin + rule.line())
+    return "\n".join(lines)
+
+
+def _column_numbers(num: int, left: int, upright: list[bool]) -> list[str]:
+    """One line of numbers above the columns, or two where they have two digits."""
+    lines = []
+    for digits in (10, 1) if num > 9 else (1,):
+        line = ""
+        for column, ruled in enumerate(upright):
+            number = column - left + 1
+            shown = digits <= number <= num
+            line += (str(number // digits % 10) if shown else " ") + "   "[: 3 if ruled else 1]
+        lines.append(line.rstrip())
+    return lines if num else []
+
+
+_Style = tuple[Any, ...]
+"""(ink, paper, bold), or () for the terminal's own colours."""
+
+
+class _Pen:
+    """One line of text; escapes are written only where the style changes."""
+
+    def __init__(self, color: bool) -> None:
+        self._color, self._style, self._text = color, (), ""
+
+    def write(self, text: str, style: _Style) -> None:
+        if self._color and style != self._style:
+            self._text += _RESET * bool(self._style) + _escape(style)
+            self._style = style
+        self._text += text
+
+    def line(self) -> str:
+        """The line; without colours, its last cell is one character wide."""
+        if self._color:
+            return self._text + _RESET * bool(self._style)
+        return self._text[:-1].rstrip()
+
+
+def _escape(style: _Style) -> str:
+    if not style:
+        return ""
+    ink, paper, bold = style
+    codes = ["1"] * bold + ["38;2", *map(str, ink), "48;2", *map(str, paper)]
+    return f"\x1b[{';'.join(codes)}m"
+
+
+def draw_frame(picture: Picture, *, size: int = 576) -> NDArray[np.uint8]:
+    """A picture as a square image; see `render_rgb`."""
     pygame = _pygame()
-    rows, columns = spec.grid_shape
-    instance, plan = _board(spec, "instance", instance), _board(spec, "plan", plan)
-    if size < 12 * max(rows, columns):
-        raise ValueError(f"size must be at least {12 * max(rows, columns)} pixels, got {size}")
-    conflicts = _conflicts(spec, plan)
+    rows, columns = picture.symbols.shape
+    if size < 1:
+        raise ValueError(f"size must be at least 1 pixel, got {size}")
     margin = max(4, size // 48)
-    pitch = (size - 2 * margin) / max(rows, columns)
-    height, width = (round(pitch * lines) + 2 * margin for lines in (rows, columns))
-    surface = pygame.Surface((width, height))
-    surface.fill(_PAPER)
-    font = pygame.font.Font(None, max(10, round(pitch * 0.86)))
-    edge = [round(margin + pitch * line) for line in range(max(rows, columns) + 1)]
-    for cell in range(spec.num_cells):
-        row, column = divmod(cell, columns)
-        left, top = edge[column], edge[row]
-        box = pygame.Rect(left, top, edge[column + 1] - left, edge[row + 1] - top)
-        given = instance[cell] != 0 and instance[cell] == plan[cell]
-        if conflicts[cell]:
-            surface.fill(_CONFLICT_PAPER, box)
-        elif given:
-            surface.fill(_GIVEN_PAPER, box)
-        if plan[cell]:
-            ink = _GIVEN_INK if given else _CONFLICT_INK if conflicts[cell] else _EDIT_INK
-            text = font.render(_symbol(plan[cell]), True, ink)
-            bounds = text.get_bounding_rect()
-            surface.blit(text, _centred(bounds, box))
-    _draw_rules(pygame, surface, spec, edge, thick=min(max(2, round(pitch / 16)), 5))
+    pitch = max((size - 2 * margin) / max(rows, columns), float(_LEAST_PIXELS))
+    side = max(size, round(pitch * max(rows, columns)) + 2 * margin)
+    surface = pygame.Surface((side, side))
+    surface.fill(PAPER)
+    across = [round((side - pitch * columns) / 2 + pitch * line) for line in range(columns + 1)]
+    down = [round((side - pitch * rows) / 2 + pitch * line) for line in range(rows + 1)]
+    outside = np.zeros((rows, columns), np.bool_)
+    font = pygame.font.Font(None, max(8, round(pitch * 0.86)))
+    for row in range(rows):
+        for column in range(columns):
+            symbol = str(picture.symbols[row, column])
+            ink, paper = (tuple(c[row, column].tolist()) for c in (picture.ink, picture.paper))
+            outside[row, column] = _is_outside(symbol, paper)
+            left, top = across[column], down[row]
+            box = pygame.Rect(left, top, across[column + 1] - left, down[row + 1] - top)
+            surface.fill(paper, box)
+            if symbol.strip(" .") and ink != paper and pitch >= _LEAST_TEXT:
+                _draw_symbol(pygame, surface, font, symbol, ink, box)
+    thick = min(max(2, round(pitch / 16)), 5)
+    if pitch >= _LEAST_TEXT:
+        _draw_thin_lines(surface, outside, across, down)
+    _draw_rules(pygame, surface, picture, across, down, thick=thick, framed=not outside.any())
     return np.ascontiguousarray(pygame.surfarray.array3d(surface).swapaxes(0, 1), np.uint8)
 
 
-def _draw_rules(
-    pygame: Any, surface: Any, spec: DomainSpec, edge: list[int], *, thick: int
+_ARROWS: Final = {
+    "^": ((0.5, 0.2), (0.82, 0.72), (0.18, 0.72)),
+    "v": ((0.5, 0.8), (0.82, 0.28), (0.18, 0.28)),
+    "<": ((0.2, 0.5), (0.72, 0.18), (0.72, 0.82)),
+    ">": ((0.8, 0.5), (0.28, 0.18), (0.28, 0.82)),
+}
+"""Corners of symbols that are drawn as triangles, in a unit square."""
+
+
+def _draw_symbol(
+    pygame: Any, surface: Any, font: Any, symbol: str, ink: tuple[int, ...], box: Any
 ) -> None:
-    """Thin lines between cells, then thick ones between boxes and around the grid."""
-    rows, columns = spec.grid_shape
-    below, right = _walls(spec)
-    for line in range(1, rows):
-        pygame.draw.line(surface, _THIN, (edge[0], edge[line]), (edge[columns], edge[line]))
-    for line in range(1, columns):
-        pygame.draw.line(surface, _THIN, (edge[line], edge[0]), (edge[line], edge[rows]))
-    for cell in range(spec.num_cells):
-        row, column = divmod(cell, columns)
-        left, top, far, low = edge[column], edge[row], edge[column + 1], edge[row + 1]
-        if below[cell]:
-            surface.fill(_THICK, (left, low - thick // 2, far - left + 1, thick))
-        if right[cell]:
-            surface.fill(_THICK, (far - thick // 2, top, thick, low - top + 1))
-    frame = (
-        edge[0] - thick // 2,
-        edge[0] - thick // 2,
-        edge[columns] - edge[0] + thick,
-        edge[rows] - edge[0] + thick,
-    )
-    pygame.draw.rect(surface, _THICK, frame, width=thick)
+    """A symbol in the middle of its cell."""
+    if symbol in _ARROWS:
+        corners = [(box.x + x * box.w, box.y + y * box.h) for x, y in _ARROWS[symbol]]
+        pygame.draw.polygon(surface, ink, corners)
+        return
+    text = font.render(symbol, True, ink)
+    bounds = text.get_bounding_rect()
+    surface.blit(text, (box.centerx - bounds.centerx, box.centery - bounds.centery))
 
 
-def _centred(bounds: Any, box: Any) -> tuple[int, int]:
-    """Where to put a text so that its visible pixels lie in the middle of the box."""
-    return box.centerx - bounds.centerx, box.centery - bounds.centery
+def _draw_thin_lines(
+    surface: Any, outside: NDArray[np.bool_], across: list[int], down: list[int]
+) -> None:
+    """Lines between neighbouring cells, of which at least one lies in the grid."""
+    inside = np.pad(~outside, 1)
+    rows, columns = outside.shape
+    for row in range(rows + 1):
+        for column in range(columns + 1):
+            if inside[row, column + 1] or inside[row + 1, column + 1]:
+                if column < columns and (0 < row < rows or outside.any()):
+                    width = across[column + 1] - across[column] + 1
+                    surface.fill(_THIN, (across[column], down[row], width, 1))
+            if inside[row + 1, column] or inside[row + 1, column + 1]:
+                if row < rows and (0 < column < columns or outside.any()):
+                    height = down[row + 1] - down[row] + 1
+                    surface.fill(_THIN, (across[column], down[row], 1, height))
+
+
+def _draw_rules(
+    pygame: Any,
+    surface: Any,
+    picture: Picture,
+    across: list[int],
+    down: list[int],
+    *,
+    thick: int,
+    framed: bool,
+) -> None:
+    """The thick lines, and a frame around a grid that fills the picture."""
+    for row, column in np.argwhere(picture.rule_below).tolist():
+        left, width = across[column], across[column + 1] - across[column] + 1
+        surface.fill(_THICK, (left, down[row + 1] - thick // 2, width, thick))
+    for row, column in np.argwhere(picture.rule_right).tolist():
+        top, height = down[row], down[row + 1] - down[row] + 1
+        surface.fill(_THICK, (across[column + 1] - thick // 2, top, thick, height))
+    if framed:
+        left, top = across[0] - thick // 2, down[0] - thick // 2
+        width, height = across[-1] - across[0] + thick, down[-1] - down[0] + thick
+        pygame.draw.rect(surface, _THICK, (left, top, width, height), width=thick)
+
+
+def _is_outside(symbol: str, paper: tuple[int, ...]) -> bool:
+    return not symbol.strip() and paper == PAPER
 
 
 def _pygame() -> Any:
@@ -177,14 +327,10 @@ def _pygame() -> Any:
     return pygame
 
 
-def _symbol(value: Any) -> str:
-    return _SYMBOLS[value] if value < len(_SYMBOLS) else "?"
-
-
-def _board(spec: DomainSpec, name: str, board: Int8Array) -> Int8Array:
+def _board(name: str, board: Int8Array, *sizes: int) -> Int8Array:
     flat: Int8Array = np.asarray(board, np.int8).reshape(-1)
-    if flat.size != spec.num_cells:
-        raise ValueError(f"{name} must have {spec.num_cells} cells, got {flat.size}")
+    if flat.size not in sizes:
+        raise ValueError(f"{name} must have {sizes[0]} cells, got {flat.size}")
     return flat
 
 
@@ -200,7 +346,7 @@ def _conflicts(spec: DomainSpec, plan: Int8Array) -> NDArray[np.bool_]:
 
 
 def _walls(spec: DomainSpec) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    """Cells with a box border below and right of them, outer frame left out; shape [cell]."""
+    """Cells with a box border below and right of them, outer frame left out."""
     rows, columns = spec.grid_shape
     below = np.zeros((rows, columns), np.bool_)
     right = np.zeros((rows, columns), np.bool_)
@@ -208,4 +354,4 @@ def _walls(spec: DomainSpec) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
         box = spec.groups["box"].reshape(rows, columns, spec.num_values)[:, :, 0]
         below[:-1] = box[1:] != box[:-1]
         right[:, :-1] = box[:, 1:] != box[:, :-1]
-    return below.ravel(), right.ravel()
+    return below, right
