@@ -6,9 +6,13 @@ evaluation draw from it. Generators also share the splits, the seeds and the pro
 """
 
 import hashlib
+import io
 import os
-from collections.abc import Callable
+import zipfile
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import cycle, pairwise
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -16,7 +20,7 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from plan_envs.domain import Int8Array
+from plan_envs.domain import DomainSpec, Int8Array
 
 Split = Literal["train", "validation", "test"]
 
@@ -46,16 +50,6 @@ class InstanceSet:
         """Number of instances."""
         return len(self.instances)
 
-    def subset(self, index: Any) -> "InstanceSet":
-        """The instances at `index` (a slice, an integer or a boolean array), in that order."""
-        return InstanceSet(
-            name=self.name,
-            instances=np.ascontiguousarray(self.instances[index]),
-            solutions=np.ascontiguousarray(self.solutions[index]),
-            ratings=np.ascontiguousarray(self.ratings[index]),
-            keys=np.ascontiguousarray(self.keys[index]),
-        )
-
     @classmethod
     def of(
         cls,
@@ -73,8 +67,8 @@ class InstanceSet:
             ratings: shape [num]; None = the zeros of each instance's first board, as wide as a
                 solution: the blanks, where the first board is a plan to complete.
         """
-        instances = np.ascontiguousarray(instances, np.int8)
-        solutions = np.ascontiguousarray(solutions, np.int8)
+        instances = _boards(name, "instances", instances)
+        solutions = _boards(name, "solutions", solutions)
         if instances.ndim != 2 or solutions.ndim != 2 or len(instances) != len(solutions):
             raise ValueError(
                 f"{name}: instances must be [num, instance] and solutions [num, cell], "
@@ -86,6 +80,10 @@ class InstanceSet:
         if ratings.shape != (len(instances),):
             raise ValueError(
                 f"{name}: ratings must have shape [{len(instances)}], got {list(ratings.shape)}"
+            )
+        if np.isnan(ratings).any():
+            raise ValueError(
+                f"{name}: ratings: that of instance {np.isnan(ratings).argmax()} is nan"
             )
         return cls(
             name=name,
@@ -104,21 +102,221 @@ class InstanceSet:
                 instances=self.instances,
                 solutions=self.solutions,
                 ratings=self.ratings,
+                keys=self.keys,
             )
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Self:
-        """Read a set that `save` wrote."""
-        with np.load(path, allow_pickle=False) as file:
-            missing = {"name", "instances", "solutions", "ratings"} - set(file.files)
-            if missing:
-                raise ValueError(f"{path}: not an InstanceSet, lacks {sorted(missing)}")
-            return cls.of(str(file["name"]), file["instances"], file["solutions"], file["ratings"])
+        """Read a set that `save` wrote.
+
+        Raises:
+            ValueError: one line that names the file, and the field that is missing or damaged.
+        """
+        arrays = _read_npz(Path(path), cls.__slots__)
+        missing = {"name", "instances", "solutions", "ratings"} - set(arrays)
+        if missing:
+            raise ValueError(f"{path}: not an InstanceSet, lacks {sorted(missing)}")
+        keys = arrays.pop("keys", None)  # files of version 0.1.0 have none
+        name = str(arrays.pop("name"))
+        try:
+            found = cls.of(name, **arrays)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from None
+        if keys is not None and not np.array_equal(keys, found.keys):
+            raise ValueError(f"{path}: keys: they are not those of the instances in the file")
+        return found
+
+    def check_fits(self, spec: DomainSpec) -> None:
+        """Refuse a set that cannot be of this domain.
+
+        Raises:
+            ValueError: names the set, the field and what the domain needs.
+        """
+        needs = {
+            "instances": (spec.instance_size, spec.num_instance_values),
+            "solutions": (spec.num_cells, spec.num_values),
+        }
+        for field, (size, highest) in needs.items():
+            boards = getattr(self, field)
+            if boards.shape[1] != size:
+                raise ValueError(
+                    f"{self.name}: {field} of {spec.name} have {size} integers, "
+                    f"got {boards.shape[1]}"
+                )
+            if boards.size and boards.view(np.uint8).max() > highest:
+                wrong = boards[boards.view(np.uint8) > highest][0]
+                raise ValueError(
+                    f"{self.name}: {field} of {spec.name} hold 0..{highest}, got {wrong}"
+                )
+
+    def subset(self, index: Any) -> Self:
+        """The instances at `index` (a slice, an integer or a boolean array), in that order."""
+        return self._rows(index, self.name)
+
+    def band(self, low: float = -np.inf, high: float = np.inf) -> Self:
+        """The instances rated from `low` to `high`, both included."""
+        if not low <= high:
+            raise ValueError(f"band must be (low, high) with low <= high, got {(low, high)}")
+        inside = (self.ratings >= np.float32(low)) & (self.ratings <= np.float32(high))
+        return self._rows(inside, f"{self.name} (rating {low:g} to {high:g})")
+
+    def bands(
+        self, *, edges: Sequence[float] | None = None, quantiles: int | None = None
+    ) -> list[Self]:
+        """Split the set by difficulty; name one of `edges` and `quantiles`.
+
+        Args:
+            edges: n + 1 ascending ratings for n bands, which may be empty; a band has its lower
+                edge, the last one its upper edge too. Ratings beyond them are left out.
+            quantiles: number of bands with about equally many instances; equal ratings stay
+                together, so there may be fewer bands.
+        """
+        if (edges is None) == (quantiles is None):
+            raise ValueError(f"name one of edges and quantiles, got {edges} and {quantiles}")
+        if quantiles is not None:
+            if quantiles < 1 or not len(self):
+                raise ValueError(f"{self.name}: no {quantiles} bands of {len(self)} instances")
+            ordered = np.sort(self.ratings)
+            edges = [*ordered[np.arange(quantiles) * len(self) // quantiles], ordered[-1]]
+        elif edges is None or len(edges) < 2 or not (np.diff(edges) > 0).all():
+            raise ValueError(f"edges must be at least two ascending ratings, got {edges}")
+        bounds = np.asarray(edges, np.float32)
+        inside = (self.ratings >= bounds[0]) & (self.ratings <= bounds[-1])
+        labels = np.searchsorted(bounds[1:-1], self.ratings, side="right")
+        found = [
+            self._rows(inside & (labels == i), f"{self.name} (rating {low:g} to {high:g})")
+            for i, (low, high) in enumerate(pairwise(bounds))
+        ]
+        return [band for band in found if quantiles is None or len(band)]
+
+    def disjoint_from(self, other: "InstanceSet") -> bool:
+        """Whether no instance is in both sets, by their keys (and not up to symmetry)."""
+        return not np.isin(self.keys, other.keys).any()
+
+    @classmethod
+    def concatenate(cls, sets: "Sequence[InstanceSet]", *, name: str | None = None) -> Self:
+        """The instances of all sets one after another; `name` defaults to their names.
+
+        Raises:
+            ValueError: if there is none, or their sizes differ.
+        """
+        _refuse_other_sizes(sets)
+        return cls(
+            name=" + ".join(one.name for one in sets) if name is None else name,
+            instances=np.concatenate([one.instances for one in sets]),
+            solutions=np.concatenate([one.solutions for one in sets]),
+            ratings=np.concatenate([one.ratings for one in sets]),
+            keys=np.concatenate([one.keys for one in sets]),
+        )
+
+    @classmethod
+    def mix(
+        cls,
+        sets: "Sequence[InstanceSet]",
+        weights: Sequence[float],
+        *,
+        num: int,
+        seed: int = 0,
+    ) -> Self:
+        """Draw `num` instances from several sets, each time from one chosen with its weight.
+
+        For curricula: bands of difficulty, in the shares that one wants. No key comes twice as long
+        as the chosen set has instances that were not drawn yet; a set without begins again. The
+        first k instances depend on the sets, the weights and the seed, not on `num`.
+
+        Args:
+            sets: instances of one domain.
+            weights: one a set, >= 0; they need not sum to 1.
+            num: number of instances.
+            seed: non-negative.
+        """
+        shares = np.asarray(weights, np.float64)
+        if shares.shape != (len(sets),) or not (shares >= 0).all() or not 0 < shares.sum() < np.inf:
+            raise ValueError(f"weights must be {len(sets)} numbers >= 0, got {list(weights)}")
+        if num < 0 or seed < 0:
+            raise ValueError(f"num and seed must be >= 0, got num={num} and seed={seed}")
+        for one, share in zip(sets, shares, strict=True):
+            if share and not len(one):
+                raise ValueError(f"{one.name}: has weight {share:g}, but no instances")
+        rngs = [np.random.default_rng([stream_key("mix"), seed, i]) for i in range(len(sets) + 1)]
+        sources = rngs[-1].choice(len(sets), size=num, p=shares / shares.sum())
+        taken: set[int] = set()
+        draws = [_draws(one, rng, taken) for one, rng in zip(sets, rngs[:-1], strict=True)]
+        starts = np.cumsum([0, *map(len, sets[:-1])])
+        rows = [int(starts[source]) + next(draws[source]) for source in sources.tolist()]
+        label = ", ".join(
+            f"{one.name} {s:.3g}" for one, s in zip(sets, shares / shares.sum(), strict=True)
+        )
+        whole = cls.concatenate(sets, name=f"mix({label}):seed{seed}")
+        return whole._rows(np.array(rows, np.int64), whole.name)
+
+    def _rows(self, index: Any, name: str) -> Self:
+        """Copies, lest a small set keep the memory of a large one."""
+        return type(self)(
+            name=name,
+            instances=np.array(self.instances[index], order="C"),
+            solutions=np.array(self.solutions[index], order="C"),
+            ratings=np.array(self.ratings[index], order="C"),
+            keys=np.array(self.keys[index], order="C"),
+        )
+
+
+def _boards(name: str, field: str, values: Any) -> Int8Array:
+    """The values as int8, contiguous, in memory of their own size."""
+    given = np.asarray(values)
+    boards: Int8Array = np.ascontiguousarray(given.astype(np.int8, copy=False))
+    if given.dtype != np.int8 and not np.array_equal(boards, given):
+        raise ValueError(f"{name}: {field} must be integers of -128..127")
+    return boards if boards.base is None else boards.copy()
+
+
+def _refuse_other_sizes(sets: Sequence[InstanceSet]) -> None:
+    if not sets:
+        raise ValueError("no instance sets to put together")
+    first = sets[0]
+    for other in sets[1:]:
+        for field in ("instances", "solutions"):
+            sizes = [getattr(one, field).shape[1] for one in (first, other)]
+            if sizes[0] != sizes[1]:
+                raise ValueError(
+                    f"{field} of {first.name} have {sizes[0]} integers, "
+                    f"those of {other.name} {sizes[1]}"
+                )
+
+
+def _draws(pool: InstanceSet, rng: np.random.Generator, taken: set[int]) -> Iterator[int]:
+    """Rows of a set in random order, those with keys taken before left out; then all of them."""
+    keys = pool.keys.tolist()
+    order = rng.permutation(len(keys)).tolist()
+    for row in order:
+        if keys[row] not in taken:
+            taken.add(keys[row])
+            yield row
+    yield from cycle(order)
+
+
+def _read_npz(path: Path, names: Iterable[str]) -> dict[str, NDArray[Any]]:
+    """Those of the named arrays that the file has, with checksums verified."""
+    damage = (zipfile.BadZipFile, zlib.error, ValueError, EOFError, OSError, RuntimeError)
+    try:
+        archive = zipfile.ZipFile(path)
+    except (zipfile.BadZipFile, NotImplementedError) as error:
+        raise ValueError(f"{path}: not an .npz file: {error}") from None
+    arrays = {}
+    with archive:
+        for name in names:
+            if f"{name}.npy" in archive.namelist():
+                try:
+                    content = io.BytesIO(archive.read(f"{name}.npy"))
+                    arrays[name] = np.lib.format.read_array(content, allow_pickle=False)
+                except damage as error:
+                    raise ValueError(f"{path}: {name}: damaged: {error}") from None
+    return arrays
 
 
 def content_keys(instances: Int8Array) -> NDArray[np.uint64]:
     """Stable 64-bit content hash of every row, shape [num]; equal on every machine."""
-    return np.asarray(_content_keys(np.ascontiguousarray(instances, np.int8)))
+    return np.array(_content_keys(np.ascontiguousarray(instances, np.int8)))
 
 
 @njit(cache=True)

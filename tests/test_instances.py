@@ -1,7 +1,7 @@
-"""Instances: solver against brute force, generator laws, splits, symmetries, reading and
-printing."""
+"""Instance sets of any domain: sizes, keys, bands of difficulty, mixes, files, memory."""
 
-from itertools import permutations, product
+import zipfile
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -9,431 +9,323 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from plan_envs.instances import SPLITS, InstanceSet, content_keys
-from plan_envs.sudoku_geometry import BOX_SHAPES
-from plan_envs.sudoku_instances import (
-    SudokuSymmetry,
-    count_solutions,
-    format_grid,
-    format_line,
-    parse_puzzle,
-    read_sudoku_csv,
-    solve,
-    split_of,
-    sudoku_instances,
-)
-
-SIDES = tuple(BOX_SHAPES)
+from plan_envs.instances import InstanceSet, content_keys, stream_key
+from plan_envs.sudoku import Sudoku
+from plan_envs.sudoku_instances import sudoku_instances
 
 
-def peers_of(side: int) -> list[list[int]]:
-    """Cells that share a row, column or box, written out cell by cell."""
-    height, width = BOX_SHAPES[side]
-    cells = list(product(range(side), repeat=2))
-    return [
-        [
-            i
-            for i, (r, c) in enumerate(cells)
-            if (r, c) != (row, column)
-            and (
-                r == row
-                or c == column
-                or (r // height, c // width) == (row // height, column // width)
-            )
-        ]
-        for row, column in cells
-    ]
+def numbered(first: int, last: int, *, name: str = "numbered") -> InstanceSet:
+    """Instances of three integers around a solution of two; instance n is rated n."""
+    numbers = np.arange(first, last)
+    instances = np.stack([numbers // 100, numbers % 100, 0 * numbers], axis=1)
+    return InstanceSet.of(name, instances, instances[:, :2], numbers)
 
 
-def brute_force(puzzle: np.ndarray, side: int) -> list[tuple[int, ...]]:
-    """All solutions, cell after cell in reading order, without any propagation."""
-    peers = peers_of(side)
-    board = [int(v) for v in puzzle]
-    if any(v and any(board[p] == v for p in peers[c]) for c, v in enumerate(board)):
-        return []
-    blanks = [c for c, v in enumerate(board) if v == 0]
-    found = []
-
-    def fill(k: int) -> None:
-        if k == len(blanks):
-            found.append(tuple(board))
-            return
-        cell = blanks[k]
-        for value in range(1, side + 1):
-            if all(board[p] != value for p in peers[cell]):
-                board[cell] = value
-                fill(k + 1)
-        board[cell] = 0
-
-    fill(0)
-    return found
+def ratings(pool: InstanceSet) -> list[int]:
+    return pool.ratings.astype(int).tolist()
 
 
-def all_grids_4x4() -> np.ndarray:
-    """The solved 4x4 grids, from all arrangements of four permutation rows."""
-    rows = list(permutations(range(1, 5)))
-    grids = []
-    for stack in product(rows, repeat=4):
-        if any(len({row[c] for row in stack}) < 4 for c in range(4)):
-            continue
-        boxes = [
-            {stack[r + i][c + j] for i in (0, 1) for j in (0, 1)} for r in (0, 2) for c in (0, 2)
-        ]
-        if all(len(box) == 4 for box in boxes):
-            grids.append([v for row in stack for v in row])
-    return np.array(grids, np.int8)
-
-
-def random_partial(side: int, blanks: int, seed: int, wrong: int = 0) -> np.ndarray:
-    """A solved grid with random blanks and `wrong` random digits written over the rest."""
-    rng = np.random.default_rng(seed)
-    board = sudoku_instances(side=side, num=1, seed=seed).solutions[0].copy()
-    cells = rng.permutation(side * side)
-    board[cells[:blanks]] = 0
-    board[cells[blanks : blanks + wrong]] = rng.integers(1, side + 1, wrong)
-    return board
-
-
-# ---- solver
-
-
-def test_there_are_288_solved_4x4_grids_and_the_solver_counts_them() -> None:
-    grids = all_grids_4x4()
-    assert len(grids) == 288
-    empty = np.zeros((1, 16), np.int8)
-    assert count_solutions(empty, side=4, limit=1000).tolist() == [288]
-    assert (count_solutions(grids, side=4) == 1).all()
-
-
-@given(seed=st.integers(0, 10_000), blanks=st.integers(0, 16), wrong=st.integers(0, 3))
-def test_the_solver_counts_what_brute_force_finds_on_4x4(
-    seed: int, blanks: int, wrong: int
-) -> None:
-    puzzle = random_partial(4, blanks, seed, min(wrong, 16 - blanks))
-    solutions = brute_force(puzzle, 4)
-    assert count_solutions(puzzle[None], side=4, limit=1000)[0] == len(solutions)
-    if solutions:
-        assert tuple(solve(puzzle[None], side=4)[0].tolist()) in solutions
-
-
-@given(seed=st.integers(0, 10_000), blanks=st.integers(10, 24), wrong=st.integers(0, 1))
-def test_the_solver_counts_what_brute_force_finds_on_6x6(
-    seed: int, blanks: int, wrong: int
-) -> None:
-    puzzle = random_partial(6, blanks, seed, wrong)
-    solutions = brute_force(puzzle, 6)
-    assert count_solutions(puzzle[None], side=6, limit=100_000)[0] == len(solutions)
-    if solutions:
-        assert tuple(solve(puzzle[None], side=6)[0].tolist()) in solutions
-
-
-def test_there_are_28200960_solved_6x6_grids_counted_from_a_fixed_first_row_and_box() -> None:
-    # Relabelling fixes the first row (6! = 720 ways); what is left must number 28,200,960 / 720.
-    board = np.zeros((1, 36), np.int8)
-    board[0, :6] = range(1, 7)
-    assert count_solutions(board, side=6, limit=10**9)[0] == 28_200_960 // 720
-
-
-def test_counting_stops_at_the_limit() -> None:
-    empty = np.zeros((2, 81), np.int8)
-    assert count_solutions(empty, side=9, limit=5).tolist() == [5, 5]
-
-
-def test_solve_names_the_puzzle_without_a_solution_and_the_conflict() -> None:
-    good = sudoku_instances(side=4, num=1).instances
-    bad = np.zeros((1, 16), np.int8)
-    bad[0, [4, 6]] = 3
-    with pytest.raises(ValueError, match=r"puzzle 1 .*3 twice in row 2"):
-        solve(np.concatenate([good, bad]), side=4)
-
-
-# ---- generator
-
-
-@pytest.mark.parametrize(
-    ("side", "givens", "num"),
-    [
-        (4, (4, 9), 100),
-        (6, (9, 20), 50),
-        (9, (17, 60), 50),
-        (9, (26, 28), 200),
-        (16, (130, 140), 3),
-    ],
-)
-@pytest.mark.parametrize("split", SPLITS)
-def test_generated_puzzles_are_unique_with_the_stated_solution_and_count(
-    side: int, givens: tuple[int, int], num: int, split: str
-) -> None:
-    puzzles = sudoku_instances(side=side, split=split, num=num, givens=givens)
-    assert (count_solutions(puzzles.instances, side=side) == 1).all()
-    assert np.array_equal(solve(puzzles.instances, side=side), puzzles.solutions)
-    shown = (puzzles.instances > 0).sum(axis=1)
-    assert shown.min() >= givens[0] and shown.max() <= givens[1]
-    assert np.array_equal(puzzles.ratings, side * side - shown)
-    assert set(split_of(puzzles.solutions, side=side, instances=puzzles.instances)) == {split}
-
-
-def test_4x4_puzzles_are_unique_by_brute_force_too() -> None:
-    puzzles = sudoku_instances(side=4, num=60, givens=(4, 8))
-    for puzzle, solution in zip(puzzles.instances, puzzles.solutions, strict=True):
-        assert brute_force(puzzle, 4) == [tuple(solution.tolist())]
-
-
-def test_blanks_are_drawn_uniformly_and_non_unique_puzzles_keep_their_solution() -> None:
-    puzzles = sudoku_instances(side=4, num=3000, blanks=(6, 8), unique=False)
-    counts = np.bincount((puzzles.instances == 0).sum(axis=1), minlength=9)
-    assert counts[:6].sum() == 0 and (abs(counts[6:9] - 1000) < 120).all()  # 4.6 sigma
-    kept = (puzzles.instances == 0) | (puzzles.instances == puzzles.solutions)
-    assert kept.all() and (count_solutions(puzzles.solutions, side=4) == 1).all()
-    assert (count_solutions(puzzles.instances, side=4) > 1).any()
-
-
-def test_4x4_grids_are_drawn_uniformly() -> None:
-    # All puzzles with one given are symmetric, so one split has them all and accepts every grid.
-    given = np.eye(16, dtype=np.int8)[:1]
-    (split,) = split_of(solve(given, side=4), side=4, instances=given)
-    pool = sudoku_instances(side=4, split=split, num=14_400, givens=(1, 1), unique=False)
-    counts = np.unique(pool.solutions, axis=0, return_counts=True)[1]
-    assert len(counts) == 288
-    assert ((counts - 50.0) ** 2 / 50.0).sum() < 287 + 5 * 24  # chi-square, 5 sigma
-
-
-@pytest.mark.parametrize("side", SIDES)
-def test_a_set_begins_with_every_smaller_set_of_the_same_seed(side: int) -> None:
-    large = sudoku_instances(side=side, num=6, seed=3)
-    small = sudoku_instances(side=side, num=4, seed=3, progress=side == 9)
-    assert np.array_equal(large.instances[:4], small.instances)
-    assert np.array_equal(large.keys[:4], small.keys)
-
-
-@pytest.mark.parametrize("change", [{"seed": 1}, {"split": "test"}, {"givens": (25, 28)}])
-def test_seeds_splits_and_options_have_independent_streams(change: dict[str, object]) -> None:
-    base = sudoku_instances(num=50)
-    other = sudoku_instances(num=50, **change)  # type: ignore[arg-type]
-    assert not set(base.keys.tolist()) & set(other.keys.tolist())
-
-
-def test_generated_puzzles_stay_what_they_were() -> None:
-    # A change here changes every seeded result: bump the ids and say so in the changelog.
-    assert format_line(sudoku_instances(side=4, num=1).instances, 4) == "...11..3.2.4.1.2"
-    assert format_line(sudoku_instances(num=1).instances, 9) == (
-        "6.....1.3...9...2.7...2....45.....7.....8...2..3.4..19..8.7.69416.8....7.....43.."
+def consistent(pool: InstanceSet) -> bool:
+    """Every row still has its own solution, rating and key."""
+    number = pool.instances[:, 0].astype(int) * 100 + pool.instances[:, 1]
+    return (
+        np.array_equal(number, pool.ratings)
+        and np.array_equal(pool.instances[:, :2], pool.solutions)
+        and np.array_equal(pool.keys, content_keys(pool.instances))
     )
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"side": 5}, "side must be one of 4, 6, 9, 16, got 5"),
-        ({"split": "dev"}, "split must be one of train, validation, test, got 'dev'"),
-        ({"num": -1}, "num"),
-        ({"seed": -1}, "seed"),
-        ({"givens": (26, 28), "blanks": (1, 4)}, "one of givens and blanks"),
-        ({"givens": (16, 20)}, r"givens of a 9x9 puzzle must lie in 17-80 .*got \(16, 20\)"),
-        ({"blanks": (50, 65)}, r"blanks of a 9x9 puzzle must lie in 1-64 .*got \(50, 65\)"),
-        ({"givens": (28, 26)}, "low <= high"),
-        ({"givens": 27}, r"givens must be a pair \(low, high\), got 27"),
-        (
-            {"side": 4, "split": "test", "blanks": (1, 1), "unique": False},
-            "no 4x4 puzzle of split 'test' with 15-15 givens",
-        ),
-    ],
-)
-def test_bad_options_are_refused_by_name(options: dict[str, object], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        sudoku_instances(**{"num": 1, **options})  # type: ignore[arg-type]
+# ---- what a set holds
 
 
-# ---- splits and symmetries
-
-
-@given(seed=st.integers(0, 2**32), side=st.sampled_from(SIDES))
-def test_symmetric_images_keep_split_solution_and_uniqueness(seed: int, side: int) -> None:
-    puzzles = sudoku_instances(side=side, num=2, seed=seed % 5)
-    symmetry = SudokuSymmetry.random(side, np.random.default_rng(seed))
-    images, solutions = symmetry.apply(puzzles.instances), symmetry.apply(puzzles.solutions)
-    assert (count_solutions(images, side=side) == 1).all()
-    assert np.array_equal(solve(images, side=side), solutions)
-    assert set(split_of(solutions, side=side, instances=images)) == {"train"}
-
-
-@given(seed=st.integers(0, 2**32), side=st.sampled_from(SIDES))
-def test_a_symmetry_and_its_inverse_cancel(seed: int, side: int) -> None:
-    rng = np.random.default_rng(seed)
-    symmetry = SudokuSymmetry.random(side, rng)
-    boards = rng.integers(0, side + 1, (3, side * side)).astype(np.int8)
-    assert np.array_equal(symmetry.inverse().apply(symmetry.apply(boards)), boards)
-    assert np.array_equal(symmetry.apply(symmetry.inverse().apply(boards)), boards)
-
-
-def test_4x4_splits_share_no_puzzle_up_to_symmetry() -> None:
-    # Independent canonical form: the smallest of all 128 x 24 images, from every row and column
-    # order.
-    def canonical(puzzle: np.ndarray) -> tuple[int, ...]:
-        grid = puzzle.reshape(4, 4)
-        orders = [o for o in permutations(range(4)) if o[0] // 2 == o[1] // 2]
-        images = []
-        for base in (grid, grid.T):
-            for rows, columns in product(orders, repeat=2):
-                flat = base[np.ix_(rows, columns)].ravel().tolist()
-                names = {0: 0}
-                images.append(tuple(names.setdefault(v, len(names)) for v in flat))
-        return min(images)
-
-    seen = {}
-    for split in SPLITS:
-        pool = sudoku_instances(side=4, split=split, num=60, blanks=(2, 4), unique=False)
-        seen[split] = {canonical(puzzle) for puzzle in pool.instances}
-    assert not seen["train"] & seen["test"]
-    assert not seen["train"] & seen["validation"]
-    assert not seen["validation"] & seen["test"]
-
-
-@pytest.mark.parametrize("side", [4, 6, 9])
-def test_splits_have_shares_of_about_eight_to_one_to_one(side: int) -> None:
-    # Solving puzzles with many solutions leads to grids of any class.
-    if side == 4:
-        rng = np.random.default_rng(0)
-        grids = all_grids_4x4()[rng.integers(288, size=4000)]
-        puzzles = np.where(rng.random(grids.shape) < 0.4, 0, grids).astype(np.int8)
-    else:
-        few = (side, side)
-        puzzles = sudoku_instances(side=side, num=1500, givens=few, unique=False).instances
-        grids = solve(puzzles, side=side)
-    splits = split_of(grids, side=side, instances=puzzles)
-    shares = [splits.count(split) / len(splits) for split in SPLITS]
-    assert abs(shares[0] - 0.8) < 0.06 and min(shares) > 0.06
-
-
-def test_split_of_4x4_needs_the_puzzles() -> None:
-    with pytest.raises(ValueError, match="pass instances"):
-        split_of(np.ones((1, 16), np.int8), side=4)
-
-
-# ---- InstanceSet
-
-
-def test_keys_identify_contents_and_subset_keeps_rows_together(tmp_path: Path) -> None:
-    pool = sudoku_instances(num=20)
-    assert len(pool) == 20 and len(set(pool.keys.tolist())) == 20
-    part = pool.subset([3, 1])
-    assert np.array_equal(part.keys, content_keys(part.instances))
-    assert np.array_equal(part.keys, pool.keys[[3, 1]])
-    assert np.array_equal(part.solutions, pool.solutions[[3, 1]])
-    pool.save(tmp_path / "pool.npz")
-    again = InstanceSet.load(tmp_path / "pool.npz")
-    assert again.name == pool.name and np.array_equal(again.instances, pool.instances)
-    assert np.array_equal(again.keys, pool.keys) and np.array_equal(again.ratings, pool.ratings)
+def test_an_instance_may_have_more_boards_than_its_solution() -> None:
+    boards = np.array([[0, 1, 2, 0, 0, 0]], np.int8)
+    wide = InstanceSet.of("wide", boards, boards[:, :3])
+    assert wide.ratings.tolist() == [1]  # the blanks of the first board alone
+    assert wide.keys != InstanceSet.of("narrow", boards[:, :3], boards[:, :3]).keys
 
 
 def test_keys_are_the_same_on_every_machine() -> None:
     boards = np.array([[0] * 16, [1] + [0] * 15], np.int8)
     assert content_keys(boards).tolist() == [13908203925316237456, 1508982209933734677]
-
-
-# ---- text
-
-
-@given(seed=st.integers(0, 2**32), side=st.sampled_from(SIDES))
-def test_printed_puzzles_read_back(seed: int, side: int) -> None:
-    rng = np.random.default_rng(seed)
-    board = rng.integers(0, side + 1, side * side).astype(np.int8)
-    instance = np.where(rng.random(side * side) < 0.5, board, 0).astype(np.int8)
-    for text in (
-        format_line(board, side),
-        format_grid(board, side),
-        format_grid(board, side, instance),
-        format_grid(board, side).replace(".", "_").lower(),
-    ):
-        assert np.array_equal(parse_puzzle(text)[0], board)
-
-
-def test_format_grid_draws_boxes_and_marks_edits() -> None:
-    plan = parse_puzzle("123434..........")[0]
-    instance = parse_puzzle("1.3434..........")[0]
-    assert format_grid(plan, 4) == "1 2 | 3 4\n3 4 | . .\n----+----\n. . | . .\n. . | . ."
-    assert format_grid(plan, 4, instance).splitlines()[0] == "1  2' | 3  4"
+    assert stream_key("sudoku/9/train/0") == 4075745494693040994
 
 
 @pytest.mark.parametrize(
-    ("text", "side", "message"),
+    ("instances", "solutions", "ratings", "message"),
     [
-        ("1234", None, "16, 36, 81, 256 cells, got 4"),
-        ("1234" * 4, 9, "9x9 puzzle has 81 cells, got 16"),
-        ("12x4" + "." * 12, None, "'x' at row 1, column 3"),
-        ("..." + "5" + "." * 12, None, "'5' at row 1, column 4"),
-        ("." * 15 + "²", None, "'²' at row 4, column 4"),
+        (np.zeros((2, 4)), np.zeros((3, 4)), None, r"set: .* got \[2, 4\] and \[3, 4\]"),
+        (np.zeros(4), np.zeros((1, 4)), None, r"set: .* got \[4\] and \[1, 4\]"),
+        (np.full((1, 4), 128), np.zeros((1, 4)), None, "set: instances must be integers"),
+        (np.zeros((1, 4)), np.full((1, 4), 0.5), None, "set: solutions must be integers"),
+        (np.zeros((2, 4)), np.zeros((2, 4)), [1], r"set: ratings must have shape \[2\], got \[1\]"),
+        (np.zeros((2, 4)), np.zeros((2, 4)), [1, np.nan], "set: ratings: that of instance 1"),
     ],
 )
-def test_a_malformed_puzzle_is_refused_with_its_place(
-    text: str, side: int | None, message: str
+def test_arrays_that_do_not_belong_together_are_refused(
+    instances: np.ndarray, solutions: np.ndarray, ratings: object, message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):
-        parse_puzzle(text, side=side)
+        InstanceSet.of("set", instances, solutions, ratings)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("instances", "solutions", "message"),
+    [
+        (np.zeros((1, 81)), np.zeros((1, 81)), "set: instances of sudoku4x4 have 16 .* got 81"),
+        (np.zeros((1, 16)), np.zeros((1, 81)), "set: solutions of sudoku4x4 have 16 .* got 81"),
+        (np.full((1, 16), 5), np.zeros((1, 16)), r"instances of sudoku4x4 hold 0\.\.4, got 5"),
+        (np.zeros((1, 16)), np.full((1, 16), -1), r"solutions of sudoku4x4 hold 0\.\.4, got -1"),
+    ],
+)
+def test_a_set_of_another_domain_is_refused(
+    instances: np.ndarray, solutions: np.ndarray, message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        InstanceSet.of("set", instances, solutions).check_fits(Sudoku(4).spec)
+    sudoku_instances(side=4, num=3).check_fits(Sudoku(4).spec)
+
+
+def test_a_pool_of_100k_sudokus_takes_under_50_mb() -> None:
+    few = sudoku_instances(num=1000, unique=False, blanks=(40, 50))
+    pool = InstanceSet.concatenate([few] * 100)
+    part, front = (
+        pool.subset(slice(0, 10)),
+        InstanceSet.of("front", pool.instances[:10], few.solutions[:10]),
+    )
+    arrays = [pool.instances, pool.solutions, pool.ratings, pool.keys]
+    assert sum(array.nbytes for array in arrays) == 100_000 * (81 + 81 + 4 + 8)  # 17.4 MB
+    # An array that is a view would hold on to the memory of another.
+    for one in (few, pool, part, front):
+        for name in ("instances", "solutions", "ratings", "keys"):
+            assert getattr(one, name).base is None, f"{name} of {one.name}"
+
+
+# ---- parts of a set
+
+
+def test_subset_keeps_rows_together() -> None:
+    part = numbered(0, 20).subset([3, 1])
+    assert ratings(part) == [3, 1] and consistent(part)
+
+
+def test_a_band_includes_both_ends() -> None:
+    pool = numbered(0, 20)
+    assert ratings(pool.band(3, 5)) == [3, 4, 5]
+    assert ratings(pool.band(high=1)) == [0, 1]
+    assert ratings(pool.band(low=18)) == [18, 19]
+    assert pool.band(3, 5).name == "numbered (rating 3 to 5)"
+    with pytest.raises(ValueError, match=r"low <= high, got \(5, 3\)"):
+        pool.band(5, 3)
+
+
+def test_a_band_of_ratings_that_binary_fractions_cannot_hold_finds_them() -> None:
+    boards = np.zeros((3, 1), np.int8)
+    pool = InstanceSet.of("tenths", boards, boards, np.array([0.1, 0.2, 0.3]))
+    assert len(pool.band(0.1, 0.3)) == 3
+    assert [len(band) for band in pool.bands(edges=[0.1, 0.2, 0.3])] == [1, 2]
+
+
+@given(edges=st.lists(st.integers(-5, 45), min_size=2, max_size=6, unique=True).map(sorted))
+def test_bands_between_edges_share_out_every_instance_between_the_first_and_the_last(
+    edges: list[int],
+) -> None:
+    bands = numbered(0, 40).bands(edges=edges)
+    assert len(bands) == len(edges) - 1 and all(map(consistent, bands))
+    for low, high, band in zip(edges, edges[1:], bands, strict=False):
+        assert ratings(band) == [n for n in range(40) if low <= n < high + (high == edges[-1])]
+
+
+@given(found=st.lists(st.integers(0, 6), min_size=1, max_size=40), quantiles=st.integers(1, 8))
+def test_bands_by_quantiles_are_in_order_and_never_part_equal_ratings(
+    found: list[int], quantiles: int
+) -> None:
+    boards = np.zeros((len(found), 1), np.int8)
+    bands = InstanceSet.of("ties", boards, boards, np.array(found)).bands(quantiles=quantiles)
+    assert 1 <= len(bands) <= quantiles
+    assert sorted(found) == sorted(n for band in bands for n in ratings(band))
+    for band, harder in pairwise(bands):
+        assert max(ratings(band)) < min(ratings(harder))
+    sizes = [len(band) for band in bands]
+    ties = max(np.bincount(found))
+    assert max(sizes) <= len(found) / quantiles + ties + 1
+
+
+def test_bands_by_quantiles_without_ties_are_equally_large() -> None:
+    assert [len(band) for band in numbered(0, 40).bands(quantiles=4)] == [10, 10, 10, 10]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({}, "name one of edges and quantiles"),
+        ({"edges": [1, 2], "quantiles": 2}, "name one of edges and quantiles"),
+        ({"edges": [1]}, "at least two ascending"),
+        ({"edges": [1, 1]}, "at least two ascending"),
+        ({"quantiles": 0}, "no 0 bands of 5 instances"),
+    ],
+)
+def test_bands_that_make_no_sense_are_refused(options: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        numbered(0, 5).bands(**options)  # type: ignore[arg-type]
+
+
+def test_sets_are_disjoint_when_they_share_no_instance() -> None:
+    pool = numbered(0, 20)
+    assert pool.disjoint_from(numbered(20, 40)) and not pool.disjoint_from(numbered(19, 40))
+    train, test = (sudoku_instances(split=split, num=50) for split in ("train", "test"))
+    assert train.disjoint_from(test) and not train.disjoint_from(train.subset([7]))
+
+
+# ---- sets put together
+
+
+def test_concatenated_sets_keep_their_order() -> None:
+    both = InstanceSet.concatenate([numbered(5, 8), numbered(0, 2)])
+    assert ratings(both) == [5, 6, 7, 0, 1] and consistent(both)
+    assert both.name == "numbered + numbered"
+    with pytest.raises(ValueError, match="no instance sets"):
+        InstanceSet.concatenate([])
+    with pytest.raises(ValueError, match=r"instances of numbered have 3 integers, .* 81"):
+        InstanceSet.concatenate([numbered(0, 2), sudoku_instances(num=1)])
+
+
+def test_a_mix_has_the_shares_that_were_asked_for_and_no_instance_twice() -> None:
+    easy, hard = numbered(0, 5000, name="easy"), numbered(5000, 10_000, name="hard")
+    mixed = InstanceSet.mix([easy, hard], [3, 1], num=4000)
+    assert len(mixed) == 4000 and consistent(mixed)
+    assert abs((mixed.ratings >= 5000).sum() - 1000) < 140  # 5 sigma
+    assert len(set(mixed.keys.tolist())) == 4000
+    assert mixed.name == "mix(easy 0.75, hard 0.25):seed0"
+
+
+def test_a_mix_begins_with_every_smaller_mix_of_its_seed_and_differs_from_other_seeds() -> None:
+    sets = [numbered(0, 300), numbered(300, 350)]
+    mixed = InstanceSet.mix(sets, [1, 2], num=200, seed=3)
+    part = InstanceSet.mix(sets, [1, 2], num=20, seed=3)
+    assert np.array_equal(mixed.keys[:20], part.keys)
+    other = InstanceSet.mix(sets, [1, 2], num=20, seed=4)
+    assert not np.array_equal(part.keys, other.keys)
+
+
+def test_a_mix_repeats_an_instance_only_when_its_set_has_no_other_left() -> None:
+    mixed = InstanceSet.mix([numbered(0, 30), numbered(30, 33)], [1, 1], num=40)
+    few = [n for n in ratings(mixed) if n >= 30]
+    assert sorted(few[:3]) == [30, 31, 32]
+    assert few[3:] == (few[:3] * 10)[: len(few) - 3]  # and then in the same order again
+    rest = [n for n in ratings(mixed) if n < 30]
+    assert len(set(rest)) == len(rest)
+
+
+def test_an_instance_of_two_sets_comes_once_in_a_mix() -> None:
+    mixed = InstanceSet.mix([numbered(0, 100), numbered(0, 100)], [1, 1], num=60)
+    assert len(set(ratings(mixed))) == 60
+
+
+@pytest.mark.parametrize(
+    ("weights", "options", "message"),
+    [
+        ([1], {}, r"weights must be 2 numbers >= 0, got \[1\]"),
+        ([1, -1], {}, r"weights must be 2 numbers >= 0, got \[1, -1\]"),
+        ([0, 0], {}, "weights"),
+        ([1, float("nan")], {}, "weights"),
+        ([1, 1], {}, "nothing: has weight 1, but no instances"),
+        ([1, 0], {"num": -1}, "num and seed must be >= 0, got num=-1"),
+        ([1, 0], {"seed": -1}, "seed=-1"),
+    ],
+)
+def test_a_mix_that_cannot_be_drawn_is_refused(
+    weights: list[float], options: dict[str, int], message: str
+) -> None:
+    sets = [numbered(0, 5), numbered(0, 0, name="nothing")]
+    with pytest.raises(ValueError, match=message):
+        InstanceSet.mix(sets, weights, **{"num": 1, **options})
 
 
 # ---- files
 
-HEADER = "source,question,answer,rating\n"
-QUESTION = "1.....3..4.....2"
-ANSWER = "1324423124133142"
+
+def same(one: InstanceSet, other: InstanceSet) -> bool:
+    names = ("instances", "solutions", "ratings", "keys")
+    equal = (np.array_equal(getattr(one, name), getattr(other, name)) for name in names)
+    return one.name == other.name and all(equal)
 
 
-def write(folder: Path, *rows: str, header: str = HEADER) -> Path:
-    path = folder / "puzzles.csv"
-    path.write_text(header + "".join(row + "\n" for row in rows))
-    return path
+def test_a_saved_set_comes_back(tmp_path: Path) -> None:
+    for pool in (sudoku_instances(num=20), numbered(0, 5), numbered(0, 0)):
+        pool.save(tmp_path / "pool.npz")
+        assert same(InstanceSet.load(tmp_path / "pool.npz"), pool)
 
 
-def test_a_file_of_puzzles_is_read_and_missing_answers_are_solved(tmp_path: Path) -> None:
-    assert brute_force(parse_puzzle(QUESTION)[0], 4) == [tuple(map(int, ANSWER))]
-    dotted = write(tmp_path, f"mine,{QUESTION},{ANSWER},7", f"mine,{QUESTION.replace('.', '0')},,")
-    puzzles = read_sudoku_csv(dotted)
-    assert puzzles.name == "puzzles.csv" and puzzles.ratings.tolist() == [7, 12]
-    assert format_line(puzzles.solutions[1], 4) == ANSWER
-    assert len(read_sudoku_csv(dotted, limit=1)) == 1
-    only = write(tmp_path, QUESTION, header="question\n")
-    assert format_line(read_sudoku_csv(only).solutions, 4) == ANSWER
+def rewrite(path: Path, **changes: object) -> None:
+    """Write the file again with other arrays; None leaves one out."""
+    with np.load(path) as file:
+        arrays = {**file, **changes}
+    np.savez(path, **{name: array for name, array in arrays.items() if array is not None})
 
 
-def test_several_solutions_are_read_only_on_request(tmp_path: Path) -> None:
-    path = write(tmp_path, f"mine,{'.' * 16},,0")
-    with pytest.raises(ValueError, match="several solutions"):
-        read_sudoku_csv(path)
-    assert len(read_sudoku_csv(path, require_unique=False)) == 1
+def test_a_file_of_the_first_version_has_no_keys_and_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "old.npz"
+    numbered(0, 5).save(path)
+    rewrite(path, keys=None)
+    assert same(InstanceSet.load(path), numbered(0, 5))
 
 
 @pytest.mark.parametrize(
-    ("row", "message"),
+    ("changes", "message"),
     [
-        (f"s,{QUESTION},{ANSWER[:-1]},0", "answer: a 4x4 puzzle has 16 cells, got 15"),
-        (f"s,{QUESTION},{ANSWER[:-1]}.,0", "answer has blanks"),
-        (f"s,{QUESTION},{'1234341221434321'},0", "answer does not solve the question"),
-        (f"s,{QUESTION},{ANSWER},hard", "rating must be a number, got 'hard'"),
-        (f"s,{QUESTION},{ANSWER},0,extra", "more fields than the header"),
-        (f"s,{QUESTION[:-1]}?,{ANSWER},0", "question: '\\?' at row 4, column 4"),
-        (f"s,{QUESTION[:-1]},{ANSWER},0", "question: a 4x4 puzzle has 16 cells, got 15"),
-        ("s,11..............,,0", r"conflicting givens \(1 twice in row 1\)"),
-        ("s,12..34..........,,0", "several solutions"),
-        ("s,12....3...4.....,,0", "no solution"),
-        (f's,"{QUESTION},{ANSWER},0', "not readable as CSV"),
+        ({"keys": np.zeros(5, np.uint64)}, "keys: they are not those of the instances"),
+        ({"instances": np.zeros((5, 3), np.int8)}, "keys: they are not those of the instances"),
+        ({"solutions": None}, r"not an InstanceSet, lacks \['solutions'\]"),
+        ({"solutions": np.full((5, 2), 300)}, "numbered: solutions must be integers of -128..127"),
+        ({"ratings": np.zeros(4)}, "numbered: ratings must have shape"),
+        ({"ratings": np.array([object()])}, "ratings: damaged: Object arrays cannot be loaded"),
     ],
 )
-def test_a_malformed_row_is_refused_with_file_line_field_and_value(
-    tmp_path: Path, row: str, message: str
+def test_a_file_with_a_wrong_field_is_refused_by_file_and_field(
+    tmp_path: Path, changes: dict[str, object], message: str
 ) -> None:
-    path = write(tmp_path, f"s,{QUESTION},{ANSWER},0", row)
+    path = tmp_path / "wrong.npz"
+    numbered(0, 5).save(path)
+    rewrite(path, **changes)
     with pytest.raises(ValueError, match=message) as error:
-        read_sudoku_csv(path)
-    assert "puzzles.csv:3: " in str(error.value) and "\n" not in str(error.value)
+        InstanceSet.load(path)
+    assert str(error.value).startswith(f"{path}: ") and "\n" not in str(error.value)
 
 
-def test_a_file_without_the_columns_or_without_rows_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"puzzles.csv:1: header must name .*got \['puzzle'\]"):
-        read_sudoku_csv(write(tmp_path, QUESTION, header="puzzle\n"))
-    with pytest.raises(ValueError, match="no puzzles"):
-        read_sudoku_csv(write(tmp_path))
-    binary = tmp_path / "binary.csv"
-    binary.write_bytes(HEADER.encode() + b"\xff\xfe\x00\n")
-    with pytest.raises(ValueError, match=r"binary\.csv:"):
-        read_sudoku_csv(binary)
+@pytest.mark.parametrize("field", ["name", "instances", "solutions", "ratings", "keys"])
+def test_a_damaged_field_is_named(tmp_path: Path, field: str) -> None:
+    path = tmp_path / "damaged.npz"
+    numbered(0, 5).save(path)
+    content = bytearray(path.read_bytes())
+    with zipfile.ZipFile(path) as archive:
+        start = archive.getinfo(f"{field}.npy").header_offset
+    content[start + 80] ^= 255  # within the compressed array
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=rf"^.*damaged\.npz: {field}: damaged: [^\n]*$"):
+        InstanceSet.load(path)
+
+
+@given(place=st.floats(0, 1), flip=st.integers(1, 255), cut=st.booleans())
+def test_a_damaged_file_is_refused_in_one_line_or_unharmed(
+    tmp_path_factory: pytest.TempPathFactory, place: float, flip: int, cut: bool
+) -> None:
+    path, pool = tmp_path_factory.getbasetemp() / "flipped.npz", numbered(0, 5)
+    pool.save(path)
+    content = bytearray(path.read_bytes())
+    at = int(place * (len(content) - 1))
+    content[at] ^= flip
+    path.write_bytes(content[:at] if cut else content)
+    try:
+        assert same(InstanceSet.load(path), pool)  # a date, say
+    except ValueError as error:
+        assert str(error).startswith(f"{path}: ") and "\n" not in str(error)
+
+
+def test_what_is_no_npz_file_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "puzzles.csv"
+    path.write_text("question\n1234\n")
+    with pytest.raises(ValueError, match=r"puzzles\.csv: not an \.npz file"):
+        InstanceSet.load(path)
+    with pytest.raises(FileNotFoundError):
+        InstanceSet.load(tmp_path / "none.npz")
