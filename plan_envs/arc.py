@@ -1,0 +1,626 @@
+"""ARC as a plan-editing MDP (UPI-TRM Sec. 2): a canvas is painted and resized until it is right.
+
+An instance is a test input with the demonstrations of its task, a plan is a canvas. `Arc` fulfils
+`plan_envs.domain.PlanDomain`: pure functions over batches, one or two numba calls each
+(`arc_kernels`). Tasks and instance sets come from `plan_envs.arc_tasks`.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, Literal, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from plan_envs import arc_kernels as kernels
+from plan_envs.domain import DeadEnd, DomainSpec, Int8Array, RewardKind, Successors, Verdict
+from plan_envs.rendering import Picture
+from plan_envs.sudoku import absorbs_dead, is_shaped
+
+if TYPE_CHECKING:
+    from plan_envs.evaluation import Policy
+    from plan_envs.instances import InstanceSet
+
+Start = Literal["input", "blank"]
+Shaping = Literal["none", "agreement"]
+
+NUM_COLOURS: Final = 10
+LARGEST: Final = 30
+"""No grid of ARC has more rows or columns."""
+MOST_DEMONSTRATIONS: Final = 10
+"""No task of ARC-AGI-1 or ARC-AGI-2 has more."""
+
+KIND_NAMES: Final = ("paint", "height", "width", "submit")
+"""Kinds of actions, in the order of `DomainSpec.action_kind`."""
+
+PALETTE: Final = (
+    (0, 0, 0),
+    (0, 116, 217),
+    (255, 65, 54),
+    (46, 204, 64),
+    (255, 220, 0),
+    (170, 170, 170),
+    (240, 18, 190),
+    (255, 133, 27),
+    (127, 219, 255),
+    (135, 12, 37),
+)
+"""The colours 0..9 as the official ARC pages show them."""
+
+
+@dataclass(frozen=True)
+class Arc:
+    """The ARC editor as pure functions over batches; `PlanDomain` says what each one promises.
+
+    A board has size x size cells: 0 = outside of the grid, colour + 1 inside; the grid is the
+    rectangle at the top left. An instance has 2 + 2 x demonstrations boards: the test input, each
+    demonstration's input and output (empty boards where a task has fewer), and, for the checker
+    alone, the target. A plan is one board, the canvas.
+
+    Actions: (row * size + column) * 10 + colour paints a cell of the canvas in another colour; then
+    `size` actions set the height to 1..size and `size` more the width, where a canvas grows with
+    colour 0 and is cropped when it shrinks; the last action submits. The mask follows the canvas
+    alone, never the target. Submitting ends the episode and is legal at any time. It means giving
+    up: a right canvas ends the episode by itself, so an agent never needs to submit one, and no
+    action but the last edit earns the reward.
+
+    Score: with shaping "none" 1 for the target, else 0, so that shaped and sparse rewards coincide
+    but for the last one. With "agreement" the share of agreeing cells among those that the canvas
+    or the target covers, so a wrong size costs too: THIS LOOKS AT THE TARGET, also where an agent
+    asks for successors. The verdict's details hold `exact` and `agreement` in any case. No plan is
+    dead. Violations: disagreeing cells with shaping "agreement", else 0.
+
+    An instance without target (an empty board, for a test input whose output is not known) can be
+    edited, but nothing solves it.
+
+    Args:
+        size: rows and columns of a board, 2..30.
+        demonstrations: pairs that an instance holds, 0..10.
+        start: "input" begins with a copy of the test input, "blank" with a canvas of its size in
+            colour 0.
+        shaping: "none" or "agreement".
+
+    Raises:
+        ValueError: for an option out of range.
+    """
+
+    size: int = LARGEST
+    demonstrations: int = MOST_DEMONSTRATIONS
+    start: Start = "input"
+    shaping: Shaping = "none"
+
+    def __post_init__(self) -> None:
+        """Check the options."""
+        ranges = {"size": (2, LARGEST), "demonstrations": (0, MOST_DEMONSTRATIONS)}
+        for field, (low, high) in ranges.items():
+            value = getattr(self, field)
+            if not isinstance(value, int) or not low <= value <= high:
+                raise ValueError(f"{field} must be an integer in {low}..{high}, got {value!r}")
+        choices = {"start": ("input", "blank"), "shaping": ("none", "agreement")}
+        for field, allowed in choices.items():
+            if getattr(self, field) not in allowed:
+                raise ValueError(
+                    f"{field} must be one of {list(allowed)}, got {getattr(self, field)!r}"
+                )
+
+    @property
+    def spec(self) -> DomainSpec:
+        """Sizes, action table and the four neighbours of each cell (up, down, left, right)."""
+        return _spec(self.size, self.demonstrations)
+
+    def initial(self, instances: Int8Array) -> Int8Array:
+        """The test input, or with start="blank" a canvas of its size; shape [batch, cell]."""
+        plans = self._instances(instances)[:, : self.size**2].copy()
+        if self.start == "blank":
+            np.minimum(plans, 1, out=plans)
+        return plans
+
+    def action_mask(self, instances: Int8Array, plans: Int8Array) -> Int8Array:
+        """Legal edits, int8 [batch, action]."""
+        _, plans = self._pair(instances, plans)
+        masks = np.empty((len(plans), self.spec.num_actions), np.int8)
+        kernels.write_masks(plans, self.size, masks)
+        return masks
+
+    def edit(self, instances: Int8Array, plans: Int8Array, actions: NDArray[np.int32]) -> Int8Array:
+        """The plans after one edit a row; illegal actions and submit leave their row unchanged."""
+        _, plans = self._pair(instances, plans)
+        actions = self._actions(actions, len(plans))
+        edited = plans.copy()
+        kernels.apply_edits(edited, self.size, actions)
+        return edited
+
+    def check(self, instances: Int8Array, plans: Int8Array) -> Verdict:
+        """Score the plans; see the class docstring for the rules."""
+        instances, plans = self._pair(instances, plans)
+        batch = len(plans)
+        score, agreement = np.empty((2, batch), np.float32)
+        violations, solved = np.empty(batch, np.int32), np.empty(batch, np.bool_)
+        kernels.check_plans(
+            instances,
+            plans,
+            self.size,
+            self.spec.observed_size,
+            self.shaping == "agreement",
+            score,
+            violations,
+            solved,
+            agreement,
+        )
+        return Verdict(
+            score=score,
+            violations=violations,
+            solved=solved,
+            dead=np.zeros(batch, np.bool_),
+            details={"exact": solved.astype(np.float32), "agreement": agreement},
+        )
+
+    def successors(
+        self,
+        instances: Int8Array,
+        plans: Int8Array,
+        *,
+        gamma: float = 0.99,
+        reward: RewardKind = "shaped",
+        dead_end: DeadEnd = "absorb",
+        with_plans: bool = True,
+    ) -> Successors:
+        """Every legal edit of every plan with its outcome: up to 8,159 a state at size 30."""
+        absorbs_dead(dead_end)  # refuses other words; no plan is dead
+        instances, plans = self._pair(instances, plans)
+        batch, cells = plans.shape
+        offsets = np.zeros(batch + 1, np.int64)
+        kernels.count_successors(plans, self.size, offsets)
+        total = int(offsets[-1])
+        state, action = np.empty((2, total), np.int32)
+        score, worth = np.empty((2, total), np.float32)
+        solved, terminated = np.empty((2, total), np.bool_)
+        plan = np.empty((total if with_plans else 0, cells), np.int8)
+        kernels.write_successors(
+            instances,
+            plans,
+            self.size,
+            self.spec.observed_size,
+            self.shaping == "agreement",
+            float(gamma),
+            is_shaped(reward),
+            offsets,
+            state,
+            action,
+            plan,
+            score,
+            worth,
+            solved,
+            terminated,
+        )
+        return Successors(
+            offsets=offsets,
+            state=state,
+            action=action,
+            plan=plan,
+            score=score,
+            reward=worth,
+            solved=solved,
+            dead=np.zeros(total, np.bool_),
+            terminated=terminated,
+        )
+
+    def is_stop(self, actions: NDArray[np.int32]) -> NDArray[np.bool_]:
+        """True for submit."""
+        stopped: NDArray[np.bool_] = np.asarray(actions) == self.spec.num_actions - 1
+        return stopped
+
+    def keeps_instance(self, instances: Int8Array, plans: Int8Array) -> NDArray[np.bool_]:
+        """Any canvas belongs to any instance, but an empty one to none."""
+        _, plans = self._pair(instances, plans)
+        shown: NDArray[np.bool_] = plans[:, 0] > 0
+        return shown
+
+    def read_instance(self, text: str) -> Int8Array:
+        """Read one task in ARC's JSON format, shape [instance].
+
+        Args:
+            text: the JSON itself or the path of a file, with "#k" appended to choose test input k
+                (0 if there is none). The test input's output may be missing. Of more than
+                `demonstrations` pairs the first ones are taken.
+
+        Raises:
+            ValueError: names the file, the grid and what is wrong with it.
+        """
+        from plan_envs.arc_tasks import parse_task
+
+        source, index = text.strip(), 0
+        head, mark, tail = source.rpartition("#")
+        if mark and tail.strip().isdigit():
+            source, index = head.strip(), int(tail)
+        name = "instance"
+        if not source.startswith("{"):
+            name = source
+            try:
+                source = Path(source).read_text(encoding="utf-8")
+            except OSError as error:
+                raise ValueError(f"{name}: not a task in JSON, nor a readable file") from error
+        try:
+            task = parse_task(json.loads(source), name=name)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{name}: not valid JSON: {error}") from None
+        if index >= len(task.test):
+            raise ValueError(f"{name}: there is no test input {index}, only {len(task.test)}")
+        return self.instance_of(task.train, *task.test[index], name=name)
+
+    def instance_of(
+        self,
+        demonstrations: Sequence[tuple[Int8Array, Int8Array]],
+        test_input: Int8Array,
+        target: Int8Array | None,
+        *,
+        name: str = "task",
+    ) -> Int8Array:
+        """An instance from grids of colours 0..9, int8 [instance].
+
+        Args:
+            demonstrations: (input, output) pairs, of which the first `self.demonstrations` are
+                taken.
+            test_input: shape [row, column].
+            target: the right output; None if it is not known.
+            name: named in errors.
+        """
+        cells = self.size**2
+        boards = np.zeros((self.spec.instance_layers + 1, cells), np.int8)
+        boards[0] = board_of(test_input, self.size, name=f"{name}: test input")
+        for k, (before, after) in enumerate(demonstrations[: self.demonstrations]):
+            place = f"{name}: demonstration {k}"
+            boards[1 + 2 * k] = board_of(before, self.size, name=f"{place}, input")
+            boards[2 + 2 * k] = board_of(after, self.size, name=f"{place}, output")
+        if target is not None:
+            boards[-1] = board_of(target, self.size, name=f"{name}: test output")
+        return boards.reshape(-1)
+
+    def why_invalid(self, instance: Int8Array) -> str | None:
+        """Say which board is no grid; None if the instance can be played."""
+        boards = np.ascontiguousarray(instance, np.int8).reshape(-1, self.size**2)
+        names = ["the test input"]
+        for k in range(self.demonstrations):
+            names += [f"the input of demonstration {k}", f"the output of demonstration {k}"]
+        wrong = kernels.first_malformed(boards, self.size)
+        if wrong >= 0:
+            name = [*names, "the target"][wrong]
+            return f"{name} is no rectangle of colours at the top left of its board"
+        if not boards[0, 0]:
+            return "the test input is empty"
+        shown = boards[1:-1, 0].reshape(-1, 2) > 0
+        if (shown[:, 0] != shown[:, 1]).any():
+            k = int((shown[:, 0] != shown[:, 1]).argmax())
+            return f"demonstration {k} lacks its {'output' if shown[k, 0] else 'input'}"
+        return None
+
+    def random_symmetry(
+        self, rng: np.random.Generator, *, flips: bool = True, keep_black: bool = True
+    ) -> "ArcSymmetry":
+        """A random symmetry of tasks: one of the 8 dihedral ones, with permuted colours.
+
+        Args:
+            rng: drawn from.
+            flips: False leaves the identity and the transposition; only these commute with growing
+                and shrinking, which happens below and on the right.
+            keep_black: colour 0, which canvases grow with, keeps its place.
+        """
+        dihedral = int(rng.integers(8 if flips else 2))
+        first = 1 if keep_black else 0
+        moved = first + rng.permutation(NUM_COLOURS - first)
+        colours = (*range(first), *(int(colour) for colour in moved))
+        return ArcSymmetry(self.size, dihedral, colours)
+
+    def reference_policies(self, instances: "InstanceSet") -> dict[str, "Policy"]:
+        """Policies that tables show beside a learned one.
+
+        "copy-input" submits the first canvas. What it agrees with is what a task's input and output
+        have in common, which is much.
+        """
+        del instances
+        submit = self.spec.num_actions - 1
+
+        def copy_input(
+            boards: Int8Array, plans: Int8Array, mask: Int8Array, rng: np.random.Generator
+        ) -> NDArray[np.int32]:
+            del plans, mask, rng
+            return np.full(len(boards), submit, np.int32)
+
+        return {"copy-input": copy_input}
+
+    def picture(self, instance: Int8Array, plan: Int8Array) -> Picture:
+        """Demonstrations as pairs (input, output), then the test input and, framed, the canvas.
+
+        Cells of the canvas that differ from its start are bold. The pairs stand in as many columns
+        as make the picture most nearly square.
+        """
+        boards = np.asarray(instance, np.int8).reshape(-1, self.size, self.size)
+        canvas = np.asarray(plan, np.int8).reshape(self.size, self.size)
+        start = self.initial(np.ascontiguousarray(boards.reshape(1, -1)))[0]
+        shown = [_crop(board) for board in boards[: self.spec.instance_layers]]
+        pairs = [pair for pair in zip(shown[1::2], shown[2::2], strict=True) if pair[0].size]
+        pairs.append((shown[0], _crop(canvas)))
+        return _draw(pairs, _crop(canvas) != start.reshape(canvas.shape)[_extent_slices(canvas)])
+
+    def _instances(self, instances: Int8Array) -> Int8Array:
+        """Check shape, dtype and range; contiguous and writable, so that a kernel compiles once."""
+        instances = _int8_rows("instances", instances, self.spec.instance_size)
+        if instances.size and instances.view(np.uint8).max() > NUM_COLOURS:
+            wrong = instances[instances.view(np.uint8) > NUM_COLOURS][0]
+            raise ValueError(f"instances must hold 0..{NUM_COLOURS}, got {wrong}")
+        return instances
+
+    def _pair(self, instances: Int8Array, plans: Int8Array) -> tuple[Int8Array, Int8Array]:
+        if len(instances) != len(plans):
+            raise ValueError(f"got {len(instances)} instances but {len(plans)} plans")
+        return self._instances(instances), _canvases("plans", plans, self.size)
+
+    def _actions(self, actions: NDArray[np.int32], batch: int) -> NDArray[np.int32]:
+        actions = np.require(actions, np.int32, ("C", "W"))
+        if actions.shape != (batch,):
+            raise ValueError(f"actions must have shape [{batch}], got {list(actions.shape)}")
+        if batch and not 0 <= actions.min() <= actions.max() < self.spec.num_actions:
+            wrong = actions[(actions < 0) | (actions >= self.spec.num_actions)][0]
+            raise ValueError(f"actions must lie in 0..{self.spec.num_actions - 1}, got {wrong}")
+        return actions
+
+
+@dataclass(frozen=True)
+class ArcSymmetry:
+    """A dihedral map of every grid with a permutation of the colours, the same on all boards.
+
+    Grids stay at the top left of their boards, so a map acts on each grid's own rectangle. Tasks
+    and labels have all these symmetries; of the *editor* only those are symmetries that transpose
+    and that keep colour 0, because a canvas grows below and on the right, with colour 0. For these
+    `actions` exists; for any symmetry `actions_on(height, width)` says how the paints of a canvas
+    map.
+
+    Args:
+        size: rows and columns of a board.
+        dihedral: 0..7; bit 0 = transpose, then bit 1 = flip the rows, bit 2 = flip the columns.
+        colours: image of each colour 0..9.
+    """
+
+    size: int
+    dihedral: int
+    colours: tuple[int, ...] = tuple(range(NUM_COLOURS))
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        if self.dihedral not in range(8):
+            raise ValueError(f"dihedral must lie in 0..7, got {self.dihedral!r}")
+        if sorted(self.colours) != list(range(NUM_COLOURS)):
+            raise ValueError(f"colours must be a permutation of 0..9, got {self.colours!r}")
+
+    @property
+    def transposes(self) -> bool:
+        """Rows become columns."""
+        return bool(self.dihedral & 1)
+
+    def instances(self, instances: Int8Array) -> Int8Array:
+        """Images of instances, board by board; shape [batch, instance]."""
+        boards = np.ascontiguousarray(instances, np.int8)
+        return self.plans(boards.reshape(-1, self.size**2)).reshape(boards.shape)
+
+    def plans(self, plans: Int8Array) -> Int8Array:
+        """Images of plans or solutions, shape [batch, cell]."""
+        boards = _canvases("plans", plans, self.size)
+        images = np.empty_like(boards)
+        table = np.array([0, *(colour + 1 for colour in self.colours)], np.int8)
+        flips = bool(self.dihedral & 2), bool(self.dihedral & 4)
+        kernels.transform_boards(boards, self.size, self.transposes, *flips, table, images)
+        return images
+
+    def actions(self) -> NDArray[np.int32]:
+        """The image of every action, shape [action].
+
+        Raises:
+            ValueError: if the symmetry flips, or moves colour 0: then where a paint goes depends on
+                the canvas (`actions_on`), and growing or shrinking has no image.
+        """
+        if self.dihedral > 1 or self.colours[0] != 0:
+            raise ValueError(
+                f"only transpositions that keep colour 0 map every action; this symmetry has "
+                f"dihedral={self.dihedral}, colours={self.colours}: see actions_on(height, width)"
+            )
+        return self.actions_on(self.size, self.size)
+
+    def actions_on(self, height: int, width: int) -> NDArray[np.int32]:
+        """The image of every action on a canvas of the given size, shape [action].
+
+        It commutes with the mask, and with the effect of paints and submit. Heights map to widths
+        under transposition; see `actions` for when their effects commute too. Paints outside of the
+        canvas, which are never legal, are transposed if the symmetry does so.
+        """
+        size = self.size
+        row, column = np.divmod(np.arange(size * size), size)
+        inside = (row < height) & (column < width)
+        if self.transposes:
+            row, column, height, width = column, row, width, height
+        if self.dihedral & 2:
+            row = np.where(inside, height - 1 - row, row)
+        if self.dihedral & 4:
+            column = np.where(inside, width - 1 - column, column)
+        paints = (row * size + column)[:, None] * NUM_COLOURS + np.array(self.colours)
+        resizes = NUM_COLOURS * size * size + np.arange(2 * size)
+        if self.transposes:
+            resizes = np.roll(resizes, size)
+        submit = NUM_COLOURS * size * size + 2 * size
+        return np.concatenate([paints.ravel(), resizes, [submit]]).astype(np.int32)
+
+    def inverse(self) -> Self:
+        """The symmetry that undoes this one; transposed, a flip of rows is one of columns."""
+        dihedral = self.dihedral
+        if self.transposes:
+            dihedral = 1 | (dihedral & 2) << 1 | (dihedral & 4) >> 1
+        colours = tuple(int(colour) for colour in np.argsort(self.colours))
+        return type(self)(self.size, dihedral, colours)
+
+
+def translate(boards: Int8Array, *, size: int, down: Any, right: Any) -> Int8Array:
+    """Shift what each board shows, as supervised training augments ARC; -down, -right undo it.
+
+    A shifted grid is no canvas any more, so the result is for learners that read boards as pictures
+    (give a pair's input and output the same shift); the editor cannot start from it.
+
+    Args:
+        boards: shape [batch, cell].
+        size: rows and columns of a board.
+        down: rows, one number or one a board; negative = up.
+        right: columns, likewise.
+
+    Raises:
+        ValueError: if a coloured cell would leave its board.
+    """
+    boards = _int8_rows("boards", boards, size * size)
+    down, right = np.broadcast_to(down, len(boards)), np.broadcast_to(right, len(boards))
+    which, cell = np.nonzero(boards)
+    row, column = cell // size + down[which], cell % size + right[which]
+    outside = (row < 0) | (row >= size) | (column < 0) | (column >= size)
+    if outside.any():
+        first = int(which[outside.argmax()])
+        raise ValueError(
+            f"board {first} cannot move down {down[first]} and right {right[first]}: "
+            f"a cell would leave the {size}x{size} board"
+        )
+    moved = np.zeros_like(boards)
+    moved[which, row * size + column] = boards[which, cell]
+    return moved
+
+
+def board_of(grid: Any, size: int, *, name: str = "grid") -> Int8Array:
+    """A grid of colours 0..9 as a flat board: colour + 1 at the top left, 0 elsewhere; [cell].
+
+    Raises:
+        ValueError: names the grid, if it does not fit or holds other numbers.
+    """
+    colours = np.asarray(grid)
+    if colours.ndim != 2 or not colours.size:
+        raise ValueError(f"{name} must have rows and columns, got shape {list(colours.shape)}")
+    height, width = colours.shape
+    if max(height, width) > size:
+        raise ValueError(f"{name} has {height}x{width} cells, more than {size}x{size}")
+    if colours.min() < 0 or colours.max() >= NUM_COLOURS:
+        raise ValueError(f"{name} must hold 0..9, got {colours.min()}..{colours.max()}")
+    board = np.zeros((size, size), np.int8)
+    board[:height, :width] = colours + 1
+    return board.reshape(-1)
+
+
+def grid_of(board: Int8Array, size: int) -> Int8Array:
+    """The grid of colours 0..9 that a board shows, int8 [row, column]; (0, 0) when it is empty."""
+    colours: Int8Array = _crop(np.asarray(board, np.int8).reshape(size, size)) - np.int8(1)
+    return colours
+
+
+def _int8_rows(name: str, rows: Int8Array, width: int) -> Int8Array:
+    rows = np.asarray(rows)
+    if rows.ndim != 2 or rows.shape[1] != width or rows.dtype != np.int8:
+        raise ValueError(
+            f"{name} must be int8 of shape [batch, {width}], "
+            f"got {rows.dtype} of shape {list(rows.shape)}"
+        )
+    if not (rows.flags.c_contiguous and rows.flags.writeable):
+        rows = np.require(rows, requirements=("C", "W"))
+    return rows
+
+
+def _canvases(name: str, boards: Int8Array, size: int) -> Int8Array:
+    boards = _int8_rows(name, boards, size * size)
+    wrong = kernels.first_malformed(boards, size)
+    if wrong >= 0:
+        raise ValueError(
+            f"{name} must hold 1..{NUM_COLOURS} in a rectangle at the top left of the board and 0 "
+            f"elsewhere; row {wrong} does not"
+        )
+    return boards
+
+
+def _extent_slices(board: Int8Array) -> tuple[slice, slice]:
+    return slice(int((board[:, 0] > 0).sum())), slice(int((board[0] > 0).sum()))
+
+
+def _crop(board: Int8Array) -> Int8Array:
+    return board[_extent_slices(board)]
+
+
+_GROUND: Final = (236, 236, 240)
+_INK_SHIFT: Final = 26
+"""Digits in a picture stand off their colour by this much, so that colours dominate."""
+
+
+def _draw(pairs: list[tuple[Int8Array, Int8Array]], edited: NDArray[np.bool_]) -> Picture:
+    """Lay out pairs of grids, the last of which has the canvas on its right."""
+    height = 1 + max(grid.shape[0] for pair in pairs for grid in pair)
+    left, right = (1 + max(pair[side].shape[1] for pair in pairs) for side in (0, 1))
+    width = left + right + 1
+    lines = [(-(-len(pairs) // columns), columns) for columns in range(1, len(pairs) + 1)]
+    rows, columns = min(lines, key=lambda shape: max(shape[0] * height, shape[1] * width))
+    shape = rows * height + 1, columns * width
+    symbols = np.full(shape, " ")
+    paper = np.full((*shape, 3), _GROUND, np.uint8)
+    ink = paper.copy()
+    bold, below, beside = np.zeros((3, *shape), np.bool_)
+    for k, pair in enumerate(pairs):
+        top, start = k // columns * height + 1, k % columns * width + 1
+        for grid, first in zip(pair, (start, start + left), strict=True):
+            place = slice(top, top + grid.shape[0]), slice(first, first + grid.shape[1])
+            colours = np.array(PALETTE, np.int16)[grid - 1]
+            bright = colours.sum(axis=2, keepdims=True) > 380
+            symbols[place] = (grid - 1).astype(str)
+            paper[place] = colours
+            ink[place] = np.clip(colours + np.where(bright, -_INK_SHIFT, _INK_SHIFT), 0, 255)
+    canvas = pairs[-1][1]
+    top, first = (len(pairs) - 1) // columns * height + 1, (len(pairs) - 1) % columns * width + 1
+    first += left
+    last, end = top + canvas.shape[0] - 1, first + canvas.shape[1] - 1
+    bold[top : last + 1, first : end + 1] = edited
+    below[[top - 1, last], first : end + 1] = True
+    beside[top : last + 1, [first - 1, end]] = True
+    return Picture(
+        symbols=symbols, ink=ink, paper=paper, bold=bold, rule_below=below, rule_right=beside
+    )
+
+
+@cache
+def _spec(size: int, demonstrations: int) -> DomainSpec:
+    cells = size * size
+    every_cell = np.arange(cells, dtype=np.int32)
+    no_cell = np.full(2 * size + 1, -1, np.int32)
+    sizes = np.arange(1, size + 1, dtype=np.int32)
+    row, column = np.divmod(every_cell, size)
+    spec = DomainSpec(
+        name=f"arc{size}x{size}",
+        num_cells=cells,
+        num_values=NUM_COLOURS,
+        grid_shape=(size, size),
+        num_actions=NUM_COLOURS * cells + 2 * size + 1,
+        horizon=cells + 3,
+        max_score=1.0,
+        action_cell=np.concatenate([np.repeat(every_cell, NUM_COLOURS), no_cell]),
+        action_value=np.concatenate(
+            [np.tile(np.arange(1, 11, dtype=np.int32), cells), sizes, sizes, np.zeros(1, np.int32)]
+        ),
+        action_kind=np.repeat(np.arange(4, dtype=np.int32), [NUM_COLOURS * cells, size, size, 1]),
+        kind_names=KIND_NAMES,
+        neighbours=np.stack(
+            [
+                np.where(row > 0, every_cell - size, -1),
+                np.where(row < size - 1, every_cell + size, -1),
+                np.where(column > 0, every_cell - 1, -1),
+                np.where(column < size - 1, every_cell + 1, -1),
+            ],
+            axis=1,
+        ).astype(np.int32),
+        instance_layers=1 + 2 * demonstrations,
+        hidden_layers=1,
+        num_instance_values=NUM_COLOURS,
+        symbols=" 0123456789",
+    )
+    assert spec.neighbours is not None
+    for table in (spec.action_cell, spec.action_value, spec.action_kind, spec.neighbours):
+        table.flags.writeable = False
+    return spec
