@@ -8,7 +8,7 @@ numba calls each (`sudoku_kernels`). The shells and the learners stand on it; in
 
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +17,9 @@ from plan_envs import sudoku_kernels as kernels
 from plan_envs.domain import DeadEnd, DomainSpec, Int8Array, RewardKind, Successors, Verdict
 from plan_envs.engine import Engine, EngineOptions
 from plan_envs.sudoku_geometry import BOX_SHAPES, peers_of, units_of
+
+if TYPE_CHECKING:
+    from plan_envs.sudoku_instances import SudokuSymmetry
 
 Codec = Literal["digits", "tokens"]
 EditSet = Literal["fill", "overwrite", "full"]
@@ -212,6 +215,45 @@ class Sudoku:
                     ]
                     return f"digit {instance[cell]} stands at {places[0]} and at {places[1]}"
         return None
+
+    def keeps_instance(self, instances: Int8Array, plans: Int8Array) -> NDArray[np.bool_]:
+        """Whether each plan shows all givens of its instance."""
+        instances, plans = self._pair(instances, plans)
+        kept: NDArray[np.bool_] = ((instances == 0) | (instances == plans)).all(axis=1)
+        return kept
+
+    def distance(self, instances: Int8Array) -> NDArray[np.int64]:
+        """Blank cells, shape [batch]."""
+        blanks: NDArray[np.int64] = (self._boards("instances", instances) == 0).sum(axis=1)
+        return blanks
+
+    def easier(
+        self,
+        instances: Int8Array,
+        solutions: Int8Array,
+        distance: NDArray[np.int64],
+        rng: np.random.Generator,
+    ) -> Int8Array:
+        """Copies with more of the solution given, so that at most `distance` cells are blank.
+
+        Args:
+            instances: shape [batch, cell].
+            solutions: a completion of each.
+            distance: cells to be left blank, shape [batch].
+            rng: draws the cells that are revealed, uniformly.
+        """
+        instances, solutions = self._pair(instances, solutions)
+        blank = instances == 0
+        # Keep the `distance` blank cells with the smallest random keys, reveal the others.
+        keys = np.where(blank, rng.random(blank.shape), np.inf)
+        kept = np.argsort(np.argsort(keys, axis=1), axis=1) < np.asarray(distance)[:, None]
+        return np.ascontiguousarray(np.where(blank & ~kept, solutions, instances))
+
+    def random_symmetry(self, rng: np.random.Generator) -> "SudokuSymmetry":
+        """A uniformly random symmetry; see `plan_envs.sudoku_instances.SudokuSymmetry`."""
+        from plan_envs.sudoku_instances import SudokuSymmetry
+
+        return SudokuSymmetry.random(self.side, rng, tokens=self.codec == "tokens")
 
     @property
     def rules(self) -> Rules:

@@ -9,7 +9,7 @@ import csv
 import operator
 import os
 import string
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple, Self
@@ -294,7 +294,7 @@ def format_grid(plan: Int8Array, side: int, instance: Int8Array | None = None) -
 class SudokuSymmetry:
     """A symmetry of Sudoku: transpose, permute bands, rows, stacks and columns, relabel digits.
 
-    It maps puzzles to puzzles, solutions to solutions and edits to edits.
+    It fulfils `plan_envs.domain.Symmetry`; puzzles, plans and solutions have the same images.
     """
 
     side: int
@@ -303,29 +303,43 @@ class SudokuSymmetry:
     """Shape [cell]: new[i] comes from old[cells[i]]."""
     digits: Int8Array
     """Shape [side + 1]: old digit -> new digit; blank stays blank."""
+    tokens: bool = False
+    """The actions are those of the `tokens` codec, else of the `digits` codec (see `Sudoku`)."""
 
     @classmethod
-    def random(cls, side: int, rng: np.random.Generator) -> Self:
+    def random(cls, side: int, rng: np.random.Generator, *, tokens: bool = False) -> Self:
         """A uniformly random symmetry; transposes only where boxes are square."""
         box_rows, box_columns = box_shape(side)
         rows = _random_lines(side, box_rows, rng)
         columns = _random_lines(side, box_columns, rng)
-        cells = np.arange(side * side, dtype=np.int64).reshape(side, side)
+        grid = np.arange(side * side, dtype=np.int64).reshape(side, side)
         if box_rows == box_columns and rng.integers(2):
-            cells = cells.T
+            grid = grid.T
+        cells = grid[np.ix_(rows, columns)].ravel()
         digits = np.concatenate([[0], 1 + rng.permutation(side)]).astype(np.int8)
-        return cls(side=side, cells=cells[np.ix_(rows, columns)].ravel(), digits=digits)
+        return cls(side=side, cells=cells, digits=digits, tokens=tokens)
 
-    def apply(self, plans: Int8Array) -> Int8Array:
-        """Images of plans or instances, shape [batch, cell]."""
-        return np.ascontiguousarray(self.digits[np.asarray(plans)[..., self.cells]])
+    def instances(self, instances: Int8Array) -> Int8Array:
+        """Images of puzzles, shape [batch, cell]."""
+        return self.plans(instances)
 
-    def inverse(self) -> "SudokuSymmetry":
+    def plans(self, plans: Int8Array) -> Int8Array:
+        """Images of plans or solutions, shape [batch, cell]."""
+        return np.ascontiguousarray(self.digits[np.asarray(plans)[:, self.cells]])
+
+    def actions(self) -> NDArray[np.int32]:
+        """The image of every action, shape [action]; PAD, blank and STOP stay what they are."""
+        places = np.argsort(self.cells)[:, None]
+        if not self.tokens:
+            return (places * self.side + self.digits[1:] - 1).ravel().astype(np.int32)
+        tokens = np.concatenate([[0, 1], self.digits[1:] + 1])
+        images = (places * len(tokens) + tokens).ravel()
+        return np.append(images, images.size).astype(np.int32)
+
+    def inverse(self) -> Self:
         """The symmetry that undoes this one."""
-        return SudokuSymmetry(
-            side=self.side,
-            cells=np.argsort(self.cells),
-            digits=np.argsort(self.digits).astype(np.int8),
+        return replace(
+            self, cells=np.argsort(self.cells), digits=np.argsort(self.digits).astype(np.int8)
         )
 
 

@@ -6,10 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from plan_envs.instances import SPLITS
+from plan_envs.sudoku import Sudoku
 from plan_envs.sudoku_geometry import BOX_SHAPES
 from plan_envs.sudoku_instances import (
     SudokuSymmetry,
@@ -22,6 +23,7 @@ from plan_envs.sudoku_instances import (
     split_of,
     sudoku_instances,
 )
+from plan_envs.testing import check_symmetry, random_states
 
 SIDES = tuple(BOX_SHAPES)
 
@@ -251,19 +253,38 @@ def test_bad_options_are_refused_by_name(options: dict[str, object], message: st
 def test_symmetric_images_keep_split_solution_and_uniqueness(seed: int, side: int) -> None:
     puzzles = sudoku_instances(side=side, num=2, seed=seed % 5)
     symmetry = SudokuSymmetry.random(side, np.random.default_rng(seed))
-    images, solutions = symmetry.apply(puzzles.instances), symmetry.apply(puzzles.solutions)
+    images, solutions = symmetry.instances(puzzles.instances), symmetry.plans(puzzles.solutions)
     assert (count_solutions(images, side=side) == 1).all()
     assert np.array_equal(solve(images, side=side), solutions)
     assert set(split_of(solutions, side=side, instances=images)) == {"train"}
 
 
-@given(seed=st.integers(0, 2**32), side=st.sampled_from(SIDES))
-def test_a_symmetry_and_its_inverse_cancel(seed: int, side: int) -> None:
+@pytest.mark.parametrize(
+    "domain",
+    [Sudoku(side, codec) for side in SIDES for codec in ("digits", "tokens")],
+    ids=lambda domain: f"{domain.side}-{domain.codec}",
+)
+@given(seed=st.integers(0, 2**32))
+@settings(max_examples=5)
+def test_symmetries_commute_with_mask_edit_and_checker(domain: Sudoku, seed: int) -> None:
     rng = np.random.default_rng(seed)
-    symmetry = SudokuSymmetry.random(side, rng)
-    boards = rng.integers(0, side + 1, (3, side * side)).astype(np.int8)
-    assert np.array_equal(symmetry.inverse().apply(symmetry.apply(boards)), boards)
-    assert np.array_equal(symmetry.apply(symmetry.inverse().apply(boards)), boards)
+    puzzles = sudoku_instances(side=domain.side, num=2, seed=seed % 5)
+    states = random_states(domain, puzzles.instances, rng, max_edits=8)
+    check_symmetry(domain, states, domain.random_symmetry(rng))
+
+
+@pytest.mark.parametrize(("side", "transposed"), [(4, True), (6, False), (9, True)])
+def test_random_symmetries_reach_every_place_and_every_digit(side: int, transposed: bool) -> None:
+    rng = np.random.default_rng(0)
+    found = [SudokuSymmetry.random(side, rng) for _ in range(1000)]
+    assert {(cell, image) for s in found for cell, image in enumerate(s.cells.tolist())} == set(
+        product(range(side * side), repeat=2)
+    )
+    digits = {(digit, image) for s in found for digit, image in enumerate(s.digits.tolist())}
+    assert digits == {(0, 0), *product(range(1, side + 1), repeat=2)}
+    # Cells 0 and 1 stay neighbours in a row, unless the board was transposed.
+    columns = {int(s.cells[0]) % side == int(s.cells[1]) % side for s in found}
+    assert columns == ({False, True} if transposed else {False})
 
 
 def test_4x4_splits_share_no_puzzle_up_to_symmetry() -> None:
@@ -308,6 +329,39 @@ def test_splits_have_shares_of_about_eight_to_one_to_one(side: int) -> None:
 def test_split_of_4x4_needs_the_puzzles() -> None:
     with pytest.raises(ValueError, match="pass instances"):
         split_of(np.ones((1, 16), np.int8), side=4)
+
+
+# ---- what the domain says of instances
+
+
+@given(seed=st.integers(0, 2**32), side=st.sampled_from(SIDES))
+def test_easier_copies_have_the_blanks_asked_for_and_the_same_solution(
+    seed: int, side: int
+) -> None:
+    rng, domain = np.random.default_rng(seed), Sudoku(side)
+    puzzles = sudoku_instances(side=side, num=4, seed=seed % 5)
+    blanks = domain.distance(puzzles.instances)
+    assert np.array_equal(blanks, puzzles.ratings)
+    wanted = rng.integers(0, blanks.max() + 3, len(puzzles))
+    easier = domain.easier(puzzles.instances, puzzles.solutions, wanted, rng)
+    assert np.array_equal(domain.distance(easier), np.minimum(wanted, blanks))
+    assert domain.keeps_instance(puzzles.instances, easier).all()
+    assert domain.keeps_instance(easier, puzzles.solutions).all()
+
+
+def test_easier_copies_reveal_every_blank_equally_often() -> None:
+    rng, domain = np.random.default_rng(0), Sudoku(4)
+    puzzle = sudoku_instances(side=4, num=1, blanks=(8, 8)).subset([0] * 4000)
+    easier = domain.easier(puzzle.instances, puzzle.solutions, np.full(4000, 2), rng)
+    shown = (easier > puzzle.instances).mean(axis=0)[puzzle.instances[0] == 0]
+    assert (abs(shown - 0.75) < 0.035).all()  # 5 sigma
+
+
+def test_a_plan_keeps_its_instance_as_long_as_no_given_is_changed_or_erased() -> None:
+    domain, puzzle = Sudoku(4), parse_puzzle("1...............")
+    plans = [parse_puzzle(text + "." * 14)[0] for text in ("1.", "12", "2.", "..", ".1")]
+    kept = domain.keeps_instance(np.repeat(puzzle, 5, axis=0), np.stack(plans))
+    assert kept.tolist() == [True, True, False, False, False]
 
 
 # ---- text
