@@ -29,6 +29,7 @@ from plan_envs.maze_kernels import (
     framed,
     scratch,
 )
+from plan_envs.sudoku_kernels import popcount
 
 DEFAULT_PATH: Final[dict[int, int]] = {30: 110}
 """size -> least number of cells on the shortest path when a caller names none: that of the public
@@ -36,7 +37,7 @@ set; other sizes take `size + size // 5`."""
 
 _MAX_PATTERNS: Final = 1 << 18
 """Wall patterns tried for one maze: half a second at 30x30."""
-_PATIENCE: Final = 128
+_PATIENCE: Final = 64
 """Wall patterns after which each one is tried with one more pair of start and goal."""
 _CHUNK: Final = 16
 """Mazes a kernel call, so that Ctrl-C gets through between calls."""
@@ -307,48 +308,118 @@ def _draw_walls(key: Any, counter: Any, share: Any, free: Any) -> None:
 
 
 @njit(cache=True)
-def _may_fit(free: Any, edits: Any, left: Any, front: Any, following: Any) -> Any:
+def _may_fit(free: Any, edits: Any, rows: Any) -> Any:
     """Whether some component may hold a pair of cells `edits` apart; never wrongly False.
 
-    A component holds none if all its cells are less than edits / 2 from one of them. The rest of
-    the free cells holds none if it has no more than `edits` cells. Rows move as words of bits.
+    A component holds none if all its cells are less than edits / 2 from one of them: from a root
+    near the middle of the maze, or from the middle of a path between two far cells. The rest of the
+    free cells holds none if it has no more than `edits` cells.
     """
-    size = len(free) - 2
+    left, component, reached, other, front, spare = rows
+    half, one = (edits + 1) // 2, np.uint64(1)
     left[:] = free
-    while True:
-        count = 0
-        for row in range(1, size + 1):
-            word = left[row]
-            while word:
-                word &= word - np.uint64(1)
-                count += 1
-        if count <= edits:
-            return False
+    for r in range(1, len(free) - 1):  # cells without neighbours are many, and never in a pair
+        left[r] &= (free[r] << one) | (free[r] >> one) | free[r - 1] | free[r + 1]
+    while _count(left) > edits:
         front[:] = 0
-        for k in range(size):  # a root near the middle: rows from there outwards
-            row = 1 + size // 2 + (k // 2 if k % 2 == 0 else -(k // 2 + 1))
-            row = min(max(row, 1), size)
-            if left[row]:
-                high_half = left[row] >> np.uint64(size // 2) << np.uint64(size // 2)
-                word = high_half if high_half else left[row]
-                front[row] = word & (~word + np.uint64(1))
-                break
-        levels = 0
-        while True:
-            for row in range(size + 2):
-                left[row] &= ~front[row]
-            more = np.uint64(0)
-            for row in range(1, size + 1):
-                word = (front[row] << np.uint64(1)) | (front[row] >> np.uint64(1))
-                word = (word | front[row - 1] | front[row + 1]) & left[row]
-                following[row] = word
-                more |= word
-            if not more:
-                break
-            levels += 1
-            if 2 * levels >= edits:
-                return True
-            front[:] = following
+        row, bit = _root(left)
+        front[row] = bit
+        component[:] = left
+        levels = _wave(left, front, spare, edits)
+        if levels == edits:
+            return True
+        for r in range(len(left)):
+            component[r] &= ~left[r]
+        if levels < half:
+            continue
+        _keep_one(front)
+        reached[:] = front
+        far = _wave_within(component, front, other, spare, edits)
+        if far >= edits:
+            return True
+        _keep_one(front)
+        _wave_within(component, reached, other, spare, far // 2)
+        _wave_within(component, front, other, spare, far - far // 2)
+        for r in range(len(front)):
+            front[r] &= reached[r]
+        _keep_one(front)
+        if _wave_within(component, front, other, spare, half) >= half:
+            return True
+    return False
+
+
+@njit(cache=True)
+def _count(rows: Any) -> Any:
+    """Number of bits set."""
+    count = 0
+    for word in rows:
+        count += popcount(np.uint32(word)) + popcount(np.uint32(word >> np.uint64(32)))
+    return count
+
+
+@njit(cache=True)
+def _root(left: Any) -> Any:
+    """(row, bit) of a cell near the middle: rows from there outwards."""
+    size = len(left) - 2
+    for k in range(size):
+        row = 1 + size // 2 + (k // 2 if k % 2 == 0 else -(k // 2 + 1))
+        row = min(max(row, 1), size)
+        if left[row]:
+            right = left[row] >> np.uint64(size // 2) << np.uint64(size // 2)
+            return row, _lowest(right if right else left[row])
+    return 0, np.uint64(0)
+
+
+@njit(cache=True)
+def _lowest(word: Any) -> Any:
+    """The lowest bit of a word, alone."""
+    return word & (~word + np.uint64(1))
+
+
+@njit(cache=True)
+def _keep_one(front: Any) -> None:
+    """Leave one cell of a front."""
+    found = False
+    for row in range(len(front)):
+        front[row] = np.uint64(0) if found else _lowest(front[row])
+        found |= front[row] != 0
+
+
+@njit(cache=True)
+def _wave_within(component: Any, front: Any, left: Any, spare: Any, most: Any) -> Any:
+    """`_wave` within a component, which stays as it is."""
+    left[:] = component
+    return _wave(left, front, spare, most)
+
+
+@njit(cache=True)
+def _wave(left: Any, front: Any, spare: Any, most: Any) -> Any:
+    """Flood `left` from a front, at most so many levels: their number.
+
+    Rows move as words of bits, those of a frame stay 0. What was reached leaves `left`, the last
+    level stays in `front`. Unsigned places let the loops run on vectors.
+    """
+    one, two = np.uint64(1), np.uint64(2)
+    size = np.uint64(len(left) - 2)
+    for row in range(size):
+        left[row + one] &= ~front[row + one]
+    levels = 0
+    while levels < most:
+        any_cell = np.uint64(0)
+        for row in range(size):
+            word = front[row + one]
+            word = (word << one) | (word >> one) | front[row] | front[row + two]
+            word &= left[row + one]
+            spare[row + one] = word
+            any_cell |= word
+        if any_cell == 0:
+            break
+        levels += 1
+        for row in range(size):
+            word = spare[row + one]
+            front[row + one] = word
+            left[row + one] &= ~word
+    return levels
 
 
 @njit(cache=True)
@@ -390,7 +461,9 @@ def _generate(
     space = (distance, queue)
     reach = np.empty_like(template)
     cells = np.empty(size * size, np.int32)
-    free, left, front, following = np.zeros((4, size + 2), np.uint64)
+    words = np.zeros((7, size + 2), np.uint64)
+    free = words[0]
+    rows = (words[1], words[2], words[3], words[4], words[5], words[6])
     shortest, longest = path[0] - 1, path[1] - 1
     for index in range(first, last):
         key = _word(stream, index)
@@ -402,7 +475,7 @@ def _generate(
             )
             _draw_walls(key, counter + 1, share, free)
             counter += 1 + 16 * size
-            if not _may_fit(free, shortest, left, front, following):
+            if not _may_fit(free, shortest, rows):
                 continue
             num = 0
             template[:] = BLOCKED
