@@ -10,13 +10,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Literal, Self
+from typing import TYPE_CHECKING, Any, Final, Literal, Self, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from plan_envs import arc_kernels as kernels
 from plan_envs.domain import DeadEnd, DomainSpec, Int8Array, RewardKind, Successors, Verdict
+from plan_envs.engine import Engine, EngineOptions
 from plan_envs.rendering import Picture
 from plan_envs.sudoku import absorbs_dead, is_shaped
 
@@ -344,6 +345,12 @@ class Arc:
         pairs = [pair for pair in zip(shown[1::2], shown[2::2], strict=True) if pair[0].size]
         pairs.append((shown[0], _crop(canvas)))
         return _draw(pairs, _crop(canvas) != start.reshape(canvas.shape)[_extent_slices(canvas)])
+
+    def make_engine(self, num_envs: int, pool: Int8Array, options: EngineOptions) -> Engine:
+        """The fast engine of the Gymnasium shells; see `plan_envs.engine.make_engine`."""
+        from plan_envs.arc_engine import ArcEngine
+
+        return cast(Engine, ArcEngine(self, num_envs, pool, options))  # `instances` is a property
 
     def _instances(self, instances: Int8Array) -> Int8Array:
         """Check shape, dtype and range; contiguous and writable, so that a kernel compiles once."""
