@@ -156,7 +156,7 @@ class Game:
 
     def board(self, *, color: bool = True) -> str:
         """The plan as text, with numbers at its border."""
-        return draw_text(self.picture(), color=color, numbered=self.spec.grid_shape)
+        return draw_text(self.picture(), color=color, numbered=True)
 
     def status(self) -> str:
         """Score, reward of the last edit, edits; and how the episode ended, if it did."""
@@ -190,7 +190,7 @@ class Game:
         signs = np.array([*".123456789", "+"])[np.minimum(counts, 10)]
         blank = default_picture(self.spec, self.instance, self.plan)
         picture = replace(blank, symbols=signs.reshape(self.spec.grid_shape))
-        drawn = draw_text(picture, color=False, numbered=self.spec.grid_shape)
+        drawn = draw_text(picture, color=False, numbered=True)
         return f"{drawn}\n{len(legal)} legal edits{self._further(self.mask)}"
 
     def help_text(self) -> str:
@@ -532,7 +532,7 @@ class Keyboard:
             symbols = symbols.copy()
             symbols[at] = "_" if symbols[at] in (".", "", " ") else symbols[at]
         picture = replace(picture, ink=ink, paper=paper, symbols=symbols)
-        return draw_text(picture, color=color, numbered=self.game.spec.grid_shape)
+        return draw_text(picture, color=color, numbered=True)
 
     def press(self, key: str) -> Reply:
         """Carry out one key."""

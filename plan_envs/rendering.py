@@ -26,7 +26,7 @@ BLANK_INK: Final = (176, 176, 176)
 
 _THIN, _THICK = (176, 176, 176), (40, 40, 40)
 _RESET = "\x1b[0m"
-_LEAST_PIXELS: Final = 3
+_LEAST_PIXELS: Final = 2
 """A cell of a frame is never smaller; the frame grows instead."""
 _LEAST_TEXT: Final = 7
 """Cells smaller than this many pixels show their paper alone."""
@@ -36,8 +36,7 @@ _LEAST_TEXT: Final = 7
 class Picture:
     """What to draw, cell by cell; a domain's `picture(instance, plan)` may return one.
 
-    The grid may be larger than the plan's (ARC shows its demonstrations beside the canvas). Its
-    shape must not change within an episode, or its frames make no video.
+    It may be larger than the plan's grid: ARC shows its demonstrations beside the canvas.
     """
 
     symbols: NDArray[np.str_]
@@ -47,8 +46,8 @@ class Picture:
     ink: NDArray[np.uint8]
     """Shape [row, column, 3]: colour of the symbol."""
     paper: NDArray[np.uint8]
-    """Shape [row, column, 3]: colour of the ground. A cell without symbol on `PAPER` lies outside
-    the grid: no lines are drawn around it."""
+    """Shape [row, column, 3]: colour of the ground. A cell without symbol whose ink equals its
+    paper lies outside the grids: frames draw no lines around it."""
     bold: NDArray[np.bool_]
     """Shape [row, column]."""
     rule_below: NDArray[np.bool_]
@@ -57,6 +56,8 @@ class Picture:
     """Shape [row, column]: a thick line right of the cell."""
     origin: tuple[int, int] = (0, 0)
     """Row and column at which the plan's first cell is drawn."""
+    extent: tuple[int, int] | None = None
+    """Rows and columns of the plan that are drawn from there on; None = all that there are."""
 
 
 def render_ansi(
@@ -82,7 +83,7 @@ def render_rgb(
         domain: the rules; a bare `DomainSpec` gives the default picture.
         instance: shape [instance]; its observed part will do.
         plan: shape [cell].
-        size: pixels of each side; more where the cells would become smaller than 3 pixels.
+        size: pixels of each side; more where the cells would become smaller than 2 pixels.
 
     Returns:
         uint8 array [side, side, 3], the grid in its middle.
@@ -132,42 +133,51 @@ def default_picture(spec: DomainSpec, instance: Int8Array, plan: Int8Array) -> P
     )
 
 
-def draw_text(picture: Picture, *, color: bool = True, numbered: tuple[int, int] = (0, 0)) -> str:
+def draw_text(picture: Picture, *, color: bool = True, numbered: bool = False) -> str:
     """A picture as lines of text: two characters a cell, `|`, `-` and `+` for thick lines.
 
     Args:
         picture: what to draw.
         color: 24-bit ANSI colours; False for the symbols alone.
-        numbered: rows and columns, from the picture's origin, to number from 1 at the border.
+        numbered: number the plan's rows and columns from 1, at the border.
     """
     rows, columns = picture.symbols.shape
     upright = [bool(line.any()) for line in picture.rule_right.T]
     flat = [bool(line.any()) for line in picture.rule_below]
     top, left = picture.origin
-    margin = " " * 3 if any(numbered) else ""
-    lines = [margin + line for line in _column_numbers(numbered[1], left, upright)]
+    height, width = (picture.extent or (rows, columns)) if numbered else (0, 0)
+    margin = " " * 3 if numbered else ""
+    lines = [margin + line for line in _column_numbers(width, left, upright)]
     for row in range(rows):
         number = row - top + 1
-        label = f"{number:2} " if 1 <= number <= numbered[0] else margin
+        label = f"{number:2} " if 1 <= number <= height else margin
         pen = _Pen(color)
         rule = _Pen(color)
         for column in range(columns):
             symbol = str(picture.symbols[row, column]) or " "
             ink, paper = (tuple(c[row, column].tolist()) for c in (picture.ink, picture.paper))
-            outside = _is_outside(symbol, paper)
-            style = () if outside else (ink, paper, bool(picture.bold[row, column]))
-            pen.write(symbol + " ", style)
+            pen.write(symbol + " ", (ink, paper, bool(picture.bold[row, column])))
             ruled = bool(picture.rule_below[row, column])
-            ground = () if outside else (_THICK, PAPER, False)
+            ground = (_THICK, PAPER, False)
             rule.write("--" if ruled else "  ", ground)
             if upright[column]:
-                here = bool(picture.rule_right[row, column])
-                pen.write("| " if here else "  ", ground)
-                rule.write("+-" if here and ruled else "| " if here else "  ", ground)
+                pen.write("| " if picture.rule_right[row, column] else "  ", ground)
+                rule.write(_corner(picture, row, column), ground)
         lines.append(label + pen.line())
         if flat[row]:
             lines.append(margin + rule.line())
     return "\n".join(lines)
+
+
+def _corner(picture: Picture, row: int, column: int) -> str:
+    """Two characters at the lower right corner of a cell."""
+    before, after = picture.rule_below[row, column : column + 2].tolist() + [False] * (
+        column + 1 == picture.rule_below.shape[1]
+    )
+    upright = bool(picture.rule_right[row : row + 2, column].any())
+    if before or after:
+        return ("+" if upright else "-" if before else " ") + ("-" if after else " ")
+    return "| " if upright and picture.rule_right[row, column] else "  "
 
 
 def _column_numbers(num: int, left: int, upright: list[bool]) -> list[str]:
@@ -183,32 +193,31 @@ def _column_numbers(num: int, left: int, upright: list[bool]) -> list[str]:
     return lines if num else []
 
 
-_Style = tuple[Any, ...]
-"""(ink, paper, bold), or () for the terminal's own colours."""
+_Style = tuple[tuple[int, ...], tuple[int, ...], bool]
+"""Ink, paper, bold."""
 
 
 class _Pen:
     """One line of text; escapes are written only where the style changes."""
 
     def __init__(self, color: bool) -> None:
-        self._color, self._style, self._text = color, (), ""
+        self._color, self._text = color, ""
+        self._style: _Style | None = None
 
     def write(self, text: str, style: _Style) -> None:
         if self._color and style != self._style:
-            self._text += _RESET * bool(self._style) + _escape(style)
+            self._text += _RESET * (self._style is not None) + _escape(style)
             self._style = style
         self._text += text
 
     def line(self) -> str:
         """The line; without colours, its last cell is one character wide."""
         if self._color:
-            return self._text + _RESET * bool(self._style)
+            return self._text + _RESET
         return self._text[:-1].rstrip()
 
 
 def _escape(style: _Style) -> str:
-    if not style:
-        return ""
     ink, paper, bold = style
     codes = ["1"] * bold + ["38;2", *map(str, ink), "48;2", *map(str, paper)]
     return f"\x1b[{';'.join(codes)}m"
@@ -224,22 +233,21 @@ def draw_frame(picture: Picture, *, size: int = 576) -> NDArray[np.uint8]:
     pitch = max((size - 2 * margin) / max(rows, columns), float(_LEAST_PIXELS))
     side = max(size, round(pitch * max(rows, columns)) + 2 * margin)
     surface = pygame.Surface((side, side))
-    surface.fill(PAPER)
+    outside = (picture.ink == picture.paper).all(axis=2) & (np.char.strip(picture.symbols) == "")
+    surface.fill(tuple(picture.paper[0, 0].tolist()) if outside[0, 0] else PAPER)
     across = [round((side - pitch * columns) / 2 + pitch * line) for line in range(columns + 1)]
     down = [round((side - pitch * rows) / 2 + pitch * line) for line in range(rows + 1)]
-    outside = np.zeros((rows, columns), np.bool_)
     font = pygame.font.Font(None, max(8, round(pitch * 0.86)))
     for row in range(rows):
         for column in range(columns):
             symbol = str(picture.symbols[row, column])
             ink, paper = (tuple(c[row, column].tolist()) for c in (picture.ink, picture.paper))
-            outside[row, column] = _is_outside(symbol, paper)
             left, top = across[column], down[row]
             box = pygame.Rect(left, top, across[column + 1] - left, down[row + 1] - top)
             surface.fill(paper, box)
             if symbol.strip(" .") and ink != paper and pitch >= _LEAST_TEXT:
                 _draw_symbol(pygame, surface, font, symbol, ink, box)
-    thick = min(max(2, round(pitch / 16)), 5)
+    thick = min(max(2, round(pitch / 16)), 5) if pitch >= _LEAST_TEXT else 1
     if pitch >= _LEAST_TEXT:
         _draw_thin_lines(surface, outside, across, down)
     _draw_rules(pygame, surface, picture, across, down, thick=thick, framed=not outside.any())
@@ -307,10 +315,6 @@ def _draw_rules(
         left, top = across[0] - thick // 2, down[0] - thick // 2
         width, height = across[-1] - across[0] + thick, down[-1] - down[0] + thick
         pygame.draw.rect(surface, _THICK, (left, top, width, height), width=thick)
-
-
-def _is_outside(symbol: str, paper: tuple[int, ...]) -> bool:
-    return not symbol.strip() and paper == PAPER
 
 
 def _pygame() -> Any:

