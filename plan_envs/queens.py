@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from plan_envs import queens_kernels as kernels
 from plan_envs.domain import DeadEnd, DomainSpec, Int8Array, RewardKind, Successors, Verdict
+from plan_envs.engine import Engine, EngineOptions
 from plan_envs.queens_boards import (
     SIDES,
     canonical_boards,
@@ -181,6 +182,12 @@ class Queens:
         """True for STOP; fill edits have none."""
         stopped: NDArray[np.bool_] = np.asarray(actions) == 2 * self.n**2
         return stopped
+
+    def make_engine(self, num_envs: int, pool: Int8Array, options: EngineOptions) -> Engine:
+        """The fast engine of the Gymnasium shells; see `plan_envs.engine.make_engine`."""
+        from plan_envs.queens_engine import QueensEngine
+
+        return QueensEngine(self, num_envs, pool, options)
 
     def read_instance(self, text: str) -> Int8Array:
         """Read a board of Q and '.' (rows or one line), or the columns of the rows; shape [cell].

@@ -91,24 +91,29 @@ def check_plans(instances, plans, n, full, score, violations, solved, dead):
 @njit(cache=True)
 def write_masks(instances, plans, n, full, constraint, masks):
     """Legal edits of every plan."""
-    cells = n * n
     counts = np.empty(6 * n, np.uint8)
     for i in range(len(plans)):
-        instance, plan, mask = instances[i], plans[i], masks[i]
-        queens, pairs, rows, columns, diagonals, antidiagonals = survey(plan, n, counts)
-        for row in range(n):
-            bits = free_squares(row, n, columns, diagonals, antidiagonals)
-            if (rows >> row) & 1:
-                bits = 0
-            for column in range(n):
-                cell = row * n + column
-                blank = (plan[cell] | instance[cell]) == 0
-                mask[cell] = blank and (not constraint or (bits >> column) & 1 == 1)
-        if full:
-            for cell in range(cells):
-                mask[cells + cell] = plan[cell] > 0 and instance[cell] == 0
-            solved = queens == n and pairs == 0 and keeps_givens(instance, plan)
-            mask[2 * cells] = not solved
+        facts = survey(plans[i], n, counts)
+        write_mask(instances[i], plans[i], n, full, constraint, facts, masks[i])
+
+
+@njit(cache=True)
+def write_mask(instance, plan, n, full, constraint, facts, mask):
+    """Write the legal edits of one plan over all of `mask`; `facts` is what `survey` found."""
+    queens, pairs, rows, columns, diagonals, antidiagonals = facts
+    cells = n * n
+    for row in range(n):
+        bits = free_squares(row, n, columns, diagonals, antidiagonals)
+        if (rows >> row) & 1:
+            bits = 0
+        for column in range(n):
+            cell = row * n + column
+            blank = (plan[cell] | instance[cell]) == 0
+            mask[cell] = blank and (not constraint or (bits >> column) & 1 == 1)
+    if full:
+        for cell in range(cells):
+            mask[cells + cell] = plan[cell] > 0 and instance[cell] == 0
+        mask[2 * cells] = not (queens == n and pairs == 0 and keeps_givens(instance, plan))
 
 
 @njit(cache=True)
