@@ -8,60 +8,55 @@ their modules on first use.
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from gymnasium.envs.registration import register, registry
+from plan_envs.registration import ENV_IDS, register_env
 
 if TYPE_CHECKING:
-    from plan_envs.catalogue import TASKS, Task, resolve_task
+    from plan_envs.arc import Arc
+    from plan_envs.catalogue import TASKS, Task, register_task, resolve_task
     from plan_envs.evaluation import EvalReport, evaluate_policy, reference_policies
     from plan_envs.gym_envs import PlanEditEnv, PlanEditVectorEnv
     from plan_envs.instances import InstanceSet
+    from plan_envs.maze import Maze
+    from plan_envs.queens import Queens
     from plan_envs.sudoku import Sudoku
 
 __all__ = [
     "ENV_IDS",
     "TASKS",
+    "Arc",
     "EvalReport",
     "InstanceSet",
+    "Maze",
     "PlanEditEnv",
     "PlanEditVectorEnv",
+    "Queens",
     "Sudoku",
     "Task",
     "evaluate_policy",
     "reference_policies",
+    "register_task",
     "resolve_task",
 ]
 
-ENV_IDS = {
-    "PlanEdit/Sudoku4x4-v0": ("sudoku4x4", 16),
-    "PlanEdit/Sudoku4x4Hard-v0": ("sudoku4x4-hard", 16),
-    "PlanEdit/Sudoku6x6-v0": ("sudoku6x6", 36),
-    "PlanEdit/Sudoku9x9-v0": ("sudoku9x9", 81),
-    "PlanEdit/Sudoku16x16-v0": ("sudoku16x16", 256),
-}
-"""Environment id -> task of `plan_envs.catalogue` and horizon."""
-
 _HOMES = {
     "TASKS": "catalogue",
+    "Arc": "arc",
     "EvalReport": "evaluation",
     "InstanceSet": "instances",
+    "Maze": "maze",
     "PlanEditEnv": "gym_envs",
     "PlanEditVectorEnv": "gym_envs",
+    "Queens": "queens",
     "Sudoku": "sudoku",
     "Task": "catalogue",
     "evaluate_policy": "evaluation",
     "reference_policies": "evaluation",
+    "register_task": "catalogue",
     "resolve_task": "catalogue",
 }
 
 for _env_id, (_task, _horizon) in ENV_IDS.items():
-    if _env_id not in registry:
-        register(
-            id=_env_id,
-            entry_point="plan_envs.gym_envs:PlanEditEnv",
-            vector_entry_point="plan_envs.gym_envs:PlanEditVectorEnv",
-            max_episode_steps=_horizon,
-            kwargs={"task": _task},
-        )
+    register_env(_env_id, _task, _horizon)
 
 
 def __getattr__(name: str) -> Any:

@@ -11,13 +11,23 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
 from functools import cache
+from importlib import import_module
 from typing import Any, Final
 
+from plan_envs.arc import Arc
+from plan_envs.arc_tasks import arc_instances
 from plan_envs.domain import PlanDomain
 from plan_envs.instances import InstanceSet
+from plan_envs.maze import Maze
+from plan_envs.maze_instances import maze_instances
+from plan_envs.queens import Queens
+from plan_envs.queens_boards import queens_instances
+from plan_envs.registration import register_env
 from plan_envs.sudoku import Sudoku
 from plan_envs.sudoku_instances import sudoku_instances
 
+TINY_DEMONSTRATIONS: Final = 6
+"""Demonstrations that an instance of arc-tiny shows at most."""
 _RANGES: Final = ("givens", "blanks", "given", "path", "walls")
 """Instance options that are a range (low, high); one number stands for a range of that number."""
 
@@ -82,6 +92,31 @@ def _sudoku(side: int, name: str = "", env_id: str = "", **instance_options: Any
     )
 
 
+def _queens(n: int, classes: bool = False) -> Task:
+    name, env_id = (f"nqueens{n}", f"NQueens{n}")
+    if classes:
+        name, env_id = f"{name}-classes", f"{env_id}Classes"
+    holdout = "classes" if classes else "instances"
+    return Task(
+        name,
+        f"PlanEdit/{env_id}-v0",
+        Queens(n=n),
+        {"n": n, "holdout": holdout},
+        queens_instances,
+    )
+
+
+def _maze(size: int) -> Task:
+    return Task(
+        f"maze{size}",
+        f"PlanEdit/Maze{size}-v0",
+        Maze(size=size),
+        {"size": size},
+        maze_instances,
+        pool_size=100 if size > 20 else 1000,
+    )
+
+
 _LISTED: Final = (
     # The paper's 4x4 tasks: solved grids with random blanks, which may have several completions.
     _sudoku(4, blanks=(1, 4), unique=False),
@@ -89,12 +124,38 @@ _LISTED: Final = (
     _sudoku(6),
     _sudoku(9, givens=(26, 28)),
     _sudoku(16),
+    # Boards with some queens given; -classes holds out whole symmetry classes of solutions.
+    _queens(8),
+    _queens(8, classes=True),
+    _maze(10),
+    _maze(30),
+    Task(
+        "arc",
+        "PlanEdit/ARC-v0",
+        Arc(),
+        {"size": 30, "demonstrations": 10},
+        arc_instances,
+        pool_size=None,
+    ),
+    # The tasks of ARC-AGI-1 that fit into 5x5: trained on demonstrations, tested on test inputs.
+    Task(
+        "arc-tiny",
+        "PlanEdit/ARCTiny-v0",
+        Arc(size=5, demonstrations=TINY_DEMONSTRATIONS),
+        {"size": 5, "demonstrations": TINY_DEMONSTRATIONS, "tasks": "arc-tiny"},
+        arc_instances,
+        pool_size=None,
+    ),
 )
 
-TASKS: Final[Mapping[str, Task]] = {task.name: task for task in _LISTED}
+TASKS: Final[dict[str, Task]] = {task.name: task for task in _LISTED}
 """Task name -> task with its default options; these are registered with Gymnasium."""
 
-_FAMILIES: Final[Mapping[type, tuple[str, Callable[[int], Task]]]] = {Sudoku: ("side", _sudoku)}
+_FAMILIES: Final[Mapping[type, tuple[str, Callable[[int], Task]]]] = {
+    Sudoku: ("side", _sudoku),
+    Queens: ("n", _queens),
+    Maze: ("size", _maze),
+}
 """Domain class -> its option for the size, and the task of a size."""
 
 
@@ -132,6 +193,23 @@ def resolve_task(name: str, **options: Any) -> Task:
     )
 
 
+def register_task(task: Task) -> None:
+    """Make a task known by its name and its Gymnasium id, as the tasks of this package are.
+
+    A module that registers its tasks when it is imported can be named before a colon wherever a
+    task is named: `gym.make("my_puzzles:PlanEdit/Latin5-v0")`,
+    `upi-trm train --env my_puzzles:latin5`.
+
+    Raises:
+        ValueError: if another task has the name or the id.
+    """
+    for known in TASKS.values():
+        if known != task and (known.name == task.name or known.env_id == task.env_id):
+            raise ValueError(f"there is a task {known.name!r} with id {known.env_id!r} already")
+    TASKS[task.name] = task
+    register_env(task.env_id, task.name, task.domain.spec.horizon)
+
+
 @cache
 def shared_pool(task_name: str, split: str, options: tuple[tuple[str, Any], ...]) -> InstanceSet:
     """The instances that environments draw from when none are given; built once per process.
@@ -153,7 +231,10 @@ def pool_of(task: Task, split: str) -> InstanceSet:
 
 
 def _find(name: str) -> Task:
-    key = name.removeprefix("plan_envs:").lower()
+    module, _, bare = name.rpartition(":")
+    if module not in ("", "plan_envs"):
+        import_module(module)
+    key = bare.lower()
     for task in TASKS.values():
         if key in (task.name.lower(), task.env_id.lower()):
             return task
@@ -161,7 +242,7 @@ def _find(name: str) -> Task:
         if key in (task.name.lower(), task.env_id.lower()):
             return task
     known = [*TASKS, *(task.env_id for task in TASKS.values())]
-    raise ValueError(f"unknown task {name!r}{_nearest(name.removeprefix('plan_envs:'), known)}")
+    raise ValueError(f"unknown task {name!r}{_nearest(bare, known)}")
 
 
 def _other_sizes(key: str) -> Iterator[Task]:

@@ -142,8 +142,8 @@ def reference_policies(domain: PlanDomain, instances: InstanceSet) -> dict[str, 
     if domain.spec.groups:
         policies["fewest-candidates"] = fewest_candidates(domain)
         policies["singles"] = singles(domain)
-    policies |= getattr(domain, "reference_policies", lambda _: {})(instances)
-    return policies | {"oracle": oracle(domain, instances)}
+    policies["oracle"] = oracle(domain, instances)
+    return policies | getattr(domain, "reference_policies", lambda _: {})(instances)
 
 
 def random_legal(

@@ -34,7 +34,7 @@ TINY = [
     *("rollout.plans=8", "rollout.steps=2", "instances.num=20"),
     *("evaluator.passes=1.0", "evaluator.batch_size=16", "improvement.batch_size=16"),
     *("improvement.distil_passes=2.0", "improvement.state_weight=value"),
-    *("curriculum.kind=adaptive", "curriculum.start_blanks=1", "curriculum.step_blanks=1"),
+    *("curriculum.kind=adaptive", "curriculum.start=1", "curriculum.step=1"),
     *("curriculum.window=3", "curriculum.threshold=0.3"),
     *("schedule.evaluate_num=4", f"schedule.evaluate_every={5 * INTERVAL}"),
     f"schedule.checkpoint_every={INTERVAL}",

@@ -14,6 +14,7 @@ from learner_cases import CPU, generator
 from plan_envs.catalogue import resolve_task
 from plan_envs.domain import edit_reward, potential
 from plan_envs.gym_envs import PlanEditVectorEnv
+from plan_envs.sudoku import Sudoku
 from trm.model import ModelConfig
 from upi_trm.curriculum import Curriculum, CurriculumConfig
 from upi_trm.evaluator import EvaluatorConfig, k_step_targets
@@ -73,9 +74,11 @@ def make(
         autoreset_mode=AutoresetMode.DISABLED,
     )
     easier = CurriculumConfig(
-        kind="adaptive" if curriculum else "none", start_blanks=2, window=4, threshold=0.5
+        kind="adaptive" if curriculum else "none", start=2, window=4, threshold=0.5
     )
-    roller = Roller(vector_env, Curriculum(pool, easier, np.random.default_rng(seed)), seed=seed)
+    roller = Roller(
+        vector_env, Curriculum(task.domain, pool, easier, np.random.default_rng(seed)), seed=seed
+    )
     learner = UpiLearner(
         task.domain,
         config,
@@ -166,9 +169,9 @@ def test_collecting_in_two_parts_equals_collecting_at_once() -> None:
 def test_curriculum_reveals_givens_and_gets_harder_with_success() -> None:
     pool = resolve_task("sudoku4x4-hard").instances("train", num=20)
     config = CurriculumConfig(
-        kind="adaptive", start_blanks=2, step_blanks=3, threshold=0.5, window=4, full_share=0.0
+        kind="adaptive", start=2, step=3, threshold=0.5, window=4, full_share=0.0
     )
-    curriculum = Curriculum(pool, config, np.random.default_rng(0))
+    curriculum = Curriculum(Sudoku(4), pool, config, np.random.default_rng(0))
     drawn = curriculum.draw(30)
     assert set((drawn == 0).sum(axis=1)) == {2}
     solutions = {board.tobytes() for board in pool.solutions}
@@ -182,36 +185,51 @@ def test_curriculum_reveals_givens_and_gets_harder_with_success() -> None:
             and np.all((board == 0) | (board == s))
         ]
         assert sources, "a puzzle of the pool with more givens"
-    curriculum.update(np.full(4, 2), np.array([True, False, False, True]))
-    assert curriculum.blanks == 5
+    curriculum.update(drawn[:4], np.array([True, False, False, True]))
+    assert curriculum.distance == 5
     # Easier puzzles than asked for do not count, and failures do not make it easier.
-    curriculum.update(np.full(8, 4), np.ones(8, bool))
-    curriculum.update(np.full(8, 5), np.zeros(8, bool))
-    assert curriculum.blanks == 5
+    curriculum.update(drawn[:8], np.ones(8, bool))
+    curriculum.update(curriculum.draw(8), np.zeros(8, bool))
+    assert curriculum.distance == 5
     for _ in range(5):
-        curriculum.update(np.full(4, 8), np.ones(4, bool))
-    assert curriculum.blanks == curriculum.most_blanks == 8
+        curriculum.update(curriculum.draw(60), np.ones(60, bool))
+    assert curriculum.distance == curriculum.most == 8
 
 
 def test_mixed_curriculum_draws_every_number_of_blanks_and_never_changes() -> None:
     pool = resolve_task("sudoku4x4-hard").instances("train", num=20)  # 6 to 8 blanks
-    config = CurriculumConfig(kind="mixed", start_blanks=3, window=4, full_share=0.0)
-    curriculum = Curriculum(pool, config, np.random.default_rng(0))
+    config = CurriculumConfig(kind="mixed", start=3, window=4, full_share=0.0)
+    curriculum = Curriculum(Sudoku(4), pool, config, np.random.default_rng(0))
     blanks, count = np.unique((curriculum.draw(3000) == 0).sum(axis=1), return_counts=True)
     assert blanks.tolist() == [3, 4, 5, 6, 7, 8]
     # 3, 4 and 5 each with probability 1/6 of the numbers 3..8.
     assert count[:3] / 3000 == pytest.approx(1 / 6, abs=0.03)
-    curriculum.update(np.full(100, 8), np.ones(100, bool))
+    curriculum.update(pool.instances, np.ones(20, bool))
     assert (curriculum.draw(200) == 0).sum(axis=1).min() == 3
 
 
 def test_without_curriculum_episodes_play_puzzles_of_the_pool() -> None:
     pool = resolve_task("sudoku4x4-hard").instances("train", num=20)
-    curriculum = Curriculum(pool, CurriculumConfig(), np.random.default_rng(0))
+    curriculum = Curriculum(Sudoku(4), pool, CurriculumConfig(), np.random.default_rng(0))
     inside = {board.tobytes() for board in pool.instances}
     assert {board.tobytes() for board in curriculum.draw(50)} <= inside
-    curriculum.update(np.full(100, 8), np.ones(100, bool))
-    assert curriculum.state() == {"blanks": curriculum.blanks, "recent": []}
+    curriculum.update(pool.instances, np.ones(20, bool))
+    assert curriculum.state() == {"distance": curriculum.distance, "recent": []}
+
+
+class _Plain(Sudoku):
+    """A domain without easier instances."""
+
+    @property
+    def easier(self) -> None:  # type: ignore[override]
+        raise AttributeError
+
+
+def test_a_curriculum_needs_a_domain_that_can_make_easier_instances() -> None:
+    pool = resolve_task("sudoku4x4").instances("train", num=5)
+    config = CurriculumConfig(kind="mixed")
+    with pytest.raises(ValueError, match=r"curriculum\.kind must be none for sudoku4x4"):
+        Curriculum(_Plain(4), pool, config, np.random.default_rng(0))
 
 
 # --- Targets and values

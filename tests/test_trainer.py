@@ -37,7 +37,7 @@ EDITS = 32 * 6
 VARIANTS = {
     "relational": (),
     "relational, curriculum": (
-        *("curriculum.kind=adaptive", "curriculum.start_blanks=1", "curriculum.step_blanks=1"),
+        *("curriculum.kind=adaptive", "curriculum.start=1", "curriculum.step=1"),
         *("curriculum.window=3", "curriculum.threshold=0.3"),
     ),
     "flat, clamped, gradient, curriculum": (
@@ -266,7 +266,7 @@ def test_runs_of_another_seed_differ(tmp_path: Path) -> None:
 def test_the_curriculum_of_the_test_does_get_harder(tmp_path: Path) -> None:
     # Else the tests above would not show that its state is saved.
     run = start(tmp_path / "run", *VARIANTS["relational, curriculum"])
-    blanks = [line["curriculum_blanks"] for line in run.read_metrics()]
+    blanks = [line["curriculum_distance"] for line in run.read_metrics()]
     assert blanks == sorted(blanks)
     assert blanks[-1] > 1
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from trm.blocks import (
@@ -22,6 +22,8 @@ from trm.blocks import (
     RelationalMap,
     VariableBatch,
 )
+from trm.cells import AttentionMap, CellReader, MixerMap, NeighbourMap, cell_pools
+from trm.cells import linear as _linear
 from trm.group_ops import group_spread, group_sums
 from trm.recursion import unroll
 
@@ -47,16 +49,24 @@ class ModelShape:
     """Actions of one kind share head weights."""
     groups: Mapping[str, Int[Tensor, " variable"]] = field(default_factory=dict)
     """Partitions of the variables, name -> label."""
+    neighbours: Int[Tensor, "cell direction"] | None = None
+    """Cells next to each cell, -1 for none."""
+    instance_layers: int = 1
+    """Boards of `num_cells` that an instance holds."""
+    num_instance_values: int = 0
+    """Largest integer of an instance; 0 stands for `num_values`."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
     """The `model` section of a recipe."""
 
-    update_map: Literal["mlp", "relational"] = "relational"
-    """f_theta: flat two-layer MLP (the paper's) or one latent per (cell, value) variable."""
+    update_map: Literal["mlp", "relational", "neighbour", "mixer", "attention"] = "relational"
+    """f_theta: flat two-layer MLP (the paper's); one latent per (cell, value) variable, mixed over
+    constraint groups; or one latent per cell, mixed over the cells next to it (`neighbour`) or over
+    all cells (`mixer`, `attention`)."""
     channels: int = 24
-    """d: size of the latent (of each variable's latent for `relational`)."""
+    """d: size of the latent (of each variable's or cell's latent where there are many)."""
     depth: int = 4
     """n: unrolls of the latent recursion in training and use."""
     radius: float | None = 10.0
@@ -68,10 +78,12 @@ class ModelConfig:
     the plan. `legal` is faster and loses nothing where the mask already excludes conflicts."""
     tied_groups: tuple[str, ...] = ()
     """Kinds of groups that share weights, e.g. [row, column]."""
+    attention_heads: int = 4
+    """Heads of the `attention` map."""
 
     def __post_init__(self) -> None:
         """Check ranges."""
-        for name in ("channels", "head_width"):
+        for name in ("channels", "head_width", "attention_heads"):
             if getattr(self, name) < 1:
                 raise ValueError(f"model.{name} must be at least 1, got {getattr(self, name)}")
         if self.depth < 0:
@@ -84,7 +96,8 @@ class ModelConfig:
 class StateBatch:
     """States s = (x, y) with the mask of legal edits; integer tensors on the model's device."""
 
-    instance: Int[Tensor, "batch cell"]
+    instance: Int[Tensor, "batch observed"]
+    """What learners see of the instances."""
     plan: Int[Tensor, "batch cell"]
     mask: Int[Tensor, "batch action"]
     """1 = legal."""
@@ -102,13 +115,16 @@ class StateBatch:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Encoding:
-    """Injection u of a batch, and for the relational map the variables that its rows belong to."""
+    """Injection u of a batch, and what its rows are: states, variables or cells."""
 
     injection: Float[Tensor, "row channel"]
-    variables: VariableBatch | None
-    placed: VariableBatch | None
-    """The variables that the plan has set."""
     batch: int
+    variables: VariableBatch | None = None
+    """Relational map: the variables that the rows belong to."""
+    placed: VariableBatch | None = None
+    """Relational map: the variables that the plan has set."""
+    editable: Bool[Tensor, "batch cell"] | None = None
+    """Maps over cells: the cells that a legal edit writes."""
 
 
 class TinyRecursiveModel(nn.Module):
@@ -131,6 +147,7 @@ class TinyRecursiveModel(nn.Module):
         """Initialise all weights from `generator` (no global random state)."""
         super().__init__()
         self.shape, self.config = shape, config
+        self.most = shape.num_instance_values or shape.num_values
         width, hidden = config.channels, config.head_width
         num_variables = shape.num_cells * shape.num_values
         groups = shape.groups if config.update_map == "relational" else {}
@@ -152,7 +169,7 @@ class TinyRecursiveModel(nn.Module):
         }
         for name, table in tables.items():
             self.register_buffer(name, table, persistent=False)
-        self.update: RelationalMap | MLPMap
+        self.update: RelationalMap | MLPMap | NeighbourMap | MixerMap | AttentionMap
         if config.update_map == "relational":
             if not groups:
                 raise ValueError(
@@ -170,28 +187,62 @@ class TinyRecursiveModel(nn.Module):
             self.cell_hidden = _linear(width, hidden, generator, bias=False)
             self.pool_hidden = _linear(2 * width, hidden, generator, bias=False)
             self.edit_out = _linear(hidden, num_kinds, generator, gain=0.1)
-        else:
-            if config.tied_groups:
-                raise ValueError("model.tied_groups needs update_map 'relational'")
-            tokens = 2 * shape.num_cells * (shape.num_values + 1)
+        elif config.tied_groups:
+            raise ValueError("model.tied_groups needs update_map 'relational'")
+        elif config.update_map == "mlp":
+            plan_tokens = shape.num_cells * (shape.num_values + 1)
+            tokens = plan_tokens + shape.num_cells * shape.instance_layers * (self.most + 1)
             self.embed_flat = _linear(tokens, width, generator, gain=(shape.num_values + 1) ** 0.5)
             self.update = MLPMap(width, generator=generator)
             self.value_hidden = _linear(width, hidden, generator)
             self.edit_hidden = _linear(width, hidden, generator)
             self.edit_out = _linear(hidden, shape.num_actions, generator, gain=0.1)
+        else:
+            self.reader = CellReader(
+                num_cells=shape.num_cells,
+                num_values=shape.num_values,
+                instance_layers=shape.instance_layers,
+                num_instance_values=self.most,
+                action_cell=cell,
+                width=width,
+                places=config.update_map != "neighbour",
+                generator=generator,
+            )
+            self.update = self._cell_map(generator)
+            self.value_hidden = _linear(4 * width, hidden, generator)
+            self.edit_hidden = _linear(width, hidden, generator)
+            # Of every cell: one logit for each value that it may take, then one for each kind.
+            self.edit_out = _linear(hidden, shape.num_values + num_kinds, generator, gain=0.1)
+            self.pool_hidden = _linear(4 * width, hidden, generator)
+            self.pool_out = _linear(hidden, int((cell < 0).sum()), generator, gain=0.1)
         self.value_out = _linear(hidden, 1, generator, gain=0.1)
         # Not bound to this model, so that a deep copy steps with its own weights.
         self._step: Step = TinyRecursiveModel.step
 
+    def _cell_map(self, generator: torch.Generator) -> NeighbourMap | MixerMap | AttentionMap:
+        shape, config = self.shape, self.config
+        if config.update_map == "neighbour":
+            if shape.neighbours is None:
+                raise ValueError("model.update_map 'neighbour' needs a domain with neighbours")
+            return NeighbourMap(shape.neighbours, config.channels, generator=generator)
+        if config.update_map == "mixer":
+            return MixerMap(shape.num_cells, config.channels, generator=generator)
+        heads = config.attention_heads
+        return AttentionMap(shape.num_cells, config.channels, heads=heads, generator=generator)
+
     def encode(self, states: StateBatch) -> Encoding:
         """(x, y, mask) -> injection u; nothing here is limited by the contraction."""
         if self.config.update_map == "mlp":
-            tokens = torch.cat([states.instance, states.plan], dim=1).long()
-            one_hot = nn.functional.one_hot(tokens, self.shape.num_values + 1)
-            flat = one_hot.flatten(1).to(self.embed_flat.weight.dtype)
-            return Encoding(
-                injection=self.embed_flat(flat), variables=None, placed=None, batch=len(states)
-            )
+            boards = ((states.instance, self.most), (states.plan, self.shape.num_values))
+            one_hot = [
+                nn.functional.one_hot(board.long(), most + 1).flatten(1) for board, most in boards
+            ]
+            flat = torch.cat(one_hot, dim=1).to(self.embed_flat.weight.dtype)
+            return Encoding(injection=self.embed_flat(flat), batch=len(states))
+        if self.config.update_map != "relational":
+            editable = self.reader.editable(states.mask)
+            injection = self.reader(states.instance, states.plan, editable)
+            return Encoding(injection=injection, batch=len(states), editable=editable)
         padded = nn.functional.pad(states.mask, (0, 1))
         legal = padded[:, self.write_action].bool()
         active = legal
@@ -226,10 +277,10 @@ class TinyRecursiveModel(nn.Module):
         self, z: Float[Tensor, "row channel"], encoding: Encoding
     ) -> Float[Tensor, "row channel"]:
         """One latent update f(z, u), before projection."""
-        if isinstance(self.update, MLPMap):
-            out: Tensor = self.update(z, encoding.injection)
+        if isinstance(self.update, RelationalMap):
+            out: Tensor = self.update(z, encoding.injection, encoding.variables)
         else:
-            out = self.update(z, encoding.injection, encoding.variables)
+            out = self.update(z, encoding.injection)
         return out
 
     def compile_step(self, compiled: Callable[[Step], Step]) -> None:
@@ -259,6 +310,8 @@ class TinyRecursiveModel(nn.Module):
         if encoding.variables is not None and encoding.placed is not None:
             read = self.readout(z, encoding.variables, encoding.placed)
             pooled = torch.cat([self._pooled(z, encoding.variables), read], dim=1)
+        elif encoding.editable is not None:
+            pooled = cell_pools(z, encoding.editable)
         out: Tensor = self.value_out(torch.relu(self.value_hidden(pooled)))
         return out.squeeze(1)
 
@@ -266,12 +319,36 @@ class TinyRecursiveModel(nn.Module):
         self, z: Float[Tensor, "row channel"], encoding: Encoding, states: StateBatch
     ) -> Float[Tensor, "batch action"]:
         """Masked logits of pi_phi: `ILLEGAL_LOGIT` where the mask forbids."""
-        variables = encoding.variables
-        if variables is None:
-            logits: Tensor = self.edit_out(torch.relu(self.edit_hidden(z)))
+        if encoding.variables is not None:
+            logits = self._relational_logits(z, encoding.variables)
+        elif encoding.editable is not None:
+            logits = self._cell_logits(z, encoding.editable)
         else:
-            logits = self._relational_logits(z, variables)
+            logits = self.edit_out(torch.relu(self.edit_hidden(z)))
         return logits.masked_fill(states.mask == 0, ILLEGAL_LOGIT)
+
+    def _cell_logits(
+        self, z: Float[Tensor, "row channel"], editable: Bool[Tensor, "batch cell"]
+    ) -> Float[Tensor, "batch action"]:
+        """Edits of a cell read its latent, other edits the pool."""
+        batch, shape = len(editable), self.shape
+        of_cell: Tensor = self.edit_out(torch.relu(self.edit_hidden(z)))
+        logits = z.new_zeros(batch, shape.num_actions)
+        column = torch.where(
+            self.action_variable >= 0,
+            self.action_variable % shape.num_values,
+            shape.num_values + self.action_kind,
+        )
+        on_cell = self.action_cell >= 0
+        place = (self.action_cell * of_cell.shape[1] + column)[on_cell]
+        logits = logits.index_copy(
+            1, on_cell.nonzero().flatten(), of_cell.view(batch, -1)[:, place]
+        )
+        if not bool(on_cell.all()):
+            pooled = torch.relu(self.pool_hidden(cell_pools(z, editable)))
+            index = (~on_cell).nonzero().flatten()
+            logits = logits.index_copy(1, index, self.pool_out(pooled))
+        return logits
 
     def _relational_logits(
         self, z: Float[Tensor, "row channel"], variables: VariableBatch
@@ -313,17 +390,3 @@ class TinyRecursiveModel(nn.Module):
         encoding = self.encode(states)
         z = self.recur(encoding, depth=depth)
         return self.value(z, encoding), self.edit_logits(z, encoding, states)
-
-
-def _linear(
-    inputs: int, outputs: int, generator: torch.Generator, *, gain: float = 1.0, bias: bool = True
-) -> nn.Linear:
-    """nn.Linear with N(0, gain^2 / inputs) weights from `generator` and zero bias."""
-    layer: nn.Linear = nn.utils.skip_init(nn.Linear, inputs, outputs, bias=bias)
-    with torch.no_grad():
-        layer.weight.copy_(
-            torch.randn(outputs, inputs, generator=generator) * (gain * inputs**-0.5)
-        )
-        if bias:
-            layer.bias.zero_()
-    return layer

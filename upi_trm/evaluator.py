@@ -67,6 +67,9 @@ def model_shape(spec: DomainSpec) -> ModelShape:
         action_value=torch.from_numpy(spec.action_value.copy()),
         action_kind=torch.from_numpy(spec.action_kind.copy()),
         groups={name: torch.from_numpy(label.copy()) for name, label in spec.groups.items()},
+        neighbours=None if spec.neighbours is None else torch.from_numpy(spec.neighbours.copy()),
+        instance_layers=spec.instance_layers,
+        num_instance_values=spec.num_instance_values,
     )
 
 

@@ -6,6 +6,7 @@ metrics of the iteration and updated networks. `trainer.py` adds the run folder,
 clock.
 """
 
+import contextlib
 import time
 from collections import deque
 from collections.abc import Mapping
@@ -22,7 +23,7 @@ from plan_envs.domain import DeadEnd, Int8Array, PlanDomain, potential
 from trm.device import Placement
 from trm.model import ModelConfig, StateBatch, TinyRecursiveModel
 from upi_trm.advantage import Lookahead, centred_advantage, centring_defect, gae, look_ahead
-from upi_trm.contraction import Certificate, ContractionClamp
+from upi_trm.contraction import Certificate, ContractionClamp, NotContractive
 from upi_trm.evaluator import (
     EvaluatorConfig,
     TargetNetwork,
@@ -130,7 +131,9 @@ class UpiLearner:
                 ContractionClamp(model.update, config.contraction.modulus)
                 for model in (self.evaluator, self.policy)
             ]
-        self.certificates = [Certificate(m.update) for m in (self.evaluator, self.policy)]
+        self.certificates: list[Certificate] = []
+        with contextlib.suppress(NotContractive):
+            self.certificates = [Certificate(m.update) for m in (self.evaluator, self.policy)]
         self.target = TargetNetwork(self.evaluator, config.evaluator.target_rate)
         self.evaluator_optimiser = torch.optim.Adam(
             self.evaluator.parameters(), lr=config.evaluator.learning_rate
@@ -254,7 +257,7 @@ class UpiLearner:
             "kl_asked": report.kl_before,
             "distil_steps": float(report.steps),
             "entropy": float(entropy),
-            "certified_modulus": self.certified_modulus(),
+            **self.certified_modulus(),
         }
 
     def _with_advantage(
@@ -306,7 +309,11 @@ class UpiLearner:
     def states(self, instances: Int8Array, plans: Int8Array) -> StateBatch:
         """A batch of states with their masks."""
         masks = self.domain.action_mask(instances, plans)
-        return to_states(instances, plans, masks, self.device)
+        return self._seen(instances, plans, masks)
+
+    def _seen(self, instances: Int8Array, plans: Int8Array, masks: Int8Array) -> StateBatch:
+        visible = instances[:, : self.domain.spec.observed_size]
+        return to_states(visible, plans, masks, self.device)
 
     def phi(self, score: NDArray[np.float32]) -> Float[Tensor, " batch"]:
         """Phi(s) on the model's device."""
@@ -317,7 +324,7 @@ class UpiLearner:
         self, instances: Int8Array, plans: Int8Array, masks: Int8Array, score: NDArray[np.float32]
     ) -> Float[Tensor, " batch"]:
         """U_n of the online evaluator."""
-        return self._values(self.evaluator, to_states(instances, plans, masks, self.device), score)
+        return self._values(self.evaluator, self._seen(instances, plans, masks), score)
 
     def _values(
         self, model: TinyRecursiveModel, states: StateBatch, score: NDArray[np.float32]
@@ -386,9 +393,10 @@ class UpiLearner:
         error = torch.where(ahead.mask, ahead.q - value[:, None], torch.zeros_like(ahead.q))
         return float(centring_defect(error, policy).max())
 
-    def certified_modulus(self) -> float:
-        """Proven bound on L_z, the larger of evaluator and policy."""
-        return max(certificate.bound() for certificate in self.certificates)
+    def certified_modulus(self) -> dict[str, float]:
+        """Proven bound on L_z, the larger of evaluator and policy; nothing without a bound."""
+        bounds = [certificate.bound() for certificate in self.certificates]
+        return {"certified_modulus": max(bounds)} if bounds else {}
 
     def _tensor(self, array: NDArray[Any]) -> Tensor:
         return torch.from_numpy(np.ascontiguousarray(array)).to(self.device)

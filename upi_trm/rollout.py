@@ -30,7 +30,7 @@ class Transitions:
     """Edits of E plans over T steps; arrays of shape [step, plan, ...]."""
 
     instance: Int8Array
-    """Shape [step, plan, cell]."""
+    """Full instances, hidden boards included, shape [step, plan, instance]."""
     plan: Int8Array
     """Plan before the edit, shape [step, plan, cell]."""
     next_plan: Int8Array
@@ -53,7 +53,7 @@ class Transitions:
 def to_states(
     instances: Int8Array, plans: Int8Array, masks: Int8Array, device: torch.device
 ) -> StateBatch:
-    """Numpy boards and masks -> a batch of states on the model's device."""
+    """What learners see of instances, plans and masks -> a batch of states on the device."""
     return StateBatch(
         instance=torch.from_numpy(np.ascontiguousarray(instances)).to(device),
         plan=torch.from_numpy(np.ascontiguousarray(plans)).to(device),
@@ -67,8 +67,8 @@ class Roller:
     def __init__(self, env: PlanEditVectorEnv, curriculum: Curriculum, *, seed: int) -> None:
         """`env` must use AutoresetMode.DISABLED: truncation bootstraps from the last state."""
         self.env, self.curriculum = env, curriculum
-        first = curriculum.draw(env.num_envs)
-        self.observation, self.info = env.reset(seed=seed, options={"instance": first})
+        self.instances = curriculum.draw(env.num_envs)
+        self.observation, self.info = env.reset(seed=seed, options={"instance": self.instances})
 
     def collect(
         self, policy: EditPolicy, *, steps: int, generator: torch.Generator, device: torch.device
@@ -84,7 +84,7 @@ class Roller:
             done = terminated | truncated
             rows.append(
                 {
-                    "instance": before["instance"],
+                    "instance": self.instances.copy(),
                     "plan": before["plan"],
                     "next_plan": after["plan"],
                     "score": before_info["score"].astype(np.float32),
@@ -103,11 +103,10 @@ class Roller:
         return Transitions(**stacked, advantage=np.zeros_like(stacked["reward"]))
 
     def _restart(self, done: NDArray[np.bool_], solved: NDArray[np.bool_]) -> None:
-        instances = self.observation["instance"].copy()
-        self.curriculum.update((instances[done] == 0).sum(axis=1), solved[done])
-        instances[done] = self.curriculum.draw(int(done.sum()))
+        self.curriculum.update(self.instances[done], solved[done])
+        self.instances[done] = self.curriculum.draw(int(done.sum()))
         self.observation, self.info = self.env.reset(
-            options={"reset_mask": done, "instance": instances}
+            options={"reset_mask": done, "instance": self.instances}
         )
 
     def state(self) -> dict[str, Any]:
@@ -117,6 +116,7 @@ class Roller:
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Counterpart of `state`."""
         self.observation, self.info = self.env.set_state(state["env"])
+        self.instances = state["env"]["instance"].copy()
         self.curriculum.load_state(state["curriculum"])
 
 
@@ -136,7 +136,7 @@ class GreedyPolicy:
         mask: Int8Array,
         rng: np.random.Generator,
     ) -> NDArray[np.int32]:
-        """Shapes [batch, cell], [batch, cell], [batch, action] -> actions, shape [batch]."""
+        """Shapes [batch, observed], [batch, cell], [batch, action] -> actions, shape [batch]."""
         device = self.placement.torch_device
         actions = []
         for start in range(0, len(plans), self.chunk):

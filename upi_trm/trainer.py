@@ -174,7 +174,7 @@ class _Training:
                 gamma=recipe.evaluator.gamma,
                 autoreset_mode=AutoresetMode.DISABLED,
             ),
-            Curriculum(pool, recipe.curriculum, draws),
+            Curriculum(self.task.domain, pool, recipe.curriculum, draws),
             seed=int(draws.integers(2**31)),
         )
         self.learner = UpiLearner(
@@ -205,7 +205,7 @@ class _Training:
                 with self.placement.autocast():
                     metrics = self.learner.iterate(self.roller, steps=steps)
                 if self.recipe.curriculum.kind == "adaptive":
-                    metrics["curriculum_blanks"] = float(self.roller.curriculum.blanks)
+                    metrics["curriculum_distance"] = float(self.roller.curriculum.distance)
                 finished = budget - self.edits < plans
                 tag = None
                 if finished or _crossed(before, self.edits, schedule.evaluate_every):
@@ -243,7 +243,7 @@ class _Training:
                     "success": metrics["success_rate"],
                     "score": metrics["mean_score"],
                     "KL": metrics["kl"],
-                    "L_z": metrics["certified_modulus"],
+                    "L_z": metrics.get("certified_modulus", float("nan")),
                     "centring": metrics["centring_defect"],
                 },
             )
