@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from plan_envs import maze_kernels as kernels
 from plan_envs.domain import DeadEnd, DomainSpec, Int8Array, RewardKind, Successors, Verdict
+from plan_envs.engine import Engine, EngineOptions
 from plan_envs.maze_kernels import FREE, GOAL, HEAD, START, WALL
 from plan_envs.sudoku import absorbs_dead, is_shaped
 
@@ -283,6 +284,13 @@ class Maze:
     def random_symmetry(self, rng: np.random.Generator) -> "MazeSymmetry":
         """One of the eight symmetries of the square, uniformly."""
         return MazeSymmetry.of(self.size, int(rng.integers(8)), undo=self.edits == "full")
+
+    def make_engine(self, num_envs: int, pool: Int8Array, options: EngineOptions) -> Engine:
+        """The fast engine of the Gymnasium shells; see `plan_envs.engine.make_engine`."""
+        from plan_envs.maze_engine import MazeEngine
+
+        engine: Engine = MazeEngine(self, num_envs, pool, options)
+        return engine
 
     def picture(self, instance: Int8Array, plan: Int8Array) -> "Picture":
         """Dark walls, the letters S and G, the path in blue with arrows; red where it is stuck."""
