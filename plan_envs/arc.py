@@ -319,9 +319,9 @@ class Arc:
         """Policies that tables show beside a learned one.
 
         "copy-input" submits the first canvas. What it agrees with is what a task's input and output
-        have in common, which is much.
+        have in common, which is much. "oracle" sets the stored target's height, then its width,
+        then paints the cells that are still wrong, and submits where no target is known.
         """
-        del instances
         submit = self.spec.num_actions - 1
 
         def copy_input(
@@ -330,21 +330,23 @@ class Arc:
             del plans, mask, rng
             return np.full(len(boards), submit, np.int32)
 
-        return {"copy-input": copy_input}
+        return {"copy-input": copy_input, "oracle": _oracle(self, instances)}
 
     def picture(self, instance: Int8Array, plan: Int8Array) -> Picture:
         """Demonstrations as pairs (input, output), then the test input and, framed, the canvas.
 
-        Cells of the canvas that differ from its start are bold. The pairs stand in as many columns
-        as make the picture most nearly square.
+        Cells of the canvas that differ from its start show their digit; elsewhere the colour says
+        it all, and digits stand in text without colours only. An output lies beside or below its
+        input, whatever makes the picture more nearly square.
         """
-        boards = np.asarray(instance, np.int8).reshape(-1, self.size, self.size)
-        canvas = np.asarray(plan, np.int8).reshape(self.size, self.size)
-        start = self.initial(np.ascontiguousarray(boards.reshape(1, -1)))[0]
-        shown = [_crop(board) for board in boards[: self.spec.instance_layers]]
-        pairs = [pair for pair in zip(shown[1::2], shown[2::2], strict=True) if pair[0].size]
-        pairs.append((shown[0], _crop(canvas)))
-        return _draw(pairs, _crop(canvas) != start.reshape(canvas.shape)[_extent_slices(canvas)])
+        size = self.size
+        boards = np.asarray(instance, np.int8)[: self.spec.observed_size].reshape(-1, size, size)
+        canvas = np.asarray(plan, np.int8).reshape(size, size)
+        start = np.minimum(boards[0], 1) if self.start == "blank" else boards[0]
+        grids = [_crop(board) for board in boards]
+        pairs = [pair for pair in zip(grids[1::2], grids[2::2], strict=True) if pair[0].size]
+        extent = _extent(canvas)
+        return _draw([*pairs, (grids[0], canvas[extent])], edited=(canvas != start)[extent])
 
     def make_engine(self, num_envs: int, pool: Int8Array, options: EngineOptions) -> Engine:
         """The fast engine of the Gymnasium shells; see `plan_envs.engine.make_engine`."""
@@ -546,50 +548,119 @@ def _canvases(name: str, boards: Int8Array, size: int) -> Int8Array:
     return boards
 
 
-def _extent_slices(board: Int8Array) -> tuple[slice, slice]:
+def _oracle(domain: Arc, instances: "InstanceSet") -> "Policy":
+    """The policy that heads straight for the stored target; see `Arc.reference_policies`."""
+    from plan_envs.instances import content_keys
+
+    size = domain.size
+    paints, submit = NUM_COLOURS * size * size, domain.spec.num_actions - 1
+    keys = content_keys(instances.instances[:, : domain.spec.observed_size])
+    order = np.argsort(keys)
+
+    def policy(
+        boards: Int8Array, plans: Int8Array, mask: Int8Array, rng: np.random.Generator
+    ) -> NDArray[np.int32]:
+        del mask, rng
+        wanted = content_keys(boards)
+        place = order[np.minimum(np.searchsorted(keys[order], wanted), len(order) - 1)]
+        if (keys[place] != wanted).any():
+            raise ValueError(f"oracle: an instance is not in the set {instances.name!r}")
+        goals = instances.solutions[place]
+        cell = (plans != goals).argmax(axis=1)
+        actions = NUM_COLOURS * cell + goals[np.arange(len(goals)), cell] - 1
+        now, then = (np.stack(_sizes(some, size)) for some in (plans, goals))
+        for first, have, want in zip((paints, paints + size), now, then, strict=True):
+            resize = (have != want) & (actions < paints)
+            actions = np.where(resize, first + want - 1, actions)
+        return np.where(then[0] > 0, actions, submit).astype(np.int32)
+
+    return policy
+
+
+def _sizes(boards: Int8Array, size: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Heights and widths of the grids of boards, each of shape [batch]."""
+    grids = boards.reshape(-1, size, size) > 0
+    return grids[:, :, 0].sum(axis=1), grids[:, 0].sum(axis=1)
+
+
+def _extent(board: Int8Array) -> tuple[slice, slice]:
+    """Rows and columns of a board's grid."""
     return slice(int((board[:, 0] > 0).sum())), slice(int((board[0] > 0).sum()))
 
 
 def _crop(board: Int8Array) -> Int8Array:
-    return board[_extent_slices(board)]
+    return board[_extent(board)]
 
 
-_GROUND: Final = (236, 236, 240)
-_INK_SHIFT: Final = 26
-"""Digits in a picture stand off their colour by this much, so that colours dominate."""
+_GROUND: Final = (244, 244, 246)
+"""Paper around the grids, in a picture."""
 
 
-def _draw(pairs: list[tuple[Int8Array, Int8Array]], edited: NDArray[np.bool_]) -> Picture:
-    """Lay out pairs of grids, the last of which has the canvas on its right."""
-    height = 1 + max(grid.shape[0] for pair in pairs for grid in pair)
-    left, right = (1 + max(pair[side].shape[1] for pair in pairs) for side in (0, 1))
-    width = left + right + 1
-    lines = [(-(-len(pairs) // columns), columns) for columns in range(1, len(pairs) + 1)]
-    rows, columns = min(lines, key=lambda shape: max(shape[0] * height, shape[1] * width))
-    shape = rows * height + 1, columns * width
+def _draw(pairs: list[tuple[Int8Array, Int8Array]], *, edited: NDArray[np.bool_]) -> Picture:
+    """Lay out pairs of grids line by line; the last pair's second grid is the canvas."""
+    shape, places = _lay_out([(first.shape, second.shape) for first, second in pairs])
     symbols = np.full(shape, " ")
     paper = np.full((*shape, 3), _GROUND, np.uint8)
     ink = paper.copy()
     bold, below, beside = np.zeros((3, *shape), np.bool_)
-    for k, pair in enumerate(pairs):
-        top, start = k // columns * height + 1, k % columns * width + 1
-        for grid, first in zip(pair, (start, start + left), strict=True):
-            place = slice(top, top + grid.shape[0]), slice(first, first + grid.shape[1])
-            colours = np.array(PALETTE, np.int16)[grid - 1]
-            bright = colours.sum(axis=2, keepdims=True) > 380
+    for pair, corners in zip(pairs, places, strict=True):
+        for grid, (top, left) in zip(pair, corners, strict=True):
+            place = slice(top, top + grid.shape[0]), slice(left, left + grid.shape[1])
             symbols[place] = (grid - 1).astype(str)
-            paper[place] = colours
-            ink[place] = np.clip(colours + np.where(bright, -_INK_SHIFT, _INK_SHIFT), 0, 255)
-    canvas = pairs[-1][1]
-    top, first = (len(pairs) - 1) // columns * height + 1, (len(pairs) - 1) % columns * width + 1
-    first += left
-    last, end = top + canvas.shape[0] - 1, first + canvas.shape[1] - 1
-    bold[top : last + 1, first : end + 1] = edited
-    below[[top - 1, last], first : end + 1] = True
-    beside[top : last + 1, [first - 1, end]] = True
+            paper[place] = ink[place] = np.array(PALETTE, np.uint8)[grid - 1]
+    canvas, (top, left) = pairs[-1][1], places[-1][1]
+    rows, columns = canvas.shape
+    inside = slice(top, top + rows), slice(left, left + columns)
+    bold[inside] = edited
+    bright = np.array(PALETTE).sum(axis=1) > 380
+    contrast = np.where(bright[canvas - 1], 0, 255).astype(np.uint8)
+    ink[inside] = np.where(edited[..., None], contrast[..., None], paper[inside])
+    below[[top - 1, top + rows - 1], left : left + columns] = True
+    beside[top : top + rows, [left - 1, left + columns - 1]] = True
     return Picture(
-        symbols=symbols, ink=ink, paper=paper, bold=bold, rule_below=below, rule_right=beside
+        symbols=symbols,
+        ink=ink,
+        paper=paper,
+        bold=bold,
+        rule_below=below,
+        rule_right=beside,
+        origin=(top, left),
+        extent=(rows, columns),
     )
+
+
+_Corner = tuple[int, int]
+"""Row and column."""
+
+
+def _lay_out(
+    shapes: list[tuple[tuple[int, ...], tuple[int, ...]]],
+) -> tuple[tuple[int, int], list[tuple[_Corner, _Corner]]]:
+    """(shape of the picture, corners of each pair's grids), a cell apart and as square as can be.
+
+    All first grids get the room of the largest, and so do all second ones.
+    """
+    first, second = (np.array([pair[side] for pair in shapes]).max(axis=0) for side in (0, 1))
+    best: tuple[tuple[int, int], list[tuple[_Corner, _Corner]]] | None = None
+    for axis in (1, 0):  # the second grid right of the first, or below it
+        room = np.maximum(first, second) + 1
+        room[axis] = first[axis] + second[axis] + 3
+        shift = np.zeros(2, np.int64)
+        shift[axis] = first[axis] + 1
+        for columns in range(1, len(shapes) + 1):
+            lines = -(-len(shapes) // columns)
+            shape = lines * int(room[0]) + 1, columns * int(room[1]) + 1
+            if best is None or max(shape) < max(best[0]):
+                corners = np.stack(np.divmod(range(len(shapes)), columns), axis=1) * room + 1
+                best = (
+                    shape,
+                    [
+                        ((int(at[0]), int(at[1])), (int(to[0]), int(to[1])))
+                        for at, to in zip(corners, corners + shift, strict=True)
+                    ],
+                )
+    assert best is not None
+    return best
 
 
 @cache

@@ -255,7 +255,7 @@ def leave_one_out(task: ArcTask, domain: Arc, *, of: int | None = None) -> Int8A
     return _stack(rows, domain)
 
 
-def test_inputs(task: ArcTask, domain: Arc) -> Int8Array:
+def on_test_inputs(task: ArcTask, domain: Arc) -> Int8Array:
     """The test inputs of a task as instances, with every demonstration shown; [num, instance]."""
     rows = [domain.instance_of(task.train, *pair, name=f"task {task.id}") for pair in task.test]
     return _stack(rows, domain)
@@ -313,7 +313,7 @@ def _whole_set(tasks: Sequence[ArcTask], domain: Arc, split: str) -> Int8Array:
             rows.append(_unsolved(leave_one_out(task, domain), domain))
         else:
             kept = tuple(pair for pair in task.test if _fits([pair], domain.size))
-            rows.append(test_inputs(ArcTask(id=task.id, train=task.train, test=kept), domain))
+            rows.append(on_test_inputs(ArcTask(id=task.id, train=task.train, test=kept), domain))
     return _stack(rows, domain)
 
 
@@ -325,7 +325,7 @@ def _listed(tasks: Sequence[ArcTask], domain: Arc, split: str, *, strict: bool) 
             continue
         held_out = len(task.train) >= HOLD_OUT_FROM
         if split == "test":
-            rows.append(test_inputs(task, domain))
+            rows.append(on_test_inputs(task, domain))
         elif split == "train":
             of = len(task.train) - held_out
             rows.append(_unsolved(leave_one_out(task, domain, of=of), domain))
