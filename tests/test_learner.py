@@ -16,6 +16,7 @@ from plan_envs.domain import edit_reward, potential
 from plan_envs.gym_envs import PlanEditVectorEnv
 from plan_envs.sudoku import Sudoku
 from trm.model import ModelConfig
+from upi_trm.contraction import certificate
 from upi_trm.curriculum import Curriculum, CurriculumConfig
 from upi_trm.evaluator import EvaluatorConfig, k_step_targets
 from upi_trm.improvement import ImprovementConfig
@@ -400,3 +401,22 @@ def test_a_rollout_too_small_to_hold_out_a_state_is_named(name: str, least: int)
         ValueError, match=f"rollout.{name} must be at least {least}, got {least - 1}"
     ):
         RolloutConfig(**{name: least - 1})
+
+
+@pytest.mark.parametrize("rate", [0.1, 1.0])
+def test_the_running_average_of_the_policy_is_deployed_and_keeps_its_bound(rate: float) -> None:
+    config = replace(
+        SMALL,
+        contraction=ContractionConfig(modulus=0.5),
+        improvement=replace(IMPROVEMENT, average_rate=rate),
+    )
+    learner, roller = make(config)
+    first = copy.deepcopy(learner.policy.state_dict())
+    learner.iterate(roller, steps=2)
+    average, last = learner.deployed.state_dict(), learner.policy.state_dict()
+    assert certificate(learner.deployed.update) <= 0.5
+    followed = [torch.equal(average[name], last[name]) for name in last]
+    stayed = [torch.equal(average[name], first[name]) for name in last]
+    assert all(followed) if rate == 1.0 else not any(followed)
+    assert not any(stayed)
+    assert {f"average.{name}" for name in last} <= set(learner.weights())

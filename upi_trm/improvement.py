@@ -59,6 +59,10 @@ class ImprovementConfig:
     """States in a minibatch."""
     learning_rate: float = 2e-3
     """Adam's step size for the policy."""
+    average_rate: float | None = None
+    """Deploy a running average of the policy's weights, avg <- avg + rate (phi - avg) after every
+    optimiser step, instead of the last ones; null deploys phi itself. Rollouts and the improvement
+    use phi either way."""
 
     def __post_init__(self) -> None:
         """Check ranges and combinations."""
@@ -71,6 +75,10 @@ class ImprovementConfig:
         for name in ("temperature", "power", "clip", "distil_kl", "distil_passes", "learning_rate"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"improvement.{name} must be positive, got {getattr(self, name)}")
+        if self.average_rate is not None and not 0 < self.average_rate <= 1:
+            raise ValueError(
+                f"improvement.average_rate must lie in (0, 1] or be null, got {self.average_rate}"
+            )
         for name in ("candidate_steps", "batch_size"):
             if getattr(self, name) < 1:
                 raise ValueError(

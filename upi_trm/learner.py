@@ -135,6 +135,8 @@ class UpiLearner:
         with contextlib.suppress(NotContractive):
             self.certificates = [Certificate(m.update) for m in (self.evaluator, self.policy)]
         self.target = TargetNetwork(self.evaluator, config.evaluator.target_rate)
+        rate = config.improvement.average_rate
+        self.average = None if rate is None else TargetNetwork(self.policy, rate)
         self.evaluator_optimiser = torch.optim.Adam(
             self.evaluator.parameters(), lr=config.evaluator.learning_rate
         )
@@ -146,7 +148,13 @@ class UpiLearner:
     @property
     def networks(self) -> dict[str, TinyRecursiveModel]:
         """Every network by its name in a checkpoint."""
-        return {"evaluator": self.evaluator, "policy": self.policy, "target": self.target.model}
+        named = {"evaluator": self.evaluator, "policy": self.policy, "target": self.target.model}
+        return named if self.average is None else {**named, "average": self.average.model}
+
+    @property
+    def deployed(self) -> TinyRecursiveModel:
+        """The policy to evaluate and to use: phi, or the running average of its weights."""
+        return self.policy if self.average is None else self.average.model
 
     def compile_steps(self, placement: Placement) -> None:
         """Compile the latent updates where the placement asks for it."""
@@ -248,7 +256,7 @@ class UpiLearner:
             held_out.to(self.device),
             config=config,
             generator=self.noise,
-            after_step=self._clamp,
+            after_step=self._after_policy_step,
         )
         clock.mark("distil")
         entropy = -torch.special.xlogy(policy, policy).sum(dim=1).mean()
@@ -400,6 +408,12 @@ class UpiLearner:
 
     def _tensor(self, array: NDArray[Any]) -> Tensor:
         return torch.from_numpy(np.ascontiguousarray(array)).to(self.device)
+
+    def _after_policy_step(self) -> None:
+        # The clamp first: an average of clamped weights keeps their bound, which is convex.
+        self._clamp()
+        if self.average is not None:
+            self.average.update(self.policy)
 
     def _clamp(self) -> None:
         for clamp in self.clamps:

@@ -37,7 +37,7 @@ def load_policy(run: Run, *, placement: Placement, step: int | str | None = None
     model = TinyRecursiveModel(
         model_shape(task_of(run).domain.spec), recipe.model, generator=torch.Generator()
     )
-    prefix = "policy."
+    prefix = "policy." if recipe.improvement.average_rate is None else "average."
     weights = {
         name.removeprefix(prefix): tensor
         for name, tensor in checkpoint.weights.items()

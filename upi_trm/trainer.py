@@ -226,7 +226,7 @@ class _Training:
 
     def evaluate(self) -> dict[str, float]:
         """Greedy success on validation puzzles."""
-        policy = GreedyPolicy(self.learner.policy, self.placement)
+        policy = GreedyPolicy(self.learner.deployed, self.placement)
         report: EvalReport = evaluate_policy(policy, self.task.domain, self.validation)
         return {
             "success_rate": report.success_rate,
