@@ -6,9 +6,11 @@ set do not depend on its size, and seeds may run in parallel.
 """
 
 import csv
+import math
 import operator
 import os
 import string
+from array import array
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -39,6 +41,9 @@ _CODES[[ord(symbol) for symbol in "._"]] = 0
 _CODES[[ord(symbol) for symbol in _SYMBOLS]] = range(len(_SYMBOLS))
 _CODES[[ord(symbol) for symbol in _SYMBOLS.lower()]] = range(len(_SYMBOLS))
 _CODES[[ord(symbol) for symbol in " \t\r\n|+-'"]] = _SEPARATOR
+
+_VALUES = bytes(int(code) % 256 for code in np.append(_CODES, np.full(128, -1)))
+"""Value of every byte of a puzzle without separators, for `bytes.translate`; > side = none."""
 
 _CHUNK = 256
 """Puzzles a kernel call, so that Ctrl-C gets through between calls."""
@@ -183,34 +188,41 @@ def read_sudoku_csv(
     """Read puzzles from a CSV file with columns `source,question,answer,rating`.
 
     This is the format of the public Sudoku-Extreme sets. Blanks are '.' or '0'. `answer` and
-    `rating` may be empty or
-    missing: answers are then solved for, ratings are the number of blanks.
+    `rating` may be empty or missing: answers are then solved for, ratings are the number of blanks.
 
     Args:
         path: file to read.
         side: expected side; None = that of the first row.
         limit: read at most so many rows.
-        require_unique: refuse puzzles with several solutions.
+        require_unique: refuse puzzles with several solutions, which takes 0.5 ms a puzzle for the
+            hardest 9x9; else answers are only checked to solve their question.
 
     Raises:
         ValueError: one line that names file, line, field and value of the first malformed row.
     """
     rows = _csv_rows(Path(path), side=side, limit=limit)
-    side = rows.side
-    counts, solved = _solve_batch(rows.questions, 2 if require_unique else 1, side)
+    side, answers = rows.side, rows.answers
+    missing = ~np.any(answers, axis=1)
+    asked = np.flatnonzero(missing | require_unique)
+    counts, solved = _solve_batch(rows.questions[asked], 2 if require_unique else 1, side)
     for i in np.flatnonzero(counts != 1)[:1]:
-        reason = _conflict(rows.questions[i], side) or (
-            "no solution" if counts[i] == 0 else "several solutions"
-        )
-        question = format_line(rows.questions[i], side)
-        raise ValueError(f"{path}:{rows.lines[i]}: question has {reason}: {question!r}")
-    has_answer: NDArray[np.bool_] = np.any(rows.answers, axis=1)
-    answers = np.where(has_answer[:, None], rows.answers, solved)
+        question = rows.questions[asked[i]]
+        reason = "several solutions" if counts[i] else _conflict(question, side) or "no solution"
+        raise _refused(path, rows.lines[asked[i]], f"question has {reason}", question, side)
+    answers[missing] = solved[missing[asked]]
     good = np.asarray(_search.valid_completion(rows.questions, answers, tables_of(side)))
     for i in np.flatnonzero(~good)[:1]:
-        answer = format_line(answers[i], side)
-        raise ValueError(f"{path}:{rows.lines[i]}: answer does not solve the question: {answer!r}")
+        conflict = _conflict(rows.questions[i], side)
+        if conflict is not None:
+            raise _refused(path, rows.lines[i], f"question has {conflict}", rows.questions[i], side)
+        raise _refused(path, rows.lines[i], "answer does not solve the question", answers[i], side)
     return InstanceSet.of(Path(path).name, rows.questions, answers, rows.ratings)
+
+
+def _refused(
+    path: str | os.PathLike[str], line: int, reason: str, board: Int8Array, side: int
+) -> ValueError:
+    return ValueError(f"{path}:{line}: {reason}: {format_line(board, side)!r}")
 
 
 def parse_puzzle(text: str, *, side: int | None = None) -> Int8Array:
@@ -395,15 +407,13 @@ class _CsvRows(NamedTuple):
     questions: Int8Array
     answers: Int8Array
     ratings: NDArray[np.float32]
-    lines: list[int]
+    lines: NDArray[np.int64]
 
 
 def _csv_rows(path: Path, *, side: int | None, limit: int | None) -> _CsvRows:
     """Read and check the characters of a puzzle file; the mathematics is checked by the caller."""
-    questions: list[Int8Array] = []
-    answers: list[Int8Array] = []
-    ratings: list[float] = []
-    lines: list[int] = []
+    questions, answers = bytearray(), bytearray()
+    ratings, lines = array("f"), array("l")
     with path.open(newline="", encoding="utf-8-sig") as file:
         reader = csv.DictReader(file, strict=True)
         try:
@@ -419,15 +429,15 @@ def _csv_rows(path: Path, *, side: int | None, limit: int | None) -> _CsvRows:
                 if None in row:
                     raise ValueError(f"{place}: more fields than the header, got {row[None]}")
                 question = _csv_board(row["question"] or "", side, place, "question")
-                side = side or round(question.size**0.5)
+                side = side or round(len(question) ** 0.5)
                 answer_text = row.get("answer") or ""
-                answer = np.zeros(side * side, np.int8)
+                answer = bytes(side * side)
                 if answer_text:
                     answer = _csv_board(answer_text, side, place, "answer")
-                    if not answer.all():
+                    if 0 in answer:
                         raise ValueError(f"{place}: answer has blanks: {answer_text!r}")
-                questions.append(question)
-                answers.append(answer)
+                questions += question
+                answers += answer
                 ratings.append(_csv_rating(row.get("rating") or "", question, place))
                 lines.append(reader.line_num)
         except (csv.Error, UnicodeDecodeError) as error:
@@ -437,25 +447,35 @@ def _csv_rows(path: Path, *, side: int | None, limit: int | None) -> _CsvRows:
     if side is None or not lines:
         raise ValueError(f"{path}: no puzzles")
     return _CsvRows(
-        side, np.stack(questions), np.stack(answers), np.array(ratings, np.float32), lines
+        side=side,
+        questions=np.frombuffer(questions, np.int8).reshape(-1, side * side),
+        answers=np.frombuffer(answers, np.int8).reshape(-1, side * side),
+        ratings=np.array(ratings),
+        lines=np.array(lines),
     )
 
 
-def _csv_board(text: str, side: int | None, place: str, field: str) -> Int8Array:
+def _csv_board(text: str, side: int | None, place: str, field: str) -> bytes:
+    """The values of a board; most are plain text that needs no closer look."""
+    values = text.encode("ascii", "replace").translate(_VALUES)
+    if side is not None and len(values) == side * side and max(values) <= side:
+        return values
     try:
-        board: Int8Array = parse_puzzle(text, side=side)[0]
+        return parse_puzzle(text, side=side).tobytes()
     except ValueError as error:
         raise ValueError(f"{place}: {field}: {error} in {_shorten(text)!r}") from None
-    return board
 
 
-def _csv_rating(text: str, question: Int8Array, place: str) -> float:
+def _csv_rating(text: str, question: bytes, place: str) -> float:
     if not text:
-        return float((question == 0).sum())
+        return question.count(0)
     try:
-        return float(text)
+        rating = float(text)
     except ValueError:
-        raise ValueError(f"{place}: rating must be a number, got {text!r}") from None
+        rating = math.nan
+    if math.isnan(rating):
+        raise ValueError(f"{place}: rating must be a number, got {text!r}")
+    return rating
 
 
 def _shorten(text: str) -> str:
@@ -465,14 +485,14 @@ def _shorten(text: str) -> str:
 def _boards(boards: Int8Array, side: int) -> Int8Array:
     """Boards as a contiguous int8 array [num, cell], shape and range checked."""
     cells = box_shape(side) and side * side
-    array = np.asarray(boards)
-    if array.ndim == 1:
-        array = array[None]
-    if array.ndim != 2 or array.shape[1] != cells:
-        raise ValueError(f"{side}x{side} boards must have shape [num, {cells}], got {array.shape}")
-    if array.size and (array.min() < 0 or array.max() > side):
-        raise ValueError(f"{side}x{side} boards hold 0-{side}, got {array.min()} to {array.max()}")
-    boards8: Int8Array = np.ascontiguousarray(array, np.int8)
+    given = np.asarray(boards)
+    if given.ndim == 1:
+        given = given[None]
+    if given.ndim != 2 or given.shape[1] != cells:
+        raise ValueError(f"{side}x{side} boards must have shape [num, {cells}], got {given.shape}")
+    if given.size and (given.min() < 0 or given.max() > side):
+        raise ValueError(f"{side}x{side} boards hold 0-{side}, got {given.min()} to {given.max()}")
+    boards8: Int8Array = np.ascontiguousarray(given, np.int8)
     return boards8
 
 

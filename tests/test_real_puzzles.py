@@ -1,12 +1,17 @@
 """Real public puzzles: each row has one solution, the stated one; broken copies are refused."""
 
+import sys
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
 
+from plan_envs.domain import PlanDomain
 from plan_envs.evaluation import evaluate_policy, reference_policies
+from plan_envs.hub import read_instances
 from plan_envs.instances import InstanceSet
+from plan_envs.maze import Maze
 from plan_envs.sudoku import Sudoku
 from plan_envs.sudoku_instances import count_solutions, read_sudoku_csv, solve
 
@@ -30,6 +35,28 @@ def test_every_real_puzzle_has_one_solution_and_it_is_the_stated_one(
     assert (count_solutions(puzzles.instances, side=9) == 1).all()
     assert np.array_equal(solve(puzzles.instances, side=9), puzzles.solutions)
     assert len(set(puzzles.keys.tolist())) == len(puzzles)
+
+
+@pytest.mark.parametrize(
+    ("name", "file", "domain"),
+    [
+        ("sapientinc/sudoku-extreme", "sudoku/extreme_real.csv", Sudoku(9)),
+        ("sapientinc/maze-30x30-hard-1k", "maze/maze-30x30-hard.csv", Maze(30)),
+    ],
+)
+def test_rows_of_a_public_set_are_read_by_its_name_on_the_hub(
+    data_folder: Path, monkeypatch: pytest.MonkeyPatch, name: str, file: str, domain: PlanDomain
+) -> None:
+    path = data_folder / file
+    if not path.is_file():
+        pytest.skip(f"{path} is not here")
+    client = ModuleType("huggingface_hub")
+    client.hf_hub_download = lambda *_, **__: str(path)  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "huggingface_hub", client)
+    loaded = read_instances(name, domain=domain, limit=100)
+    assert len(loaded) == 100 and loaded.name == f"{name}:train"
+    assert domain.check(loaded.instances, loaded.solutions).solved.all()
+    assert np.array_equal(loaded.keys, read_instances(path, domain=domain, limit=100).keys)
 
 
 def test_seventeen_clue_puzzles_have_seventeen_givens(data_folder: Path) -> None:

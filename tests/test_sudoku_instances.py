@@ -443,6 +443,7 @@ def test_several_solutions_are_read_only_on_request(tmp_path: Path) -> None:
         (f"s,{QUESTION},{ANSWER[:-1]}.,0", "answer has blanks"),
         (f"s,{QUESTION},{'1234341221434321'},0", "answer does not solve the question"),
         (f"s,{QUESTION},{ANSWER},hard", "rating must be a number, got 'hard'"),
+        (f"s,{QUESTION},{ANSWER},nan", "rating must be a number, got 'nan'"),
         (f"s,{QUESTION},{ANSWER},0,extra", "more fields than the header"),
         (f"s,{QUESTION[:-1]}?,{ANSWER},0", "question: '\\?' at row 4, column 4"),
         (f"s,{QUESTION[:-1]},{ANSWER},0", "question: a 4x4 puzzle has 16 cells, got 15"),
