@@ -1,0 +1,149 @@
+"""`upi-trm sweep` and `upi-trm compare`: many runs at once, and runs side by side.
+
+Heavy imports stand inside the commands, as in `upi_trm.cli`, which adds these two to its own.
+"""
+
+import json
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+_EXIT_FAILED = 1
+_EXIT_INTERRUPTED = 130
+
+
+@click.command()
+@click.argument("spec", metavar="SPEC.yaml|NAME")
+@click.option(
+    "--out", type=click.Path(path_type=Path), help="The sweep's folder.  [default: runs/NAME]"
+)
+@click.option("--workers", type=click.IntRange(1), help="Runs at once.  [default: one a core]")
+@click.option(
+    "--backend",
+    type=click.Choice(["local", "ray"]),
+    default="local",
+    show_default=True,
+    help="Processes of this machine, or a Ray cluster (extra `cluster`).",
+)
+@click.option("--address", help="Of the Ray cluster, e.g. auto.  [default: start a local one]")
+@click.option("--dry-run", is_flag=True, help="Show the points and their state; start nothing.")
+def sweep(
+    *,
+    spec: str,
+    out: Path | None,
+    workers: int | None,
+    backend: Any,
+    address: str | None,
+    dry_run: bool,
+) -> None:
+    """Train and evaluate every point of a sweep.
+
+    Give a spec file or the name of a shipped one. The same command goes on after an interruption:
+    finished runs are skipped, interrupted ones resumed, failed ones tried again. Exit code 1 when a
+    run failed, 130 after Ctrl-C, which lets runs save.
+    """
+    from upi_trm.sweep import plan_sweep, point_states, run_sweep, sweep_path
+
+    path = sweep_path(spec)
+    planned = plan_sweep(path)
+    out = Path("runs") / planned.name if out is None else out
+    if dry_run:
+        states = point_states(planned, out)
+        for point in planned.points:
+            words = ["upi-trm", *point.start, "--out", str(out / point.name)]
+            click.echo(f"{states[point.name]:<12} {shlex.join(words)}")
+        done = sum(state == "finished" for state in states.values())
+        click.echo(f"{len(states)} runs, {done} of them finished")
+        return
+    total = len(planned.points)
+
+    def show(change: Any) -> None:
+        text = f"[{change.num_finished}/{total}] {change.point.name}: {change.state}"
+        if change.state == "finished":
+            text += f", {change.success_rate:.1%} solved"
+            text += f" ({change.seconds:.0f} s)" if change.seconds else " before"
+        click.echo(f"{text}: {change.detail}" if change.detail else text, err=True)
+
+    states = run_sweep(
+        planned,
+        out,
+        backend=backend,
+        workers=workers,
+        address=address,
+        command=shlex.join(["upi-trm", *sys.argv[1:]]),
+        report=show,
+    )
+    counts = {state: list(states.values()).count(state) for state in dict.fromkeys(states.values())}
+    summary = ", ".join(f"{count} {state}" for state, count in counts.items())
+    click.echo(f"{out}: {summary}")
+    if counts.get("finished"):
+        click.echo(f"  upi-trm compare {out}")
+    if counts.get("failed"):
+        sys.exit(_EXIT_FAILED)
+    if len(counts) > 1 or "finished" not in counts:
+        sys.exit(_EXIT_INTERRUPTED)
+
+
+@click.command()
+@click.argument(
+    "paths",
+    metavar="RUN|DIR|RECORD.json...",
+    nargs=-1,
+    required=True,
+    type=click.Path(path_type=Path),
+)
+@click.option("--json", "as_json", is_flag=True, help="Print one line of JSON in place of a table.")
+@click.option(
+    "--plot",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="Draw learning curves: .png, .svg, .pdf (extra `plot`).",
+)
+@click.option(
+    "--num",
+    type=click.IntRange(1),
+    help="Unseen puzzles for every run; runs of another number are evaluated anew.  [default: as "
+    "recorded, 500 where nothing is]",
+)
+@click.option(
+    "--save",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="Write all records into one JSON file, which compare takes again.",
+)
+def compare(
+    *, paths: tuple[Path, ...], as_json: bool, plot: Path | None, num: int | None, save: Path | None
+) -> None:
+    """Compare runs: a row a recipe over its seeds, beside the reference policies.
+
+    Takes run folders of any learner, folders of runs, and evaluation records. Runs that have no
+    record yet are evaluated, and keep it (eval.json).
+    """
+    from rich.console import Console
+
+    from trm.durable import replace_durably
+    from upi_trm.compare import compare_records, save_plot
+    from upi_trm.records import parse_record, read_records
+
+    found = read_records(paths, num=num, announce=lambda text: click.echo(text, err=True))
+    comparison = compare_records(
+        [parse_record(record, source=str(record.get("run", "record"))) for record in found]
+    )
+    if save is not None:
+        lines = ",\n".join(json.dumps(record) for record in found)
+        replace_durably(save, f'{{"records": [\n{lines}\n]}}\n'.encode())
+    if plot is not None:
+        save_plot(comparison, plot)
+    if as_json:
+        click.echo(json.dumps(comparison.to_json_dict()))
+        return
+    Console().print(comparison.table())
+    for aggregate in comparison.aggregate:
+        click.echo(
+            f"{aggregate.method}, {aggregate.recipe}, over {', '.join(aggregate.envs)}: "
+            f"interquartile mean {aggregate.iqm:.1%} "
+            f"({aggregate.iqm_low:.1%} - {aggregate.iqm_high:.1%}, {aggregate.num_runs} runs)"
+        )

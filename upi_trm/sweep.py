@@ -1,0 +1,582 @@
+"""Sweeps: one YAML file that stands for many training runs, and the runs (DESIGN.md section 7).
+
+A spec names environments, a recipe, overrides, a grid over recipe fields and seeds; `plan_sweep`
+turns it into points, each checked against the recipe's dataclass before anything starts, and
+`run_sweep` trains what is not finished, through `trm.jobs`. Below the sweep's folder lie
+
+    manifest.json             the spec, every point and its state, commands, commits
+    NAME-seedN/               a run folder for each point; interrupted ones are resumed
+    records/NAME-seedN.json   its evaluation record (`upi_trm.records`): the point is finished
+    logs/NAME-seedN.log       what its processes printed
+"""
+
+import contextlib
+import difflib
+import functools
+import itertools
+import json
+import re
+import shlex
+import shutil
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any, Literal
+
+from trm.durable import FolderLock, LockedError, replace_durably
+from trm.jobs import Backend, Job, JobResult, map_jobs, run_command
+
+FORMAT_VERSION = 1
+"""Of manifest.json."""
+
+PLUGIN_GROUP = "upi_trm.sweeps"
+"""Entry-point group of the `SweepCommand`s of other learners; `baselines.train` names the one of
+`upi-trm baselines train`."""
+
+_PACKAGE = Path(__file__).resolve().parent
+_FOLDERS = (_PACKAGE / "configs" / "sweeps", _PACKAGE.parent / "configs" / "sweeps")
+_PLAIN_TEXT = re.compile(r"(?!(?:y|n|yes|no|on|off|true|false|null)$)[A-Za-z_][\w./-]*", re.I)
+
+PointState = Literal["pending", "interrupted", "running", "finished", "failed", "stopped"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepSpec:
+    """What a spec file may say."""
+
+    command: str = "train"
+    """Words after `upi-trm`; more than the command's name is passed on, e.g. `--device cuda`."""
+    envs: tuple[str, ...]
+    """Environments, as `--env` takes them."""
+    recipe: str | None = None
+    """A shipped recipe, or a file beside the spec; null for each environment's own."""
+    set: dict[str, Any] = field(default_factory=dict)
+    """Overrides of every point: dotted field -> value."""
+    cases: dict[str, Any] = field(default_factory=dict)
+    """Name -> overrides; each case is combined with the whole grid."""
+    grid: dict[str, Any] = field(default_factory=dict)
+    """Dotted field -> list of values; all combinations."""
+    seeds: tuple[int, ...] = (0,)
+    """Of the runs."""
+    steps: int | None = None
+    """Budget of every run, as `--steps`; null for the recipe's."""
+    eval_num: int = 500
+    """Unseen puzzles of the evaluation at the end, the same for all."""
+
+    def __post_init__(self) -> None:
+        """Check what no recipe checks."""
+        for name in ("envs", "seeds"):
+            values = getattr(self, name)
+            if not values or len(set(values)) < len(values):
+                raise ValueError(f"{name} must be different values, at least one, got {values}")
+        if min(self.seeds) < 0:
+            raise ValueError(f"seeds must not be negative, got {self.seeds}")
+        if self.eval_num < 1:
+            raise ValueError(f"eval_num must be at least 1, got {self.eval_num}")
+        if self.steps is not None and self.steps < 1:
+            raise ValueError(f"steps must be at least 1, got {self.steps}")
+        for name, values in self.grid.items():
+            if not isinstance(values, list) or not values:
+                raise ValueError(f"grid: {name} must be a list of values, got {values!r}")
+        for name, values in self.cases.items():
+            if not isinstance(values, dict):
+                raise ValueError(f"cases: {name} must be `field: value` lines, got {values!r}")
+            twice = [key for key in values if key in self.grid]
+            if twice:
+                raise ValueError(f"cases: {name} sets {twice[0]}, which the grid sets too")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepCommand:
+    """What a sweep must know of a command that trains runs."""
+
+    recipe: type
+    """Dataclass of its recipes."""
+    recipe_names: Callable[[], Sequence[str]]
+    recipe_path: Callable[[str], Path]
+    """File of a shipped recipe."""
+    steps_field: str
+    """The recipe's field that `--steps` overrides."""
+    finished_at: Callable[[Any], int]
+    """Edits that a finished run of a recipe has made at least."""
+    options: tuple[str, ...] = ("--eval-num", "0")
+    """Given always, so that the command does not evaluate by itself."""
+    resume_words: bool = True
+    """Whether the further words of `command` are given again when a run is resumed."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Point:
+    """One run of a sweep."""
+
+    name: str
+    """Name of its folder: environment, case, grid values, seed."""
+    env: str
+    seed: int
+    settings: Mapping[str, Any]
+    """Values of the grid, and the case's name."""
+    recipe: Any
+    """The recipe that it trains, checked."""
+    start: tuple[str, ...]
+    """Words after `upi-trm` that begin it; `--out FOLDER` is added."""
+    resume: tuple[str, ...]
+    """Words that go on with it; `--resume FOLDER` is added."""
+    finished_at: int
+    """Edits that it has made at least when it is finished."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sweep:
+    """A spec and its points."""
+
+    name: str
+    """The file's name without ending."""
+    spec: SweepSpec
+    recipe_class: type
+    points: tuple[Point, ...]
+
+
+# --- From the file to points
+
+
+def sweep_names() -> list[str]:
+    """Names of the shipped specs, sorted."""
+    return sorted(path.stem for path in _folder().glob("*.yaml"))
+
+
+def sweep_path(name: str) -> Path:
+    """The file of a spec: a path, or the name of a shipped one.
+
+    Raises:
+        ValueError: there is neither; names the nearest shipped one.
+    """
+    if Path(name).is_file():
+        return Path(name)
+    stem, names = name.removesuffix(".yaml"), sweep_names()
+    if stem not in names:
+        near = difflib.get_close_matches(stem, names, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"shipped are {', '.join(names) or 'none'}"
+        raise ValueError(f"{name}: no such file, and no shipped sweep is called so; {hint}")
+    return _folder() / f"{stem}.yaml"
+
+
+def plan_sweep(path: Path) -> Sweep:
+    """Read a spec and check every point of it; nothing is started or written.
+
+    Raises:
+        ValueError: one line with file, field and value, for an unknown key or field (with the
+            nearest valid name), a value that the recipe refuses, or two points that are one.
+    """
+    from trm.recipe import load_recipe
+
+    spec = load_recipe(SweepSpec, path)
+    try:
+        command, words, further = _find_command(spec.command)
+        points = tuple(_points(spec, path, command, words, further))
+        _check_distinct(points)
+    except ValueError as error:
+        message = str(error).removeprefix("--set: ")
+        raise ValueError(message if message.startswith(str(path)) else f"{path}: {message}") from (
+            error
+        )
+    return Sweep(name=path.stem, spec=spec, recipe_class=command.recipe, points=points)
+
+
+def _folder() -> Path:
+    return next((folder for folder in _FOLDERS if folder.is_dir()), _FOLDERS[0])
+
+
+def _upi_command() -> SweepCommand:
+    from upi_trm.recipes import recipe_names, recipe_path
+    from upi_trm.trainer import UpiRecipe
+
+    def finished_at(recipe: Any) -> int:
+        """The budget, less what is too little for one more edit of every plan."""
+        return int(recipe.schedule.edits // recipe.rollout.plans * recipe.rollout.plans)
+
+    return SweepCommand(
+        recipe=UpiRecipe,
+        recipe_names=recipe_names,
+        recipe_path=recipe_path,
+        steps_field="schedule.edits",
+        finished_at=finished_at,
+    )
+
+
+def _find_command(text: str) -> tuple[SweepCommand, list[str], list[str]]:
+    """The command, the words that name it, and the words that follow them."""
+    words = shlex.split(text)
+    if words[:1] == ["train"]:
+        return _upi_command(), words[:1], words[1:]
+    points = {point.name: point for point in entry_points(group=PLUGIN_GROUP)}
+    for count in range(len(words), 0, -1):
+        point = points.get(".".join(words[:count]))
+        if point is not None:
+            return point.load(), words[:count], words[count:]
+    known = ["train", *(name.replace(".", " ") for name in sorted(points))]
+    near = difflib.get_close_matches(text, known, n=1)
+    hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}"
+    raise ValueError(f"command: {text!r} trains no runs; {hint}")
+
+
+def _points(
+    spec: SweepSpec, path: Path, command: SweepCommand, words: list[str], further: list[str]
+) -> Iterator[Point]:
+    from plan_envs.catalogue import resolve_task
+    from trm.recipe import load_recipe
+
+    envs = [resolve_task(env).name for env in spec.envs]
+    cases: list[tuple[str | None, Mapping[str, Any]]] = [*spec.cases.items()] or [(None, {})]
+    combinations = [
+        dict(zip(spec.grid, values, strict=True))
+        for values in itertools.product(*spec.grid.values())
+    ]
+    short = _short_names(list(spec.grid))
+    budget = {} if spec.steps is None else {command.steps_field: spec.steps}
+    # Seeds outermost: the first third of a sweep over three seeds already shows the whole picture.
+    for seed, env in itertools.product(spec.seeds, envs):
+        recipe_word, recipe_file = _find_recipe(spec.recipe, env, path, command)
+        for (case, overrides), grid in itertools.product(cases, combinations):
+            parts = [env, *([case] if case else [])]
+            parts += [f"{short[name]}={_as_text(value)}" for name, value in grid.items()]
+            label = _safe(",".join(parts))
+            values = {**spec.set, **overrides, **grid}
+            settings = [f"{name}={_as_text(value)}" for name, value in values.items()]
+            steps = [f"{name}={value}" for name, value in budget.items()]
+            try:
+                recipe: Any = load_recipe(command.recipe, recipe_file, [*settings, *steps])
+            except ValueError as error:
+                raise ValueError(f"{label}: {str(error).removeprefix('--set: ')}") from error
+            yield Point(
+                name=f"{label}-seed{seed}",
+                env=env,
+                seed=seed,
+                settings={**({"case": case} if case else {}), **grid},
+                recipe=recipe,
+                start=(
+                    *(*words, *further, "--env", env),
+                    *(() if recipe_word is None else ("--recipe", recipe_word)),
+                    *(word for setting in settings for word in ("--set", setting)),
+                    *(() if spec.steps is None else ("--steps", str(spec.steps))),
+                    *("--seed", str(seed), *command.options),
+                ),
+                resume=(*words, *(further if command.resume_words else ()), *command.options),
+                finished_at=command.finished_at(recipe),
+            )
+
+
+def _find_recipe(
+    name: str | None, env: str, spec_path: Path, command: SweepCommand
+) -> tuple[str | None, Path | None]:
+    """What `--recipe` gets, and the file; both None for the defaults of the dataclass."""
+    if name is None:
+        shipped = env in command.recipe_names()
+        return (env, command.recipe_path(env)) if shipped else (None, None)
+    beside = spec_path.parent / name
+    if beside.is_file():
+        return str(beside), beside
+    return name, command.recipe_path(name)
+
+
+def _short_names(fields: Sequence[str]) -> dict[str, str]:
+    """`improvement.alpha` -> `alpha`, where no other field of the grid ends so."""
+    last = [name.rpartition(".")[2] for name in fields]
+    return {
+        name: short if last.count(short) == 1 else name
+        for name, short in zip(fields, last, strict=True)
+    }
+
+
+def _as_text(value: object) -> str:
+    """A value as `--set` reads it: plain where YAML lets it be."""
+    if isinstance(value, str) and _PLAIN_TEXT.fullmatch(value):
+        return value
+    return json.dumps(value)
+
+
+def _safe(name: str) -> str:
+    """A folder name without anything that a shell or a file system would trip over."""
+    return re.sub(r"[^A-Za-z0-9._=,+-]+", "_", name).strip("_")
+
+
+def _check_distinct(points: Sequence[Point]) -> None:
+    names: dict[str, Point] = {}
+    recipes: dict[tuple[str, int, str], Point] = {}
+    for point in points:
+        if point.name in names:
+            raise ValueError(f"two points would share the folder {point.name}; rename a case")
+        names[point.name] = point
+        twin = recipes.setdefault((point.env, point.seed, repr(point.recipe)), point)
+        if twin is not point:
+            raise ValueError(f"{twin.name} and {point.name} are the same run; drop one of them")
+
+
+# --- Running
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PointReport:
+    """A change that `run_sweep` tells of."""
+
+    point: Point
+    state: PointState
+    detail: str
+    seconds: float
+    num_finished: int
+    """Points finished by now, of all."""
+    success_rate: float | None
+    """Of a finished point."""
+
+
+def point_states(sweep: Sweep, out: Path) -> dict[str, PointState]:
+    """What is there of every point: finished, interrupted (a run folder) or pending.
+
+    Raises:
+        ValueError: a folder holds a run of other settings than the spec's.
+    """
+    return {point.name: _state_of(sweep, point, out) for point in sweep.points}
+
+
+def run_sweep(
+    sweep: Sweep,
+    out: Path,
+    *,
+    backend: Backend = "local",
+    workers: int | None = None,
+    address: str | None = None,
+    command: str = "",
+    report: Callable[[PointReport], None] = lambda _: None,
+) -> dict[str, PointState]:
+    """Train and evaluate every point that is not finished; see `trm.jobs.map_jobs`.
+
+    Args:
+        sweep: what to run.
+        out: the sweep's folder; made where it is missing.
+        backend: "local" or "ray".
+        workers: runs at once; None for one a core.
+        address: of the Ray cluster.
+        command: for the manifest: how this was called.
+        report: is told of every point that starts, ends or was finished before.
+
+    Returns:
+        The state of every point at the end.
+
+    Raises:
+        ValueError: the folder holds another sweep or runs of other settings, or another process is
+            running it.
+    """
+    with _locked(out):
+        manifest = _Manifest(sweep, out, command)
+        states = point_states(sweep, out)
+        points = {point.name: point for point in sweep.points}
+        for name, state in states.items():
+            manifest.update(name, state)
+            if state != "finished":
+                record_path(out, name).unlink(missing_ok=True)
+        manifest.write()
+
+        def keep(result: JobResult) -> None:
+            point = points[result.key]
+            state = _job_state(result)
+            states[point.name] = state
+            manifest.update(point.name, state, detail=result.detail, seconds=result.seconds)
+            manifest.write()
+            report(
+                PointReport(
+                    point=point,
+                    state=state,
+                    detail=result.detail,
+                    seconds=result.seconds,
+                    num_finished=sum(state == "finished" for state in states.values()),
+                    success_rate=manifest.success_rate(point.name),
+                )
+            )
+
+        jobs = [_job(point, out, sweep.spec.eval_num) for point in sweep.points]
+        map_jobs(jobs, backend=backend, workers=workers, address=address, report=keep)
+    return states
+
+
+def record_path(out: Path, name: str) -> Path:
+    """Where a finished point's record lies."""
+    return out / "records" / f"{name}.json"
+
+
+def train_point(
+    folder: Path,
+    record: Path,
+    *,
+    start: Sequence[str],
+    resume: Sequence[str],
+    finished_at: int,
+    eval_num: int,
+) -> None:
+    """The work of a point's job: train or go on, evaluate, leave the record.
+
+    Raises:
+        subprocess.CalledProcessError: the training failed.
+        RuntimeError: it ended before its budget did.
+    """
+    if (folder / "run.json").exists():
+        words = [*resume, "--resume", str(folder)]
+    else:
+        _clear_unborn(folder)
+        words = [*start, "--out", str(folder)]
+    run_command([sys.executable, "-m", "upi_trm", *words])
+    from upi_trm.records import keep_record  # torch, which the wait for the training spares
+
+    found = keep_record(folder, num=eval_num)
+    if found["step"] < finished_at:
+        raise RuntimeError(
+            f"{folder}: stopped after {found['step']} of {finished_at} edits; run the sweep again"
+        )
+    record.parent.mkdir(parents=True, exist_ok=True)
+    replace_durably(record, (json.dumps(found, allow_nan=False) + "\n").encode())
+
+
+def _job(point: Point, out: Path, eval_num: int) -> Job:
+    record = record_path(out, point.name)
+    work = functools.partial(
+        train_point,
+        out / point.name,
+        record,
+        start=point.start,
+        resume=point.resume,
+        finished_at=point.finished_at,
+        eval_num=eval_num,
+    )
+    return Job(key=point.name, work=work, output=record, log=out / "logs" / f"{point.name}.log")
+
+
+def _job_state(result: JobResult) -> PointState:
+    if result.state in ("done", "skipped"):
+        return "finished"
+    if result.state == "stopped":
+        return "stopped" if result.attempts else "pending"
+    return "running" if result.state == "running" else "failed"
+
+
+def _state_of(sweep: Sweep, point: Point, out: Path) -> PointState:
+    from trm.run import Run
+
+    folder = out / point.name
+    if (folder / "run.json").exists():
+        run = Run.open(folder)
+        recipe: Any = run.load_recipe(sweep.recipe_class)
+        if (run.info.env, run.info.seed, recipe) != (point.env, point.seed, point.recipe):
+            raise ValueError(
+                f"{folder}: was trained with other settings than {sweep.name} asks for now; choose"
+                " another --out, or move it away"
+            )
+    if _is_finished(point, record_path(out, point.name), sweep.spec.eval_num):
+        return "finished"
+    return "interrupted" if folder.exists() else "pending"
+
+
+def _is_finished(point: Point, record: Path, eval_num: int) -> bool:
+    """Whether the record is there and is of this budget and this evaluation."""
+    try:
+        found = json.loads(record.read_bytes())
+    except (OSError, ValueError):
+        return False
+    wanted = (point.env, point.seed, eval_num)
+    same = (found.get("env"), found.get("seed"), found.get("num_instances")) == wanted
+    return same and found.get("step", -1) >= point.finished_at
+
+
+def _clear_unborn(folder: Path) -> None:
+    """Remove what a training left that was killed before its folder became a run."""
+    if folder.is_dir():
+        known = {".lock", "recipe.yaml", "checkpoints"}
+        foreign = [e.name for e in folder.iterdir() if e.name not in known and e.suffix != ".tmp"]
+        if foreign:
+            raise ValueError(f"{folder}: holds {foreign[0]} but no run.json; move it away")
+        shutil.rmtree(folder)
+
+
+@contextlib.contextmanager
+def _locked(out: Path) -> Iterator[None]:
+    out.mkdir(parents=True, exist_ok=True)
+    try:
+        lock = FolderLock(out / ".lock")
+    except LockedError as error:
+        raise ValueError(
+            f"{out}: {error} is running a sweep here; wait for it or stop it"
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+class _Manifest:
+    """manifest.json: the record of a sweep that people read and commit."""
+
+    def __init__(self, sweep: Sweep, out: Path, command: str) -> None:
+        from trm.process import provenance
+
+        self._path = out / "manifest.json"
+        earlier = self._read(sweep.name)
+        started = datetime.now(UTC).isoformat(timespec="seconds")
+        session = {"started": started, "command": command, "provenance": provenance()}
+        known = {point["name"]: point for point in earlier.get("points", [])}
+        self._out = out
+        self._points = {
+            point.name: {
+                "name": point.name,
+                "env": point.env,
+                "seed": point.seed,
+                "settings": dict(point.settings),
+                "command": shlex.join(["upi-trm", *point.start, "--out", str(out / point.name)]),
+                "state": "pending",
+                "detail": "",
+                "seconds": known.get(point.name, {}).get("seconds", 0.0),
+                "success_rate": None,
+            }
+            for point in sweep.points
+        }
+        self._head = {
+            "format_version": FORMAT_VERSION,
+            "sweep": sweep.name,
+            "spec": asdict(sweep.spec),
+            "sessions": [*earlier.get("sessions", []), session],
+        }
+
+    def update(
+        self, name: str, state: PointState, *, detail: str = "", seconds: float = 0.0
+    ) -> None:
+        point = self._points[name]
+        point |= {"state": state, "detail": detail}
+        if seconds:
+            point["seconds"] = round(seconds, 1)
+        if state == "finished":
+            point["success_rate"] = json.loads(record_path(self._out, name).read_bytes())[
+                "success_rate"
+            ]
+
+    def success_rate(self, name: str) -> float | None:
+        rate: float | None = self._points[name]["success_rate"]
+        return rate
+
+    def write(self) -> None:
+        record = {**self._head, "points": list(self._points.values())}
+        replace_durably(self._path, (json.dumps(record, indent=1) + "\n").encode())
+
+    def _read(self, name: str) -> dict[str, Any]:
+        try:
+            found: Any = json.loads(self._path.read_bytes())
+        except FileNotFoundError:
+            return {}
+        except ValueError as error:
+            raise ValueError(f"{self._path}: not valid JSON ({error})") from error
+        if not isinstance(found, dict) or found.get("format_version") != FORMAT_VERSION:
+            raise ValueError(f"{self._path}: not a manifest of format version {FORMAT_VERSION}")
+        if found.get("sweep") != name:
+            raise ValueError(
+                f"{self._path}: this folder holds the sweep {found.get('sweep')!r}, not {name!r};"
+                " choose another --out"
+            )
+        return found
