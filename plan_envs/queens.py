@@ -195,17 +195,17 @@ class Queens:
         Columns count from 1, 0 or '.' = no queen: "15863724", with spaces between them above 9.
         """
         tokens = re.split(r"[\s,]+", text.strip())
-        squares = "".join(tokens).upper()
+        squares = "".join(tokens)
         cells = self.n**2
         if len(squares) == cells:
-            wrong = set(squares) - set("Q.")
+            wrong = set(squares) - set("Qq.")
             if wrong:
                 place = min(squares.index(symbol) for symbol in wrong)
                 raise ValueError(
                     f"row {place // self.n + 1}, column {place % self.n + 1} must be Q or '.', "
                     f"got {squares[place]!r}"
                 )
-            board: Int8Array = (np.array(list(squares)) == "Q").astype(np.int8)
+            board: Int8Array = (np.array(list(squares)) != ".").astype(np.int8)
             return board
         columns = tokens if len(tokens) > 1 else list(squares)
         if len(columns) != self.n:
@@ -277,7 +277,7 @@ class Queens:
         return QueensSymmetry(domain=self, index=_KEEP_ROWS[rng.integers(4)])
 
     def picture(self, instance: Int8Array, plan: Int8Array) -> Picture:
-        """A chessboard: given queens black and bold, placed ones blue, attacking ones red."""
+        """A chessboard: given queens black and bold, placed ones blue, attacking ones on red."""
         instance, plan = np.asarray(instance), np.asarray(plan)
         given, queens = instance > 0, plan > 0
         attacked = np.zeros(len(plan), np.bool_)
@@ -288,8 +288,8 @@ class Queens:
         shape = self.spec.grid_shape
         row, column = np.indices(shape)
         ink = np.full((len(plan), 3), EDIT_INK, np.uint8)
-        ink[given] = GIVEN_INK
         ink[attacked] = CONFLICT_INK
+        ink[given] = GIVEN_INK
         paper = np.where(((row + column) % 2 == 0)[..., None], _LIGHT, _DARK).astype(np.uint8)
         paper[attacked.reshape(shape)] = CONFLICT_PAPER
         none = np.zeros(shape, np.bool_)
