@@ -158,7 +158,7 @@ class InstanceSet:
         if not low <= high:
             raise ValueError(f"band must be (low, high) with low <= high, got {(low, high)}")
         inside = (self.ratings >= np.float32(low)) & (self.ratings <= np.float32(high))
-        return self._rows(inside, f"{self.name} (rating {low:g} to {high:g})")
+        return self._rows(inside, f"{self.name} ({low:g} <= rating <= {high:g})")
 
     def bands(
         self, *, edges: Sequence[float] | None = None, quantiles: int | None = None
@@ -183,10 +183,11 @@ class InstanceSet:
         bounds = np.asarray(edges, np.float32)
         inside = (self.ratings >= bounds[0]) & (self.ratings <= bounds[-1])
         labels = np.searchsorted(bounds[1:-1], self.ratings, side="right")
-        found = [
-            self._rows(inside & (labels == i), f"{self.name} (rating {low:g} to {high:g})")
-            for i, (low, high) in enumerate(pairwise(bounds))
-        ]
+        found = []
+        for i, (low, high) in enumerate(pairwise(bounds)):
+            sign = "<=" if i == len(bounds) - 2 else "<"
+            name = f"{self.name} ({low:g} <= rating {sign} {high:g})"
+            found.append(self._rows(inside & (labels == i), name))
         return [band for band in found if quantiles is None or len(band)]
 
     def disjoint_from(self, other: "InstanceSet") -> bool:

@@ -114,7 +114,7 @@ def test_a_band_includes_both_ends() -> None:
     assert ratings(pool.band(3, 5)) == [3, 4, 5]
     assert ratings(pool.band(high=1)) == [0, 1]
     assert ratings(pool.band(low=18)) == [18, 19]
-    assert pool.band(3, 5).name == "numbered (rating 3 to 5)"
+    assert pool.band(3, 5).name == "numbered (3 <= rating <= 5)"
     with pytest.raises(ValueError, match=r"low <= high, got \(5, 3\)"):
         pool.band(5, 3)
 
@@ -152,7 +152,10 @@ def test_bands_by_quantiles_are_in_order_and_never_part_equal_ratings(
 
 
 def test_bands_by_quantiles_without_ties_are_equally_large() -> None:
-    assert [len(band) for band in numbered(0, 40).bands(quantiles=4)] == [10, 10, 10, 10]
+    bands = numbered(0, 40).bands(quantiles=4)
+    assert [len(band) for band in bands] == [10, 10, 10, 10]
+    assert bands[0].name == "numbered (0 <= rating < 10)"
+    assert bands[3].name == "numbered (30 <= rating <= 39)"
 
 
 @pytest.mark.parametrize(
