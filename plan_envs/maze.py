@@ -19,6 +19,8 @@ from plan_envs.maze_kernels import FREE, GOAL, HEAD, START, WALL
 from plan_envs.sudoku import absorbs_dead, is_shaped
 
 if TYPE_CHECKING:
+    from plan_envs.evaluation import Policy
+    from plan_envs.instances import InstanceSet
     from plan_envs.rendering import Picture
 
 EditSet = Literal["fill", "full"]
@@ -285,6 +287,43 @@ class Maze:
         """One of the eight symmetries of the square, uniformly."""
         return MazeSymmetry.of(self.size, int(rng.integers(8)), undo=self.edits == "full")
 
+    def reference_policies(self, instances: "InstanceSet") -> dict[str, "Policy"]:
+        """Policies that tables show beside a learned one.
+
+        "nearest-to-goal" extends the path to the neighbour nearest to the goal by straight line,
+        ties drawn uniformly, and steps back only where it must. "oracle" follows the label path,
+        and steps back to it where it may.
+        """
+        del instances  # a maze shows its own solution
+        return {"nearest-to-goal": self._nearest_to_goal, "oracle": self._follow_label}
+
+    def _nearest_to_goal(
+        self, boards: Int8Array, plans: Int8Array, mask: Int8Array, rng: np.random.Generator
+    ) -> NDArray[np.int32]:
+        rows = np.arange(len(boards))[:, None]
+        around = neighbours_of(self.size)[(plans == HEAD).argmax(axis=1)]
+        goal = np.stack(np.divmod((boards == GOAL).argmax(axis=1), self.size))[:, :, None]
+        apart = ((np.stack(np.divmod(around, self.size)) - goal) ** 2).sum(axis=0)
+        legal = (around >= 0) & (mask[rows, around] == 1)
+        best = np.where(legal, apart + rng.random(apart.shape) / 2, np.inf).argmin(axis=1)
+        actions: NDArray[np.int32] = np.where(
+            legal.any(axis=1), around[rows[:, 0], best], self.size**2
+        )
+        return actions.astype(np.int32)
+
+    def _follow_label(
+        self, boards: Int8Array, plans: Int8Array, mask: Int8Array, rng: np.random.Generator
+    ) -> NDArray[np.int32]:
+        del rng
+        rows = np.arange(len(boards))
+        labels, _ = self.label_paths(boards)
+        head = (plans == HEAD).argmax(axis=1)
+        following = neighbours_of(self.size)[head, labels[rows, head] - 1]
+        along = (labels[rows, head] % HEAD > 0) & (mask[rows, following] == 1)
+        back = mask[:, -1] == 1 if self.edits == "full" else np.zeros(len(rows), np.bool_)
+        other = np.where(back, self.size**2, mask.argmax(axis=1))
+        return np.where(along, following, other).astype(np.int32)
+
     def make_engine(self, num_envs: int, pool: Int8Array, options: EngineOptions) -> Engine:
         """The fast engine of the Gymnasium shells; see `plan_envs.engine.make_engine`."""
         from plan_envs.maze_engine import MazeEngine
@@ -303,18 +342,20 @@ class Maze:
         hue = 2 if verdict.dead[0] else 1 if verdict.solved[0] else 0
         symbols = np.array(list(MAZE_SYMBOLS))[maze]
         marked = path > 0
-        arrow = marked & (maze != START) & (maze != GOAL)
+        arrow = marked & (maze == FREE)
         symbols[arrow] = np.array(list(self.spec.symbols))[path[arrow]]
         ink = np.full((*grid, 3), _INK, np.uint8)
         paper = np.full((*grid, 3), _PAPER, np.uint8)
         ink[maze == WALL], paper[maze == WALL] = _WALL_INK, _WALL
         ink[marked], paper[marked] = _PATH_INK[hue], _PATH_PAPER[hue]
+        ends = (maze == START) | (maze == GOAL)
+        ink[ends & (path != HEAD)], paper[ends & (path != HEAD)] = _INK, _ENDS
         none = np.zeros(grid, np.bool_)
         return Picture(
             symbols=symbols,
             ink=ink,
             paper=paper,
-            bold=(maze == START) | (maze == GOAL) | (path == HEAD),
+            bold=ends | (path == HEAD),
             rule_below=none,
             rule_right=none.copy(),
         )
@@ -354,7 +395,8 @@ class Maze:
 _PAPER: Final = (255, 255, 255)
 _INK: Final = (24, 24, 24)
 _WALL: Final = (62, 64, 72)
-_WALL_INK: Final = (104, 106, 116)
+_WALL_INK: Final = (80, 82, 91)
+_ENDS: Final = (255, 224, 140)
 _PATH_PAPER: Final = ((206, 224, 250), (206, 240, 212), (252, 214, 208))
 _PATH_INK: Final = ((20, 84, 190), (18, 112, 48), (190, 24, 24))
 """Colours of a path on its way, of one that has reached the goal, and of one that is stuck."""
