@@ -17,9 +17,13 @@ from plan_envs.domain import DomainSpec, Int8Array
 from plan_envs.engine import SAME_STEP, EngineOptions, Finals, Refusal, StepArrays
 from plan_envs.sudoku import Sudoku
 from plan_envs.sudoku_geometry import peers_of
+from plan_envs.threads import in_shares
 
 _POOL_BYTES = 1 << 26
 """Reset states are kept ready while they fit here; beyond, a reset computes its own."""
+
+_LEAST_ENVS = 256
+"""Environments that are worth a thread."""
 
 
 class SudokuEngine:
@@ -40,7 +44,7 @@ class SudokuEngine:
         self.steps = rows.counters[:, kernels.STEPS]
         self.finished = rows.counters[:, kernels.FINISHED]
         usual = domain == Sudoku(9, "digits", "fill", "constraint")
-        self._step_all: Any = kernels.step_all_9x9 if usual else kernels.step_all
+        self._step_share: Any = kernels.step_share_9x9 if usual else kernels.step_share
         self._no_finals = _finals(0, domain.spec)
         self.step_one = partial(kernels.step_one, rows.head, self._gamma)
         """Step the only environment; see `Engine.step_one`."""
@@ -60,38 +64,45 @@ class SudokuEngine:
 
     def step(self, actions: NDArray[np.int64], autoreset: int, out: StepArrays) -> Finals | None:
         """Take one action in every environment; see `Engine.step`."""
-        rows, pool = self._rows, self._pool
+        rows, num_envs = self._rows, len(actions)
+        env, reason = kernels.refuse(rows.head, rows.data, actions, autoreset)
+        if reason:
+            raise Refusal(reason, env)
         index, finals = self._no_finals
         if autoreset == SAME_STEP:
-            index, finals = _finals(len(actions), self._spec)
-        num_final, reason = self._step_all(
+            index, finals = _finals(num_envs, self._spec)
+        arguments = (
             rows.head,
             rows.data,
             self._gamma,
             rows.peers,
-            pool.instances,
-            pool.rows.head,
+            self._pool.instances,
+            self._pool.rows.head,
             actions,
             autoreset,
             out.arrays(),
             index,
             finals.arrays(),
         )
-        if reason:
-            raise Refusal(reason, num_final)
-        if num_final == 0:
+        # each share leaves its finals at its own beginning
+        ended = in_shares(self._step_share, arguments, num_envs, _LEAST_ENVS)
+        places = [np.arange(first, stop) for first, stop in ended if stop > first]
+        if not places:
             return None
+        chosen = np.concatenate(places)
         # copied, so that a caller who keeps final observations keeps no more than these
-        return Finals(index=index[:num_final], arrays=finals.at(np.arange(num_final)))
+        return Finals(index=index[chosen], arrays=finals.at(chosen))
 
     def observe(self, out: StepArrays) -> None:
         """Fill `out` with the current states: no reward, no flags."""
-        kernels.observe_all(self._rows.head, self._rows.data, out.arrays())
+        arguments = (self._rows.head, self._rows.data, out.arrays())
+        in_shares(kernels.observe_share, arguments, len(self.plans), _LEAST_ENVS)
 
     def sample(self) -> NDArray[np.int64]:
         """A uniformly drawn legal action an environment; -1 where there is none."""
         actions = np.empty(len(self.plans), np.int64)
-        kernels.sample_all(self._rows.head, self._rows.data, actions)
+        arguments = (self._rows.head, self._rows.data, actions)
+        in_shares(kernels.sample_share, arguments, len(actions), _LEAST_ENVS)
         return actions
 
 

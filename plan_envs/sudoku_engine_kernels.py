@@ -326,13 +326,13 @@ def observe(head, data, at, side, tokens, instance, plan, mask, score, pairs, so
     solved[env] = head[at + FILLED] == side * side and head[at + VIOLATIONS] == 0
 
 
-@njit(cache=True)
-def observe_all(head, data, out):
-    """Write the current state of every environment into `out`: no reward, no flags."""
+@njit(cache=True, nogil=True)
+def observe_share(head, data, out, first, stop):
+    """Write the current states of environments into `out`: no reward, no flags."""
     head, data = borrowed(head), borrowed(data)
     instance, plan, mask, reward, ended, timeout, score, pairs, solved, illegal = loans(out)
     width, side, tokens = head[WIDTH], head[SIDE], head[TOKENS]
-    for env in range(len(reward)):
+    for env in range(first, stop):
         at = env * width
         observe(head, data, at, side, tokens, instance, plan, mask, score, pairs, solved, env)
         reward[env] = 0.0
@@ -362,35 +362,72 @@ def refuse(head, data, actions, autoreset):
     return 0, 0
 
 
-@njit(cache=True)
-def step_all(head, data, gamma, peers, pool, pool_head, actions, autoreset, out, index, finals):
-    """One step of every environment: (number of final states, 0), or (environment, reason)."""
-    env, reason = refuse(head, data, actions, autoreset)
-    if reason:
-        return env, reason
+@njit(cache=True, nogil=True)
+def step_share(
+    head, data, gamma, peers, pool, pool_head, actions, autoreset, out, index, finals, first, stop
+):
+    """Step environments first to stop - 1, none refuses: (first, stop) of their final states."""
     rules = (head[SIDE], head[EDITS], head[CONSTRAINT] == 1, head[TOKENS])
     return step_rows(
-        head, data, rules, gamma, peers, pool, pool_head, actions, autoreset, out, index, finals
-    ), 0
+        head,
+        data,
+        rules,
+        gamma,
+        peers,
+        pool,
+        pool_head,
+        actions,
+        autoreset,
+        out,
+        index,
+        finals,
+        first,
+        stop,
+    )
 
 
-@njit(cache=True)
-def step_all_9x9(head, data, gamma, peers, pool, pool_head, actions, autoreset, out, index, finals):
-    """`step_all` for the default rules of 9x9, with these as constants."""
-    env, reason = refuse(head, data, actions, autoreset)
-    if reason:
-        return env, reason
+@njit(cache=True, nogil=True)
+def step_share_9x9(
+    head, data, gamma, peers, pool, pool_head, actions, autoreset, out, index, finals, first, stop
+):
+    """`step_share` for the default rules of 9x9, with these as constants."""
     rules = (9, FILL, True, 0)
     return step_rows(
-        head, data, rules, gamma, peers, pool, pool_head, actions, autoreset, out, index, finals
-    ), 0
+        head,
+        data,
+        rules,
+        gamma,
+        peers,
+        pool,
+        pool_head,
+        actions,
+        autoreset,
+        out,
+        index,
+        finals,
+        first,
+        stop,
+    )
 
 
 @njit(cache=True, forceinline=True)
 def step_rows(
-    head, data, rules, gamma, peers, pool, pool_head, actions, autoreset, out, index, finals
+    head,
+    data,
+    rules,
+    gamma,
+    peers,
+    pool,
+    pool_head,
+    actions,
+    autoreset,
+    out,
+    index,
+    finals,
+    first,
+    stop,
 ):
-    """The loop of `step_all`: the number of final states.
+    """The loop of `step_share`; its final states are written from place `first` on.
 
     Tuples are unpacked before the loop: taking an array out of one counts a reference.
     """
@@ -401,9 +438,9 @@ def step_rows(
         finals
     )
     side, edits, constraint, tokens = rules
-    num_final = 0
+    num_final = first
     width = head[WIDTH]
-    for env in range(len(actions)):
+    for env in range(first, stop):
         at = env * width
         if head[at + FINISHED] and autoreset == NEXT_STEP:
             draw(head, data, at, peers, pool, pool_head)
@@ -441,7 +478,7 @@ def step_rows(
                 illegal[env] = False
                 draw(head, data, at, peers, pool, pool_head)
         observe(head, data, at, side, tokens, instance, plan, mask, score, pairs, solved, env)
-    return num_final
+    return first, num_final
 
 
 @njit(cache=True, forceinline=True)
@@ -453,11 +490,11 @@ def count_ones(data, start, stop):
     return total
 
 
-@njit(cache=True)
-def sample_all(head, data, actions):
+@njit(cache=True, nogil=True)
+def sample_share(head, data, actions, first_env, stop_env):
     """Draw a legal action an environment, uniformly; -1 where there is none."""
     head, data = borrowed(head), borrowed(data)
-    for env in range(len(actions)):
+    for env in range(first_env, stop_env):
         at = env * head[WIDTH]
         _, _, o_mask, o_free, _ = offsets(at, head[SIDE], head[TOKENS])
         total = count_ones(data, o_mask, o_free)

@@ -6,8 +6,9 @@ Their input are the checked arrays of `Sudoku`, their output goes into arrays th
 """
 # mypy: ignore-errors
 
+from itertools import pairwise
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 from llvmlite import ir
@@ -15,9 +16,14 @@ from numba import njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from plan_envs.threads import in_shares
+
 FILL: Final = 0
 OVERWRITE: Final = 1
 FULL: Final = 2
+
+LEAST_STATES: Final = 64
+"""States whose successors are worth a thread."""
 
 TABLE_SIDE: Final = 9
 """Largest side whose sets of digits index `DIGITS`."""
@@ -275,16 +281,25 @@ def folded(solved, absorbed, before, after, gamma, shaped):
     return base + (0.0 if absorbed else gamma * after) - before
 
 
-@njit(cache=True)
-def count_successors(instances, plans, rules, peers, legal, facts, offsets):
-    """First pass: legal digits, offsets, facts (filled, violations, zero, keeps givens)."""
+def count_successors(instances: Any, *arguments: Any) -> None:
+    """First pass: legal digits, facts (filled, violations, zero, keeps givens), offsets."""
+    offsets, num_states = arguments[-1], len(instances)
+    stops = in_shares(count_share, (instances, *arguments), num_states, LEAST_STATES)
+    for first, stop in pairwise(stops):
+        offsets[first + 1 : stop + 1] += offsets[first]
+
+
+@njit(cache=True, nogil=True)
+def count_share(instances, plans, rules, peers, legal, facts, offsets, first, stop):
+    """`count_successors` of states first to stop - 1, counted from `first`; returns `stop`."""
     side, edits, constraint = rules[0], rules[2], rules[3]
     cells = side * side
     bits = np.empty(cells, np.uint16)
     lines = np.empty((4, side), np.uint16)
     instances, plans, peers = borrowed(instances), borrowed(plans), borrowed(peers)
     legal, facts, offsets = borrowed(legal), borrowed(facts), borrowed(offsets)
-    for i in range(len(plans)):
+    count = 0
+    for i in range(first, stop):
         free = legal[i]
         instance = instances[i]
         plan = plans[i]
@@ -294,7 +309,6 @@ def count_successors(instances, plans, rules, peers, legal, facts, offsets):
         facts[i, 1] = violations
         facts[i, 2] = zero
         facts[i, 3] = keeps
-        count = 0
         if edits == FILL and constraint:
             for cell in range(cells):
                 digits = free[cell] if (instance[cell] | bits[cell]) == 0 else np.uint16(0)
@@ -307,11 +321,38 @@ def count_successors(instances, plans, rules, peers, legal, facts, offsets):
                 count += edits == FULL and plan[cell] > 0 and instance[cell] == 0
             if edits == FULL and not (keeps and filled == cells and violations == 0):
                 count += 1  # STOP
-        offsets[i + 1] = offsets[i] + count
+        offsets[i + 1] = count
+    return stop
+
+
+def fill_constraint_successors(instances: Any, *arguments: Any) -> None:
+    """Second pass under fill edits and the constraint mask; see `_fill_share`."""
+    num_states = len(instances)
+    stops = in_shares(fill_share, (instances, *arguments), num_states, LEAST_STATES)
+    _, rules, _, legal, _, _, offsets, _, actions = arguments[:9]
+    for stop in stops[:-1]:
+        mend_actions(rules, legal, offsets, actions, stop)
 
 
 @njit(cache=True)
-def fill_constraint_successors(
+def mend_actions(rules, legal, offsets, action, first):
+    """Restore what the share that ends before state `first` has stored behind its end."""
+    side, tokens = rules[0], rules[4]
+    stride = side + 2 if tokens else side
+    shift = 2 if tokens else 0
+    for i in range(first, len(legal)):
+        at = offsets[i]
+        if at >= offsets[first] + TABLE_SIDE:
+            break
+        for cell in range(side * side):
+            for digit in range(side):
+                if (legal[i, cell] >> digit) & 1:
+                    action[at] = cell * stride + shift + digit
+                    at += 1
+
+
+@njit(cache=True, nogil=True)
+def fill_share(
     instances,
     plans,
     rules,
@@ -328,11 +369,13 @@ def fill_constraint_successors(
     solved,
     dead,
     terminated,
+    first_state,
+    stop_state,
 ):
-    """`_fill_constraint_successors`, compiled with the sizes of 9x9 as constants and without."""
+    """`_fill_share`, compiled with the sizes of 9x9 as constants and without: `stop_state`."""
     side, tokens = rules[0], rules[4]
     if side == 9 and not tokens:
-        _fill_constraint_successors(
+        _fill_share(
             instances,
             plans,
             9,
@@ -351,9 +394,11 @@ def fill_constraint_successors(
             solved,
             dead,
             terminated,
+            first_state,
+            stop_state,
         )
     else:
-        _fill_constraint_successors(
+        _fill_share(
             instances,
             plans,
             side,
@@ -372,11 +417,14 @@ def fill_constraint_successors(
             solved,
             dead,
             terminated,
+            first_state,
+            stop_state,
         )
+    return stop_state
 
 
 @njit(cache=True, forceinline=True)
-def _fill_constraint_successors(
+def _fill_share(
     instances,
     plans,
     side,
@@ -395,14 +443,17 @@ def _fill_constraint_successors(
     solved,
     dead,
     terminated,
+    first_state,
+    stop_state,
 ):
     """Fill edits under the constraint mask, where violations stay as they are.
 
     A digit starves the peers whose only candidate it is, so most edits of a state share one
     outcome: it is streamed out first, then the peers of each naked single are corrected. The cell
     itself was no zero-candidate cell, it had a legal digit. Up to TABLE_SIDE entries are written
-    behind the end of `action`, into memory that is reserved for it. Unsigned indices spare numba's
-    test for negative ones, which doubles the speed here.
+    behind the last one of the share, into memory that is reserved for it, or into the next share,
+    for `mend_actions` to restore. Unsigned indices spare numba's test for negative ones, which
+    doubles the speed here.
     """
     gamma, shaped, absorb = terms
     cells = side * side
@@ -420,10 +471,10 @@ def _fill_constraint_successors(
     scores = np.empty(num_peers + 1, np.float32)
     rewards = np.empty(num_peers + 1, np.float32)
     ends = np.empty(num_peers + 1, np.bool_)
-    for i in range(len(plans)):
+    for i in range(np.uint64(first_state), np.uint64(stop_state)):
         filled, violations, zero = facts[i, 0] + 1, facts[i, 1], facts[i, 2]
         before = phi(filled - 1 - 2 * violations - 5 * zero, cells)
-        first, last = offsets[i], offsets[i + 1]
+        first, last = offsets[i], offsets[i + np.uint64(1)]
         digits_of = legal[i]
         num_open = np.uint64(0)
         for cell in range(cells):
@@ -487,7 +538,7 @@ def _fill_constraint_successors(
         starved[: last - first] = 0
         if len(plan):
             for row in range(first, last):
-                copy_bytes(plan, row * cells, plans, i * cells, cells)
+                copy_bytes(plan, row * cells, plans, np.int64(i) * cells, cells)
                 cell = action[row] // stride
                 plan[row, cell] = action[row] - cell * stride - shift + 1
 
@@ -507,8 +558,13 @@ def tally(plan, peers, side, counts, num_free):
         num_free[cell] = number
 
 
-@njit(cache=True)
-def general_successors(
+def general_successors(instances: Any, *arguments: Any) -> None:
+    """Second pass under any edit set and mask; see `general_share`."""
+    in_shares(general_share, (instances, *arguments), len(instances), LEAST_STATES)
+
+
+@njit(cache=True, nogil=True)
+def general_share(
     instances,
     plans,
     rules,
@@ -525,6 +581,8 @@ def general_successors(
     solved,
     dead,
     terminated,
+    first_state,
+    stop_state,
 ):
     """Successors for any edit set and mask; `counts` turn each outcome into a difference.
 
@@ -547,7 +605,7 @@ def general_successors(
     num_free = np.empty(cells, np.int8)
     starved = np.empty(cells * side, np.int8)
     freed = np.empty(cells, np.int8)
-    for i in range(len(plans)):
+    for i in range(first_state, stop_state):
         filled, violations, zero = facts[i, 0], facts[i, 1], facts[i, 2]
         before = phi(filled - 2 * violations - 5 * zero, cells)
         tally(plans[i], peers, side, counts, num_free)

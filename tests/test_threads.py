@@ -1,0 +1,111 @@
+"""Several threads do what one does, bit for bit, and nothing is lost when one of them fails."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+from gymnasium.error import ResetNeeded
+
+from plan_envs.catalogue import pool_of, resolve_task
+from plan_envs.gym_envs import PlanEditVectorEnv
+from plan_envs.sudoku import Sudoku
+from plan_envs.testing import random_states
+from plan_envs.threads import in_shares, num_threads, set_num_threads
+
+RULES = [
+    pytest.param({}, id="fill-constraint"),
+    pytest.param({"edits": "overwrite", "mask": "givens"}, id="overwrite-givens"),
+]
+
+
+@pytest.fixture(autouse=True)
+def _one_thread_again() -> Iterator[None]:
+    yield
+    set_num_threads(1)
+
+
+def _play(threads: int, mode: str, rules: dict[str, Any]) -> list[Any]:
+    """Everything that 800 environments return in 16 steps, part of the actions illegal."""
+    set_num_threads(threads)
+    env = PlanEditVectorEnv(
+        "sudoku9x9", num_envs=800, autoreset_mode=mode, max_episode_steps=6, **rules
+    )
+    rng = np.random.default_rng(0)
+    seen: list[Any] = [env.reset(seed=0)]
+    for _ in range(16):
+        legal = env.sample_legal()
+        actions = np.where(rng.random(800) < 0.7, legal, rng.integers(0, 729, 800))
+        *outcome, infos = env.step(actions)
+        seen.append((legal, *outcome, {**infos, "final_obs": list(infos.get("final_obs", ()))}))
+    return seen
+
+
+@pytest.mark.parametrize("rules", RULES)
+@pytest.mark.parametrize("mode", ["NextStep", "SameStep"])
+def test_environments_do_not_notice_the_number_of_threads(mode: str, rules: dict[str, Any]) -> None:
+    expected = _play(1, mode, rules)
+    assert any("final_info" in step[-1] for step in expected) == (mode == "SameStep")
+    for threads in (2, 3):
+        np.testing.assert_equal(_play(threads, mode, rules), expected)
+
+
+@pytest.mark.parametrize("rules", RULES)
+@pytest.mark.parametrize("with_plans", [False, True])
+def test_successors_do_not_notice_the_number_of_threads(
+    rules: dict[str, Any], with_plans: bool
+) -> None:
+    domain = Sudoku(9, **rules)
+    puzzles = pool_of(resolve_task("sudoku9x9"), "train").instances[:300]
+    states = random_states(domain, puzzles, np.random.default_rng(0), max_edits=40)
+    states.plans[75] = states.plans[150] = puzzles[150]  # where shares meet
+    states.plans[149] = states.plans[151] = 0
+    states.plans[149:152, ::2] = 5  # without legal edit under the constraint mask
+    outcomes = []
+    for threads in (1, 2, 3, 4):
+        set_num_threads(threads)
+        found = domain.successors(states.instances, states.plans, with_plans=with_plans)
+        outcomes.append({name: getattr(found, name) for name in type(found).__slots__})
+    for outcome in outcomes[1:]:
+        np.testing.assert_equal(outcome, outcomes[0])
+
+
+def test_a_refused_step_changes_no_share() -> None:
+    set_num_threads(2)
+    env = PlanEditVectorEnv("sudoku9x9", num_envs=600, autoreset_mode="Disabled")
+    env.reset(seed=0)
+    before = env.get_state()
+    actions = env.sample_legal()
+    before["sampler"] = env.get_state()["sampler"]
+    actions[599] = 729
+    with pytest.raises(ValueError, match="729 in environment 599"):
+        env.step(actions)
+    np.testing.assert_equal(env.get_state(), before)
+    env.set_state({**before, "finished": np.arange(600) == 599})
+    with pytest.raises(ResetNeeded, match="environment 599"):
+        env.step(env.sample_legal())
+
+
+def test_shares_cover_the_range_in_order() -> None:
+    set_num_threads(3)
+    assert in_shares(lambda *bounds: bounds, (), 10, 2) == [(0, 3), (3, 6), (6, 10)]
+    assert in_shares(lambda *bounds: bounds, ("x",), 7, 3) == [("x", 0, 3), ("x", 3, 7)]
+    assert in_shares(lambda *bounds: bounds, (), 7, 4) == [(0, 7)]
+    assert in_shares(lambda *bounds: bounds, (), 0, 4) == [(0, 0)]
+
+
+def test_an_error_in_any_share_is_raised() -> None:
+    def fails_at(place: int, first: int, stop: int) -> None:
+        if first <= place < stop:
+            raise KeyError(place)
+
+    set_num_threads(2)
+    for place in (1, 9):
+        with pytest.raises(KeyError):
+            in_shares(fails_at, (place,), 10, 1)
+
+
+def test_less_than_one_thread_is_refused() -> None:
+    with pytest.raises(ValueError, match="must be >= 1, got 0"):
+        set_num_threads(0)
+    assert num_threads() == 1
