@@ -155,7 +155,9 @@ class PlanDomain(Protocol):
 
     - `make_engine(num_envs, pool, options) -> Engine`: a faster engine (`plan_envs.engine`).
     - `read_instance(text) -> instance [instance]`: an instance written as text.
+    - `write_instance(instance) -> str`: one line that `read_instance` reads back.
     - `why_invalid(instance) -> str | None`: what makes an instance unplayable, in words.
+    - `solvable(instance) -> bool`: whether there is a solution, where that is quickly found.
     - `keeps_instance(instances, plans) -> bool [batch]`: whether a plan belongs to its instance
       (Sudoku: it keeps the givens).
     - `distance(instances) -> int [batch]`: edits that a solution takes, and

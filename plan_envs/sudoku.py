@@ -204,6 +204,18 @@ class Sudoku:
         board: Int8Array = parse_puzzle(text, side=self.side)[0]
         return board
 
+    def write_instance(self, instance: Int8Array) -> str:
+        """One line that `read_instance` reads back."""
+        from plan_envs.sudoku_instances import format_line
+
+        return format_line(instance, self.side)
+
+    def solvable(self, instance: Int8Array) -> bool:
+        """Whether a puzzle has a solution; True for 16x16, where finding out may take long."""
+        from plan_envs.sudoku_instances import count_solutions
+
+        return self.side > 9 or bool(count_solutions(instance[None], side=self.side, limit=1)[0])
+
     def why_invalid(self, instance: Int8Array) -> str | None:
         """Say which givens conflict; None if none do."""
         for cell, peers in enumerate(peers_of(self.side)):

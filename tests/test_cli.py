@@ -387,7 +387,7 @@ def test_solve_says_when_the_plan_is_not_a_solution(
     stand_ins.policy = _stopper
     outcome = call("solve", EASY_4X4, "--run", run_4x4)
     assert outcome.code == 1
-    assert "NOT solved: 15 of 16 cells filled, 0 conflicts" in outcome.out
+    assert "NOT solved: score 15 of 16, 0 violations" in outcome.out
     assert "no solution" not in outcome.out
 
 
@@ -404,9 +404,9 @@ def test_solve_says_when_there_is_no_solution_to_find(
 @pytest.mark.parametrize(
     ("puzzle", "named"),
     [
-        ("11.. .... .... ....", "1 stands twice in a row"),
-        ("1... 1... .... ....", "at row 1 column 1 and at row 2 column 1"),
-        ("1... .1.. .... ....", "in a box"),
+        ("11.. .... .... ....", "digit 1 stands at row 1, column 1 and at row 1, column 2"),
+        ("1... 1... .... ....", "at row 1, column 1 and at row 2, column 1"),
+        ("1... .1.. .... ....", "at row 1, column 1 and at row 2, column 2"),
         ("1... .... .... ...", "15"),
         (LINE_9X9, "4x4"),
         ("5... .... .... ....", "'5'"),
@@ -432,7 +432,8 @@ def test_envs_lists_ids_that_train_takes(call: Call) -> None:
 def test_envs_describes_one_and_measures_the_references(call: Call) -> None:
     out = call("envs", "sudoku4x4", "--measure", "--num", "20").out
     assert "97 (64 write, 16 erase, 16 pad, 1 stop)" in out
-    assert "1-4 blanks, any completion counts" in out
+    assert "side=4, blanks=1-4, unique=False" in out
+    assert "edits=full" in out
     assert "singles" in out
 
 

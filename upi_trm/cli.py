@@ -8,6 +8,7 @@ Mistakes of the user end in one line on stderr and exit code 2; `--debug` shows 
 
 import json
 import os
+import shlex
 import shutil
 import sys
 from collections.abc import Iterable, Sequence
@@ -18,14 +19,16 @@ from typing import Any
 import click
 
 from upi_trm import __version__
+from upi_trm.experiments_cli import compare, sweep
+from upi_trm.play import play
 
 PLUGIN_GROUP = "upi_trm.commands"
 """Entry-point group of the learners' click commands; the entry point's name is the command's."""
 
 _SECTIONS = {
-    "Learn": ["train"],
-    "Measure and use": ["eval", "solve"],
-    "Look around": ["envs"],
+    "Learn": ["train", "sweep"],
+    "Measure and use": ["eval", "solve", "compare"],
+    "Look around": ["envs", "play"],
 }
 _EXIT_NOT_SOLVED = 1
 _EXIT_USER_ERROR = 2
@@ -239,10 +242,10 @@ def train(
 @click.argument("run_path", metavar="RUN", type=click.Path(path_type=Path))
 @click.option(
     "--instances",
-    "file",
-    metavar="FILE",
-    type=click.Path(path_type=Path),
-    help="CSV of puzzles: source,question,answer,rating.  [default: the test split]",
+    "source",
+    metavar="FILE|NAME",
+    help="CSV (source,question,answer,rating), .npz, folder of ARC tasks, or a data set of the"
+    " hub.  [default: the test split]",
 )
 @click.option(
     "--num", type=click.IntRange(1), help="Puzzles to play.  [default: 500, or the whole file]"
@@ -266,7 +269,7 @@ def train(
 def evaluate(
     *,
     run_path: Path,
-    file: Path | None,
+    source: str | None,
     num: int | None,
     seed: int,
     step: int | str | None,
@@ -280,7 +283,7 @@ def evaluate(
     placement = _placement(device=device, precision=precision, compiled=compiled, threads=threads)
     run = _open_run(run_path)
     record = _show_scoreboard(
-        run, placement=placement, file=file, num=num, seed=seed, step=step, as_json=as_json
+        run, placement=placement, source=source, num=num, seed=seed, step=step, as_json=as_json
     )
     if as_json:
         click.echo(json.dumps(record))
@@ -314,36 +317,35 @@ def solve(
 ) -> None:
     """Let a trained model solve one puzzle.
 
-    The puzzle is a line or a grid of digits with . for blanks, a file of it, or - for stdin.
+    The puzzle is text as the environment's page shows it (Sudoku: a line or a grid of digits with .
+    for blanks), a file of it, or - for stdin.
 
-    Prints the final grid. Exit code 1 when it is not a solution.
+    Prints the final plan. Exit code 1 when it is not a solution.
     """
     placement = _placement(device=device, precision=precision, compiled=compiled, threads=threads)
     run = _open_run(run_path)
     from plan_envs.evaluation import evaluate_policy
+    from plan_envs.gym_envs import read_instance
     from plan_envs.instances import InstanceSet
-    from plan_envs.sudoku_instances import format_grid, parse_puzzle
+    from plan_envs.rendering import render_ansi
     from upi_trm.policy import load_policy, task_of
 
     task = task_of(run)
-    domain: Any = task.domain
     source, text = _read_puzzle(puzzle)
     try:
-        instance = parse_puzzle(text, side=domain.side)
+        instance = read_instance(task.domain, text, dead_end="continue")[None]
     except ValueError as error:
         raise ValueError(f"{source}: {error} (the run was trained on {task.name})") from error
-    conflict = _conflict(domain.spec, instance[0])
-    if conflict is not None:
-        raise ValueError(f"{source}: {conflict}")
 
     policy = load_policy(run, placement=placement, step=step)
-    lone = InstanceSet.of(source, instance, instance)
-    report = evaluate_policy(policy, domain, lone)
-    click.echo(format_grid(report.final_plans[0], domain.side))
+    lone = InstanceSet.of(source, instance, task.domain.initial(instance))
+    report = evaluate_policy(policy, task.domain, lone)
+    plan = report.final_plans[0]
+    click.echo(render_ansi(task.domain, instance[0], plan, color=sys.stdout.isatty()))
     if report.solved[0]:
         click.echo(f"solved in {report.edits} edit{'' if report.edits == 1 else 's'}")
         return
-    click.echo(_why_not_solved(domain, instance, report.final_plans))
+    click.echo(_why_not_solved(task.domain, instance, plan))
     sys.exit(_EXIT_NOT_SOLVED)
 
 
@@ -366,6 +368,10 @@ def envs(*, name: str | None, measure: bool, num: int) -> None:
     _print_env(task)
     if measure:
         _print_references(task, num=num)
+
+
+for _command in (sweep, compare, play):
+    cli.add_command(_command)
 
 
 # Helpers of `train`, `eval` and `solve`.
@@ -441,7 +447,7 @@ def _show_scoreboard(
     run: Any,
     *,
     placement: Any,
-    file: Path | None = None,
+    source: str | None = None,
     num: int | None = None,
     seed: int = 0,
     step: int | str | None = None,
@@ -450,14 +456,13 @@ def _show_scoreboard(
     """Evaluate a run and print the table, unless the caller prints JSON; returns the record."""
     from rich.console import Console
 
-    from plan_envs.sudoku_instances import read_sudoku_csv
+    from plan_envs.hub import read_instances
     from upi_trm.policy import load_policy, task_of
     from upi_trm.scoreboard import score_policies
 
     task = task_of(run)
-    if file is not None:
-        domain: Any = task.domain
-        instances = read_sudoku_csv(file, side=domain.side, limit=num, require_unique=False)
+    if source is not None:
+        instances = read_instances(source, domain=task.domain, limit=num)
     else:
         instances = task.instances("test", num=num or 500, seed=seed)
     policy = load_policy(run, placement=placement, step=step)
@@ -485,16 +490,17 @@ def _show_scoreboard(
 
 def _show_next_steps(run: Any) -> None:
     """Commands to try, ready to be copied: the puzzle is an unseen one of the run's task."""
-    from plan_envs.sudoku_instances import format_line
     from upi_trm.policy import task_of
 
     task = task_of(run)
-    domain: Any = task.domain
-    puzzle = format_line(task.instances("test", num=1, seed=1).instances[0], domain.side)
+    write = getattr(task.domain, "write_instance", None)
     program, path = _program(), run.path
-    further = {
-        f"{program} eval {path} --num 2000": "more unseen puzzles",
-        f"{program} solve {puzzle} --run {path}": "one of them; or a puzzle of yours",
+    further = {f"{program} eval {path} --num 2000": "more unseen puzzles"}
+    if write is not None:
+        puzzle = write(task.instances("test", num=1, seed=1).instances[0])
+        words = f"solve {shlex.quote(puzzle)} --run {path}"
+        further[f"{program} {words}"] = "one of them; or a puzzle of yours"
+    further |= {
         f"{program} train --resume {path} --steps {2 * run.checkpoint_steps()[-1]}": "train on",
         f"{_program('tensorboard')} --logdir {path}": "curves",
     }
@@ -517,7 +523,7 @@ def _program(name: str = "upi-trm") -> str:
 def _read_puzzle(puzzle: str) -> tuple[str, str]:
     """Where the puzzle comes from, for messages, and its text."""
     if puzzle != "-" and not os.path.isfile(puzzle):
-        if os.sep in puzzle or not any(sign.isdigit() or sign in "._" for sign in puzzle):
+        if os.sep in puzzle or not any(sign.isdigit() or sign in "._#" for sign in puzzle):
             raise click.UsageError(f"{puzzle!r} is neither a file nor a puzzle")
         return "puzzle", puzzle
     if puzzle.endswith(".csv"):
@@ -530,33 +536,13 @@ def _read_puzzle(puzzle: str) -> tuple[str, str]:
     return source, text
 
 
-def _conflict(spec: Any, instance: Any) -> str | None:
-    """The first pair of equal givens that constrain one another, in words."""
-    columns = spec.grid_shape[1]
-    for group, labels in spec.groups.items():
-        seen: dict[int, int] = {}
-        for cell in instance.nonzero()[0]:
-            value = int(instance[cell])
-            label = int(labels[cell * spec.num_values + value - 1])
-            if label in seen and seen[label] != cell:
-                (r0, c0), (r1, c1) = divmod(seen[label], columns), divmod(int(cell), columns)
-                return (
-                    f"conflicting givens: {value} stands twice in a {group}, "
-                    f"at row {r0 + 1} column {c0 + 1} and at row {r1 + 1} column {c1 + 1}"
-                )
-            seen[label] = int(cell)
-    return None
-
-
-def _why_not_solved(domain: Any, instance: Any, plans: Any) -> str:
-    from plan_envs.sudoku_instances import count_solutions
-
-    verdict = domain.check(instance, plans)
-    filled, cells = int((plans[0] != 0).sum()), plans.shape[1]
+def _why_not_solved(domain: Any, instance: Any, plan: Any) -> str:
+    verdict = domain.check(instance, plan[None])
     message = (
-        f"NOT solved: {filled} of {cells} cells filled, {int(verdict.violations[0])} conflicts"
+        f"NOT solved: score {verdict.score[0]:g} of {domain.spec.max_score:g}, "
+        f"{int(verdict.violations[0])} violations"
     )
-    if domain.side <= 9 and count_solutions(instance, side=domain.side, limit=1)[0] == 0:
+    if not getattr(domain, "solvable", lambda _: True)(instance[0]):
         message += "; the puzzle has no solution"
     return message
 
@@ -566,55 +552,57 @@ def _why_not_solved(domain: Any, instance: Any, plans: Any) -> str:
 
 def _print_env_list(tasks: Iterable[Any]) -> None:
     for task in tasks:
-        domain, spec = task.domain, task.domain.spec
-        click.echo(f"{task.name:<15} {task.env_id:<26} {_puzzles(task)}")
+        spec = task.domain.spec
+        click.echo(f"{task.name:<17} {task.env_id:<30} {_settings(task.instance_options)}")
         click.echo(
-            f"{'':<15} {spec.num_actions} actions ({domain.codec} codec, {domain.edits} edits, "
-            f"{domain.mask} mask), horizon {spec.horizon}"
+            f"{'':<17} {spec.num_actions} actions, horizon {spec.horizon}"
+            f" ({_settings(_own_fields(task.domain))})"
         )
     click.echo(
+        "\nOther sizes go by their name too, such as nqueens12 and maze15."
         "\n`upi-trm envs NAME` describes one; with --measure it plays the reference policies."
     )
 
 
 def _print_env(task: Any) -> None:
     """Everything about one environment, and the options that `gym.make` takes for it."""
+    import inspect
+
     domain, spec = task.domain, task.domain.spec
     kinds = [int((spec.action_kind == kind).sum()) for kind in range(len(spec.kind_names))]
     actions = ", ".join(f"{n} {kind}" for n, kind in zip(kinds, spec.kind_names, strict=True) if n)
+    generator = set(inspect.signature(task.generator).parameters)
+    further = sorted(generator - {"split", "num", "seed", "progress"} - set(_own_fields(domain)))
     facts = {
         "id": task.env_id,
         "grid": "{} x {}, values 1-{}".format(*spec.grid_shape, spec.num_values),
         "actions": f"{spec.num_actions} ({actions})",
-        "codec": f"{domain.codec}: {_CODECS[domain.codec].format(side=domain.side)}",
-        "edits": f"{domain.edits}: {_EDITS[domain.edits]}",
-        "mask": f"{domain.mask}: {_MASKS[domain.mask]}",
         "horizon": f"{spec.horizon} edits",
         "score": f"{spec.max_score:g} when solved",
-        "puzzles": _puzzles(task),
+        "rules": _settings(_own_fields(domain)),
+        "puzzles": _settings(task.instance_options) + f"; further options {', '.join(further)}",
         "make": f'gym.make("plan_envs:{task.env_id}")',
-        "options": "edits=fill|overwrite|full, mask=givens|constraint, codec=digits|tokens, "
-        "givens=(low, high) or blanks=(low, high), unique=True|False",
+        "play": f"{_program()} play {task.name}",
         "train": f"{_program()} train --env {task.name}",
     }
     click.echo(task.name)
     for name, fact in facts.items():
         click.echo(f"  {name:<8} {fact}")
+    click.echo(f"\n{inspect.getdoc(type(domain))}")
 
 
-_CODECS = {
-    "digits": "action = cell * {side} + digit - 1",
-    "tokens": "action = cell * ({side} + 2) + token; token 0 PAD, 1 blank, digit + 1; last STOP",
-}
-_EDITS = {
-    "fill": "write into blank cells",
-    "overwrite": "write into any cell that is not given",
-    "full": "write into or erase any cell that is not given, or STOP",
-}
-_MASKS = {
-    "givens": "every such edit that changes the plan",
-    "constraint": "only digits that no cell of the row, column or box shows",
-}
+def _own_fields(domain: Any) -> dict[str, Any]:
+    from dataclasses import fields
+
+    return {item.name: getattr(domain, item.name) for item in fields(domain)}
+
+
+def _settings(options: Any) -> str:
+    """Options in words: `side=9, givens=26-28`."""
+    return ", ".join(
+        f"{name}={'-'.join(map(str, value)) if isinstance(value, tuple) else value}"
+        for name, value in options.items()
+    )
 
 
 def _print_references(task: Any, *, num: int) -> None:
@@ -627,17 +615,6 @@ def _print_references(task: Any, *, num: int) -> None:
         env=task.name, instances=instances.name, reference=score_references(task, instances)
     )
     Console().print(board.table())
-
-
-def _puzzles(task: Any) -> str:
-    """Its instance options in words: `26-28 givens, unique`."""
-    from plan_envs.sudoku_instances import DEFAULT_GIVENS
-
-    options = dict(task.instance_options)
-    name = "blanks" if options.get("blanks") is not None else "givens"
-    low, high = options.get(name) or DEFAULT_GIVENS[task.domain.side]
-    completions = "one solution" if options.get("unique", True) else "any completion counts"
-    return f"{low}-{high} {name}, {completions}"
 
 
 # Plug-ins and errors.
@@ -660,8 +637,8 @@ def _load(point: EntryPoint) -> click.Command:
 
 
 def _is_users(error: Exception) -> bool:
-    """Mistakes in what the user gave us, and troubles of the disk; all else is a bug of ours."""
-    return isinstance(error, (click.ClickException, ValueError, OSError))
+    """Mistakes in what the user gave us, a missing extra, troubles of the disk; else a bug."""
+    return isinstance(error, (click.ClickException, ValueError, OSError, ImportError))
 
 
 def _one_line(error: Exception) -> str:

@@ -50,7 +50,8 @@ class Scoreboard:
             title_style="bold",
         )
         table.add_column("policy")
-        for heading in ("solved", "mean score", "improvement"):
+        details = list(next(iter(reports.values())).details)
+        for heading in ("solved", "mean score", "improvement", *details):
             table.add_column(heading, justify="right")
         for name, report in reports.items():
             table.add_row(
@@ -58,6 +59,7 @@ class Scoreboard:
                 f"{report.success_rate:.1%}",
                 f"{report.mean_score:.2f}",
                 f"{report.improvement:+.2f}",
+                *(f"{report.details[name]:.1%}" for name in details),
                 style="bold green" if report is self.learned else None,
             )
         return table
