@@ -1,0 +1,517 @@
+"""Stability of a trained run when its recursive compute is scaled at test time (UPI-TRM Sec. 4, 6).
+
+`measure_drift` compares U_n and pi_phi at other depths than they were trained at, with the ball
+projection as recorded or overridden, on initial and on visited states: Delta_V and Delta_pi of
+Figure 2, and the correlation of App. C over several runs. Beside the certificate of the recursion
+stand lower estimates of its Lipschitz constant, so that the slack can be seen. Input: run folders;
+output: records for the command line (`study_cli.py`); `bounds.py` takes its estimates from here.
+"""
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from plan_envs.catalogue import Task
+from plan_envs.domain import Int8Array, PlanDomain, potential
+from trm.device import Placement
+from trm.model import StateBatch, TinyRecursiveModel
+from trm.run import Run, RunError
+from upi_trm.evaluator import evaluate_states
+from upi_trm.improvement import kl_divergence, policy_probabilities, sample_edits
+from upi_trm.learner import UpiLearner
+from upi_trm.lipschitz import LipschitzReport, recursion_lipschitz, value_lipschitz
+from upi_trm.policy import task_of
+from upi_trm.rollout import EditPolicy, GreedyPolicy, to_states
+from upi_trm.trainer import RUN_KIND, UpiRecipe
+
+MEASURES = ("delta_v", "delta_v_relative", "delta_pi", "delta_pi_kl", "success_rate")
+"""Figures of a drift report, in the order of its tables."""
+
+STATE_SETS = ("initial", "visited")
+"""Where drift is measured: first plans of episodes, and plans that the policy's rollouts meet."""
+
+
+# --- A trained run, ready to be studied
+
+
+@dataclass(frozen=True, kw_only=True)
+class Subject:
+    """A checkpoint's networks; float64, so that small drifts are not lost in rounding."""
+
+    name: str
+    """The run as it was named."""
+    task: Task
+    recipe: UpiRecipe
+    step: int
+    """Edits at the checkpoint."""
+    learner: UpiLearner
+    placement: Placement
+
+    @property
+    def domain(self) -> PlanDomain:
+        """The rules."""
+        return self.task.domain
+
+
+def load_subject(
+    run: Run, *, placement: Placement, step: int | str | None = None, seed: int = 0
+) -> Subject:
+    """Load a checkpoint with evaluator and policy in float64.
+
+    Args:
+        run: a run of this learner.
+        placement: where it computes.
+        step: a checkpoint's step or tag; None for the newest.
+        seed: of the minibatches, where something is fitted to it.
+
+    Raises:
+        RunError: a run of another learner, or weights that do not fit its recipe.
+    """
+    if run.info.kind != RUN_KIND:
+        raise RunError(
+            f"{run.path / 'run.json'}: kind is {run.info.kind!r} where {RUN_KIND!r} is needed"
+        )
+    placement.apply()
+    recipe, task = run.load_recipe(UpiRecipe), task_of(run)
+    checkpoint = run.load_checkpoint(step)
+    draws = [torch.Generator().manual_seed(seed) for _ in range(3)]
+    learner = UpiLearner(
+        task.domain,
+        recipe,
+        dead_end="absorb",
+        device=placement.torch_device,
+        init=draws[0],
+        noise=draws[1],
+        actions=draws[2],
+    )
+    try:
+        learner.load_weights(checkpoint.weights)
+    except RuntimeError as error:
+        detail = " ".join(str(error).split())
+        raise RunError(
+            f"{run.path}: checkpoint {checkpoint.step} does not fit: {detail}"
+        ) from error
+    networks = learner.networks
+    if "average" in networks:
+        # What is deployed is what is studied.
+        learner.policy.load_state_dict(networks["average"].state_dict())
+    for model in networks.values():
+        model.double().eval()
+    return Subject(
+        name=str(run.path),
+        task=task,
+        recipe=recipe,
+        step=checkpoint.step,
+        learner=learner,
+        placement=placement,
+    )
+
+
+def with_dials(
+    model: TinyRecursiveModel, *, depth: int, radius: float | None
+) -> TinyRecursiveModel:
+    """The same network, weights shared, unrolled n = `depth` times with projection radius R."""
+    turned = copy.copy(model)
+    turned.config = replace(model.config, depth=depth, radius=radius)
+    return turned
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Boards:
+    """States as boards."""
+
+    instances: Int8Array
+    """Shape [batch, instance], hidden layers included."""
+    plans: Int8Array
+    """Shape [batch, cell]."""
+
+    def __len__(self) -> int:
+        """Number of states."""
+        return len(self.plans)
+
+    def batch(self, domain: PlanDomain, device: torch.device) -> StateBatch:
+        """What a model sees of them."""
+        seen = self.instances[:, : domain.spec.observed_size]
+        masks = domain.action_mask(self.instances, self.plans)
+        return to_states(seen, self.plans, masks, device)
+
+    def phi(self, domain: PlanDomain, device: torch.device) -> Float[Tensor, " batch"]:
+        """Phi(s) in float64."""
+        score = domain.check(self.instances, self.plans).score
+        return torch.from_numpy(potential(score, domain.spec.max_score)).to(device)
+
+
+def visited_states(
+    domain: PlanDomain,
+    policy: EditPolicy,
+    instances: Int8Array,
+    *,
+    generator: torch.Generator,
+    device: torch.device,
+    most: int = 2_000,
+) -> Boards:
+    """Plans that sampled episodes meet before each edit, one episode an instance.
+
+    Dead ends absorb and the domain's horizon truncates, as in training. A uniform draw of `most`
+    states where there are more.
+    """
+    plans = domain.initial(instances)
+    number = np.arange(len(instances))
+    seen_number, seen_plan = [], []
+    for _ in range(domain.spec.horizon):
+        verdict = domain.check(instances[number], plans)
+        masks = domain.action_mask(instances[number], plans)
+        going = masks.any(axis=1) & ~verdict.solved & ~verdict.dead
+        number, plans, masks = number[going], plans[going], masks[going]
+        if not len(number):
+            break
+        seen_number.append(number)
+        seen_plan.append(plans)
+        visible = instances[number][:, : domain.spec.observed_size]
+        chance = policy(to_states(visible, plans, masks, device)).cpu()
+        action = sample_edits(chance, generator).numpy().astype(np.int32)
+        plans = domain.edit(instances[number], plans, action)
+        stays = ~domain.is_stop(action)
+        number, plans = number[stays], plans[stays]
+    if not seen_number:
+        raise ValueError("instances: none of them has anything left to edit")
+    all_numbers, all_plans = np.concatenate(seen_number), np.concatenate(seen_plan)
+    if len(all_plans) > most:
+        index = torch.randperm(len(all_plans), generator=generator)[:most].numpy()
+        all_numbers, all_plans = all_numbers[index], all_plans[index]
+    return Boards(instances=instances[all_numbers], plans=all_plans)
+
+
+# --- Drift under depth mismatch
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Drift:
+    """What changes at one depth, on one set of states, against the depth of training."""
+
+    delta_v: float
+    """Mean |U_n_eval - U_n_train|."""
+    delta_v_relative: float | None
+    """The same over the standard deviation of U_n_train over the states; None where that is 0."""
+    delta_pi: float
+    """Mean total variation between the policies at the two depths."""
+    delta_pi_kl: float
+    """Mean KL(pi_n_train || pi_n_eval), in nats."""
+    success_rate: float
+    """Share of the states from which the greedy policy at that depth gets to a solution."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DriftTable:
+    """Drift by depth and state set under one projection."""
+
+    radius: float | None
+    """R; None = projection off."""
+    cells: dict[int, dict[str, Drift]]
+
+    def measure(self, name: str) -> dict[str, dict[str, float | None]]:
+        """One of `MEASURES` by depth (as text, for JSON) and state set."""
+        return {
+            str(depth): {where: getattr(drift, name) for where, drift in row.items()}
+            for depth, row in self.cells.items()
+        }
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DriftReport:
+    """Drift of one checkpoint, with the Lipschitz constants of its networks."""
+
+    run: str
+    env: str
+    step: int
+    train_depth: int
+    """n_train."""
+    train_radius: float | None
+    """R as recorded in the recipe; None = projection off."""
+    modulus: float | None
+    """L_z that the recipe's clamp keeps; None = no contraction."""
+    num_states: dict[str, int]
+    value_deviation: dict[str, float]
+    """Standard deviation of U_n_train over each set of states, under the first projection."""
+    tables: tuple[DriftTable, ...]
+    """One for each projection; the first is the one to read."""
+    lipschitz: dict[str, LipschitzReport]
+    """By "evaluator" and "policy" (L_z of their recursions) and "value_head" (L_V)."""
+
+    def to_json_dict(self) -> dict[str, Any]:
+        """Plain values; the measures of the first projection stand at the top."""
+        return {
+            "run": self.run,
+            "env": self.env,
+            "step": self.step,
+            "train_depth": self.train_depth,
+            "train_radius": self.train_radius,
+            "modulus": self.modulus,
+            "num_states": self.num_states,
+            "value_deviation": self.value_deviation,
+            "radius": self.tables[0].radius,
+            **{name: self.tables[0].measure(name) for name in MEASURES},
+            "projections": {
+                radius_name(table.radius): {name: table.measure(name) for name in MEASURES}
+                for table in self.tables
+            },
+            "lipschitz": {part: found.to_json_dict() for part, found in self.lipschitz.items()},
+        }
+
+
+def radius_name(radius: float | None) -> str:
+    """R as a key of a record: "none" where the projection is off."""
+    return "none" if radius is None else f"{radius:g}"
+
+
+def measure_drift(
+    subject: Subject,
+    instances: Int8Array,
+    *,
+    depths: Sequence[int],
+    radii: Sequence[float | None] | None = None,
+    seed: int = 0,
+    most: int = 2_000,
+    lipschitz_states: int = 64,
+) -> DriftReport:
+    """Run the evaluator and the policy of a run at other depths than the one they learned at.
+
+    Args:
+        subject: the run.
+        instances: puzzles whose initial plans and rollouts are measured.
+        depths: n_eval.
+        radii: projections to measure under (at both depths); None for the recorded one alone.
+        seed: of the rollouts and of the estimates.
+        most: visited states to measure on; more are thinned out at random.
+        lipschitz_states: states at which Lipschitz constants are estimated.
+    """
+    if not depths or min(depths) < 0:
+        raise ValueError(f"depths must be integers from 0, got {list(depths)}")
+    recipe, domain, learner = subject.recipe, subject.domain, subject.learner
+    device = subject.placement.torch_device
+    generator = torch.Generator().manual_seed(seed)
+    sets = {
+        "initial": Boards(instances=instances, plans=domain.initial(instances)),
+        "visited": visited_states(
+            domain,
+            learner.probabilities,
+            instances,
+            generator=generator,
+            device=device,
+            most=most,
+        ),
+    }
+    chosen = [recipe.model.radius] if radii is None else list(radii)
+    measured = [_drift_table(subject, sets, depths=depths, radius=radius) for radius in chosen]
+    few = torch.randperm(len(sets["visited"]), generator=generator)[:lipschitz_states].numpy()
+    some = Boards(instances=sets["visited"].instances[few], plans=sets["visited"].plans[few])
+    states, phi = some.batch(domain, device), some.phi(domain, device)
+    return DriftReport(
+        run=subject.name,
+        env=subject.task.name,
+        step=subject.step,
+        train_depth=recipe.model.depth,
+        train_radius=recipe.model.radius,
+        modulus=recipe.contraction.modulus,
+        num_states={name: len(boards) for name, boards in sets.items()},
+        value_deviation=measured[0][1],
+        tables=tuple(table for table, _ in measured),
+        lipschitz={
+            "evaluator": recursion_lipschitz(learner.evaluator, states, generator=generator),
+            "policy": recursion_lipschitz(learner.policy, states, generator=generator),
+            "value_head": value_lipschitz(
+                learner.evaluator, states, phi, value=recipe.evaluator.value, generator=generator
+            ),
+        },
+    )
+
+
+def _drift_table(
+    subject: Subject, sets: dict[str, Boards], *, depths: Sequence[int], radius: float | None
+) -> tuple[DriftTable, dict[str, float]]:
+    """Drift under one projection, and the standard deviation of U_n_train over each set."""
+    recipe, domain, device = subject.recipe, subject.domain, subject.placement.torch_device
+    cells: dict[int, dict[str, Drift]] = {depth: {} for depth in depths}
+    deviations = {}
+    for where, boards in sets.items():
+        states, phi = boards.batch(domain, device), boards.phi(domain, device)
+
+        def at_depth(
+            depth: int, states: StateBatch = states, phi: Tensor = phi
+        ) -> tuple[Tensor, Tensor]:
+            evaluator = with_dials(subject.learner.evaluator, depth=depth, radius=radius)
+            value = evaluate_states(evaluator, states, phi, value=recipe.evaluator.value)
+            policy = with_dials(subject.learner.policy, depth=depth, radius=radius)
+            return value, policy_probabilities(policy, states)
+
+        value, policy = at_depth(recipe.model.depth)
+        deviations[where] = float(value.std(correction=0))
+        for depth in depths:
+            other_value, other_policy = at_depth(depth)
+            delta_v = float((other_value - value).abs().mean())
+            log_other = other_policy.clamp_min(1e-300).log()
+            divergence = kl_divergence(policy, log_other, states.mask > 0)
+            cells[depth][where] = Drift(
+                delta_v=delta_v,
+                delta_v_relative=delta_v / deviations[where] if deviations[where] else None,
+                delta_pi=float(total_variation(policy, other_policy).mean()),
+                delta_pi_kl=float(divergence.clamp_min(0.0).mean()),
+                success_rate=greedy_success(subject, boards, depth=depth, radius=radius),
+            )
+    return DriftTable(radius=radius, cells=cells), deviations
+
+
+def total_variation(
+    one: Float[Tensor, "batch action"], two: Float[Tensor, "batch action"]
+) -> Float[Tensor, " batch"]:
+    """Total variation between two policies at each state, in [0, 1]."""
+    return 0.5 * (one - two).abs().sum(dim=1)
+
+
+def greedy_success(subject: Subject, boards: Boards, *, depth: int, radius: float | None) -> float:
+    """Share of states from which the greedy policy solves within the horizon, at other dials.
+
+    The protocol of `plan_envs.evaluation`: one pass, dead ends continue.
+    """
+    domain = subject.domain
+    model = with_dials(subject.learner.policy, depth=depth, radius=radius)
+    policy = GreedyPolicy(model, subject.placement)
+    instances, plans = boards.instances, boards.plans
+    rng = np.random.default_rng(0)  # the greedy policy draws nothing
+    solved = 0
+    for step in range(domain.spec.horizon + 1):
+        verdict = domain.check(instances, plans)
+        masks = domain.action_mask(instances, plans)
+        solved += int(verdict.solved.sum())
+        going = masks.any(axis=1) & ~verdict.solved
+        instances, plans, masks = instances[going], plans[going], masks[going]
+        if not len(plans) or step == domain.spec.horizon:
+            break
+        action = policy(instances[:, : domain.spec.observed_size], plans, masks, rng)
+        plans = domain.edit(instances, plans, action)
+        stays = ~domain.is_stop(action)
+        instances, plans = instances[stays], plans[stays]
+    return solved / len(boards)
+
+
+# --- Several runs together
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Correlation:
+    """How closely two columns of figures go together, over runs and depths."""
+
+    pearson: float | None
+    """None with fewer than three points, or where a column is constant."""
+    pearson_log: float | None
+    """Of the logarithms, over the points where both are positive."""
+    points: int
+
+    @staticmethod
+    def of(x: Sequence[float], y: Sequence[float]) -> "Correlation":
+        """Correlate two columns."""
+        positive = [(a, b) for a, b in zip(x, y, strict=True) if a > 0 and b > 0]
+        return Correlation(
+            pearson=_pearson(list(x), list(y)),
+            pearson_log=_pearson(
+                [float(np.log(a)) for a, _ in positive], [float(np.log(b)) for _, b in positive]
+            ),
+            points=len(x),
+        )
+
+    def to_json_dict(self) -> dict[str, float | int | None]:
+        """The figures by name."""
+        return {
+            "pearson": self.pearson,
+            "pearson_log": self.pearson_log,
+            "points": self.points,
+        }
+
+
+def _pearson(x: Sequence[float], y: Sequence[float]) -> float | None:
+    if len(x) < 3 or np.ptp(x) == 0 or np.ptp(y) == 0:
+        return None
+    return float(np.corrcoef(x, y)[0, 1])
+
+
+def drift_correlations(reports: Sequence[DriftReport]) -> dict[str, dict[str, Correlation]]:
+    """Correlations of UPI-TRM App. C, by state set, under each report's first projection.
+
+    `delta_v_delta_pi`: Delta_V against Delta_pi over runs and depths (the depth of training left
+    out: both are 0 there). `certified_modulus_delta_v` and `local_modulus_delta_v`: the proven
+    L_z and its lower estimate against Delta_V at the largest depth, over runs.
+    """
+    found: dict[str, dict[str, Correlation]] = {}
+    for where in STATE_SETS:
+        points = [
+            row[where]
+            for report in reports
+            for depth, row in report.tables[0].cells.items()
+            if depth != report.train_depth
+        ]
+        last = [r.tables[0].cells[max(r.tables[0].cells)][where].delta_v for r in reports]
+        moduli = [report.lipschitz["evaluator"] for report in reports]
+        proven = [
+            (m.certified, v) for m, v in zip(moduli, last, strict=True) if m.certified is not None
+        ]
+        found[where] = {
+            "delta_v_delta_pi": Correlation.of(
+                [p.delta_v for p in points], [p.delta_pi for p in points]
+            ),
+            "certified_modulus_delta_v": Correlation.of(
+                [m for m, _ in proven], [v for _, v in proven]
+            ),
+            "local_modulus_delta_v": Correlation.of([m.local for m in moduli], last),
+        }
+    return found
+
+
+def plot_drift(reports: Sequence[DriftReport], path: Path) -> None:
+    """Draw Delta_V and Delta_pi by depth (Figure 2), and one against the other (App. C).
+
+    Raises:
+        ValueError: without matplotlib, or for a file type it does not know.
+    """
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ValueError("--plot needs matplotlib: pip install 'upi-trm[plot]'") from error
+
+    figure = Figure(figsize=(12, 3.6), layout="constrained")
+    # The canvas of pixels, whatever a display would want; savefig still picks by file type.
+    FigureCanvasAgg(figure)
+    by_value, by_policy, together = figure.subplots(1, 3)
+    for index, report in enumerate(reports):
+        for table, line in zip(report.tables, ("-", "--", ":", "-."), strict=False):
+            # At the depth of training both are 0, which has no place on a logarithmic axis.
+            depths = [depth for depth in sorted(table.cells) if depth != report.train_depth]
+            for where, mark in zip(STATE_SETS, ("o", "s"), strict=True):
+                drifts = [table.cells[depth][where] for depth in depths]
+                label = f"{Path(report.run).name}, {where}, R = {radius_name(table.radius)}"
+                style: dict[str, Any] = {"color": f"C{index}", "marker": mark, "label": label}
+                dv, dpi = [d.delta_v for d in drifts], [d.delta_pi for d in drifts]
+                by_value.plot(depths, dv, line, **style)
+                by_policy.plot(depths, dpi, line, **style)
+                together.plot(dv, dpi, linestyle="none", **style)
+    for axes, name in ((by_value, "Delta_V"), (by_policy, "Delta_pi")):
+        axes.set(xlabel="depth n_eval", ylabel=name, yscale="log")
+        axes.set_xscale("symlog", base=2, linthresh=1)
+    together.set(xlabel="Delta_V", ylabel="Delta_pi", xscale="log", yscale="log")
+    found = drift_correlations(reports)["visited"]["delta_v_delta_pi"]
+    if found.pearson_log is not None:
+        title = f"visited states, R as recorded: Pearson of logarithms {found.pearson_log:.3f}"
+        together.set_title(title, fontsize=8)
+    labels = by_value.get_legend_handles_labels()
+    figure.legend(*labels, fontsize=6, loc="outside lower center", ncols=4)
+    try:
+        figure.savefig(path, dpi=150)
+    except ValueError as error:
+        raise ValueError(f"{path}: {' '.join(str(error).split())}") from error
