@@ -982,6 +982,20 @@ def test_1024_environments_of_full_size_take_less_than_200_megabytes() -> None:
     assert 40 < float(run.stdout) < 200  # the pool alone has 26 MB, the arrays of a step 29 MB
 
 
+def test_reused_arrays_show_the_new_instances_after_a_draw() -> None:
+    domain = Arc(4, 1)
+    rows, _ = _instances(domain, 0)
+    engine = make_engine(domain, 6, rows, EngineOptions())
+    engine.streams[:] = np.arange(6)
+    engine.draw(np.arange(6))
+    out = StepArrays.empty(6, domain.spec)
+    engine.observe(out)
+    for _ in range(3):
+        engine.draw(np.array([1, 4]))
+        engine.step(engine.sample(), 0, out)
+        assert np.array_equal(out.instance, engine.instances[:, : domain.spec.observed_size])
+
+
 def test_several_environments_share_the_instances_of_the_pool() -> None:
     domain = Arc(30, 10)
     rows = np.zeros((2, domain.spec.instance_size), np.int8)
