@@ -251,6 +251,28 @@ def test_successors_are_edit_and_check_one_by_one(
     testing.check_successors(domain, states, gamma=gamma, reward=reward, dead_end=dead_end)
 
 
+@pytest.mark.parametrize("domain", _rules(8, 12))
+def test_successors_of_boards_with_many_attacks_are_edit_and_check(domain: Queens) -> None:
+    rng = np.random.default_rng(0)
+    plans = (rng.random((200, domain.n**2)) < rng.uniform(0, 0.3, (200, 1))).astype(np.int8)
+    instances = plans * (rng.random(plans.shape) < 0.5).astype(np.int8)
+    states = testing.States(instances=instances, plans=plans)
+    testing.check_successors(domain, states, dead_end="continue")
+
+
+def test_the_queen_in_the_last_open_row_ends_the_episode() -> None:
+    """Rows 2 to 12 hold queens, some in one column; of row 1 they leave squares 7 to 11 free."""
+    plan = Queens(12).read_instance("0 2 2 1 2 1 6 6 5 4 3 2")[None]
+    blank = np.zeros_like(plan)
+    for domain in (Queens(12), Queens(12, mask="givens")):
+        found = domain.successors(blank, plan, dead_end="continue")
+        lasts = [6, 7, 8, 9, 10] if domain.mask == "constraint" else []
+        assert found.action[found.terminated].tolist() == lasts
+        assert not found.solved.any()
+        states = testing.States(instances=blank, plans=plan)
+        testing.check_successors(domain, states, dead_end="continue")
+
+
 @pytest.mark.parametrize("domain", _rules(32))
 def test_successors_of_the_largest_board_are_edit_and_check(domain: Queens) -> None:
     testing.check_successors(domain, _states(domain, 5, 2))
@@ -326,7 +348,7 @@ def test_the_engine_agrees_on_plans_that_lost_their_given_queens(domain: Queens)
     """Loaded plans need not keep the givens: such a plan is never solved, its givens stay away."""
     instances = enumerate_solutions(domain.n)[:3]
     plans = instances.copy()
-    plans[np.arange(3), instances.argmax(axis=1)] = 0
+    plans.reshape(3, domain.n, domain.n)[:, : domain.n - 1] = 0
     options = EngineOptions(dead_end="continue")
     own = domain.make_engine(3, instances, options)
     pure = PureEngine(domain, 3, instances, options)
