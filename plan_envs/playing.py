@@ -191,11 +191,14 @@ class Game:
         blank = default_picture(self.spec, self.instance, self.plan)
         picture = replace(blank, symbols=signs.reshape(self.spec.grid_shape))
         drawn = draw_text(picture, color=False, numbered=True)
-        return f"{drawn}\n{len(legal)} legal edits{self._further(self.mask)}"
+        edits = "1 legal edit" if len(legal) == 1 else f"{len(legal)} legal edits"
+        return f"{drawn}\n{edits}{self._further(self.mask)}"
 
     def help_text(self) -> str:
         """How edits are typed, and the commands."""
-        lines = {self._usage(kind): _does(kind, main=kind is self.main) for kind in self._typed()}
+        lines = {
+            self._usage(kind): _does(kind, main=kind is self.main) for kind in self.kinds.values()
+        }
         if self.head is not None:
             lines["u d l r"] = f"{self.main.name} up, down, left, right"
         lines |= {
@@ -272,7 +275,9 @@ class Game:
         shown = lines[:_SHOWN] or [f"nothing to {self.main.name}"]
         if len(lines) > _SHOWN:
             shown.append(f"and {len(lines) - _SHOWN} more")
-        return "\n".join(shown) + (f"\n{further.strip(' ,')}" if further else "")
+        return "\n".join(shown) + (
+            f"\nalso legal: {further.removeprefix(', among them ')}" if further else ""
+        )
 
     def step_towards(self, direction: str) -> Reply:
         """One edit of the main kind beside the head; `direction` is up, down, left or right."""
@@ -301,16 +306,16 @@ class Game:
         if shown == value:
             look = "blank" if value == 0 else repr(spec.symbols[value])
             return f"{place} is {look} already"
+        head = self.head
+        if shown and value and head is None and not self.mask[spec.action_cell == cell].any():
+            return f"{place} is filled already"
         conflict = self._conflict(cell, value) if value else None
         if conflict is not None:
             return f"not legal: {conflict}"
-        head = self.head
         if head is not None and spec.neighbours is not None:
             if cell not in spec.neighbours[head]:
                 return f"{place} is not next to the head, which is at {self._place(head)}"
             return f"{place} is not free"
-        if shown and value and not any(self.mask[self._actions_at(cell)]):
-            return f"{place} is filled already"
         return f"{kind} at {place} is not legal now"
 
     def cell_of(self, row: str, column: str) -> int:
@@ -390,9 +395,6 @@ class Game:
             return int(word)
         raise Mistake(f"{word!r} is no value; there are {' '.join(signs)}")
 
-    def _typed(self) -> list[Kind]:
-        return [kind for kind in self.kinds.values() if kind.name not in _NEVER_LEGAL]
-
     def _usage(self, kind: Kind) -> str:
         words = [] if kind is self.main else [kind.name]
         words += ["ROW COLUMN"] * kind.has_cell + ["VALUE"] * (kind.has_value and kind.has_cell)
@@ -433,9 +435,6 @@ class Game:
             return False
         return bool(self.instance[cell]) and bool(self.instance[cell] == self.plan[cell])
 
-    def _actions_at(self, cell: int) -> NDArray[np.intp]:
-        return np.flatnonzero(self.spec.action_cell == cell)
-
     def _conflict(self, cell: int, value: int) -> str | None:
         """The first value of another cell that shares a constraint group with this one."""
         spec = self.spec
@@ -450,17 +449,17 @@ class Game:
         return None
 
     def _further(self, mask: NDArray[np.bool_]) -> str:
-        """The legal edits of the other kinds: `, also legal: erase (3), stop`."""
+        """The legal edits of the other kinds: `, among them erase (3), stop`."""
         parts = []
-        for kind in self._typed():
+        for kind in self.kinds.values():
             legal = int(mask[list(kind.actions.values())].sum())
             if legal and kind is not self.main:
                 parts.append(f"{kind.name} ({legal})" if len(kind.actions) > 1 else kind.name)
-        return f", also legal: {', '.join(parts)}" if parts else ""
+        return f", among them {', '.join(parts)}" if parts else ""
 
     def _hint_at(self, cell: int, mask: NDArray[np.bool_]) -> str:
         words = []
-        for kind in self._typed():
+        for kind in self.kinds.values():
             values = [v for (at, v), action in kind.actions.items() if at == cell and mask[action]]
             if values and kind.has_value:
                 words.append(" ".join(self.spec.symbols[value] for value in values))
@@ -584,9 +583,7 @@ class Keyboard:
     def _eraser(self) -> Kind | None:
         """The kind that makes a cell blank, if there is one."""
         kinds = self.game.kinds.values()
-        erasers = [
-            k for k in kinds if k.has_cell and k.values == [0] and k.name not in _NEVER_LEGAL
-        ]
+        erasers = [k for k in kinds if k.has_cell and k.values == [0]]
         return erasers[0] if erasers else None
 
     def _toggle(self) -> Reply:
@@ -614,7 +611,7 @@ def _kinds_of(spec: Any) -> dict[str, Kind]:
     for index, name in enumerate(spec.kind_names):
         actions = np.flatnonzero(spec.action_kind == index)
         cells, values = spec.action_cell[actions].tolist(), spec.action_value[actions].tolist()
-        if not cells:
+        if not cells or name in _NEVER_LEGAL:
             continue
         kinds[name] = Kind(
             name=name,

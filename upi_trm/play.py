@@ -126,7 +126,7 @@ def single_keys(fd: int) -> Iterator[None]:
 
     before = termios.tcgetattr(fd)
     try:
-        tty.setcbreak(fd)
+        tty.setcbreak(fd, termios.TCSANOW)  # keeps the keys that were typed already
         yield
     finally:
         termios.tcsetattr(fd, termios.TCSADRAIN, before)
