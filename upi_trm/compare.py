@@ -2,8 +2,8 @@
 
 `compare_records` turns evaluation records (`upi_trm.records`) into rows: mean, standard deviation
 and 95% interval over seeds, costs, and the reference policies on the same instances. `table`,
-`save_plot` and `Comparison.to_json_dict` show them. Every figure is computed from the records:
-the improvement from the mean score and the score of the untouched instances.
+`save_plot` and `Comparison.to_json_dict` show them. Every figure is computed from the records, and
+a record whose improvement is not its mean score less that of the untouched instances is refused.
 """
 
 import importlib
@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Float
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from upi_trm.records import Record
@@ -45,7 +46,7 @@ class Row:
     """"student-t" over seeds; "wilson" over the instances where there is one seed."""
     mean_score: float
     improvement: float
-    """mean_score minus the mean score of the untouched instances."""
+    """Mean of final minus initial score."""
     parameters: int | None
     edits: int
     """Of training; 0 for a reference policy."""
@@ -80,6 +81,7 @@ class Curve:
     """Success on validation puzzles against edits, over the seeds of a row."""
 
     label: str
+    """Method and what is particular about the recipe."""
     env: str
     edits: Float[np.ndarray, " point"]
     mean: Float[np.ndarray, " point"]
@@ -104,9 +106,12 @@ class Comparison:
             "aggregate": [asdict(aggregate) for aggregate in self.aggregate],
         }
 
-    def table(self) -> Table:
-        """For the terminal."""
-        return _table(self.rows)
+    def tables(self) -> list[Table]:
+        """For the terminal, one an environment and instance set."""
+        tasks = dict.fromkeys((row.env, row.instances) for row in self.rows)
+        return [
+            _table([row for row in self.rows if (row.env, row.instances) == task]) for task in tasks
+        ]
 
 
 def compare_records(records: Sequence[Record]) -> Comparison:
@@ -229,7 +234,7 @@ def learning_curve(records: Sequence[Record], label: str) -> Curve | None:
     rates = np.stack([np.interp(edits, *track) for track in tracks])
     std = rates.std(axis=0, ddof=1) if len(rates) > 1 else np.zeros(len(edits))
     return Curve(
-        label=label,
+        label=f"{records[0].method} {_settings(label, records[0].env)}".strip(),
         env=records[0].env,
         edits=edits,
         mean=rates.mean(axis=0),
@@ -248,7 +253,6 @@ def _row(records: Sequence[Record], label: str) -> Row:
     low, high = (
         student_t_interval(rates) if several else wilson_interval(rates[0], first.num_instances)
     )
-    score = statistics.mean(record.mean_score for record in records)
     return Row(
         method=first.method,
         recipe=label,
@@ -258,8 +262,8 @@ def _row(records: Sequence[Record], label: str) -> Row:
         success_rate_low=max(0.0, low),
         success_rate_high=min(1.0, high),
         interval="student-t" if several else "wilson",
-        mean_score=score,
-        improvement=score - _initial_score(first),
+        mean_score=statistics.mean(record.mean_score for record in records),
+        improvement=statistics.mean(record.improvement for record in records),
         parameters=_largest([record.parameters for record in records]),
         edits=first.step,
         wall_seconds=_mean([record.wall_seconds for record in records]),
@@ -289,7 +293,7 @@ def _reference_rows(record: Record) -> list[Row]:
                 success_rate_high=high,
                 interval="wilson",
                 mean_score=float(report["mean_score"]),
-                improvement=float(report["mean_score"]) - _initial_score(record),
+                improvement=float(report["improvement"]),
                 parameters=None,
                 edits=0,
                 wall_seconds=None,
@@ -308,7 +312,9 @@ def _reference_rows(record: Record) -> list[Row]:
 def _aggregates(records: Sequence[Record]) -> tuple[Aggregate, ...]:
     found: dict[tuple[str, str], dict[str, list[float]]] = {}
     for record in records:
-        by_env = found.setdefault((record.method, _settings(record)), {})
+        by_env = found.setdefault(
+            (record.method, _settings(record.recipe, record.env) or "own recipe"), {}
+        )
         by_env.setdefault(record.env, []).append(record.success_rate)
     return tuple(
         _aggregate(method, recipe, by_env)
@@ -332,9 +338,9 @@ def _aggregate(method: str, recipe: str, by_env: Mapping[str, Sequence[float]]) 
     )
 
 
-def _settings(record: Record) -> str:
-    """The recipe's label without the environment that recipes and sweeps begin it with."""
-    return record.recipe.removeprefix(record.env).lstrip(",-") or "default"
+def _settings(recipe: str, env: str) -> str:
+    """A recipe's label without the environment that the names of recipes and sweeps begin with."""
+    return recipe.removeprefix(env).lstrip(",- ")
 
 
 def _initial_score(record: Record) -> float:
@@ -420,38 +426,31 @@ def _check_seeds(records: Sequence[Record]) -> None:
 
 
 def _table(rows: Sequence[Row]) -> Table:
-    table = Table(show_lines=False)
-    for heading, justify in (
-        ("env", "left"),
-        ("method", "left"),
-        ("recipe", "left"),
-        ("solved", "right"),
-        ("95% interval", "right"),
-        ("mean score", "right"),
-        ("improvement", "right"),
-        ("edits", "right"),
-        ("wall", "right"),
-        ("parameters", "right"),
-        ("seeds", "right"),
-    ):
-        table.add_column(heading, justify=justify, overflow="fold")  # type: ignore[arg-type]  # literals
-    for row, following in zip(rows, [*rows[1:], None], strict=True):
+    first = rows[0]
+    table = Table(
+        title=f"{first.env}: {first.num_instances} puzzles of {first.instances}",
+        title_justify="left",
+        title_style="bold",
+        box=SIMPLE_HEAD,
+        pad_edge=False,
+        collapse_padding=True,
+    )
+    table.add_column("policy", overflow="fold")
+    for heading in ("solved", "95%", "score", "improve-\nment", "edits", "wall", "seeds"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for row in rows:
         std = "" if row.success_rate_std is None else f" ± {row.success_rate_std:.1%}"
         learned = row.recipe is not None
         table.add_row(
-            row.env,
-            row.method,
-            row.recipe or "",
+            f"{row.method} {_settings(row.recipe or '', row.env)}".strip(),
             f"{row.success_rate:.1%}{std}",
-            f"{row.success_rate_low:.1%} - {row.success_rate_high:.1%}",
+            f"{100 * row.success_rate_low:.1f}-{100 * row.success_rate_high:.1f}",
             f"{row.mean_score:.2f}",
             f"{row.improvement:+.2f}",
             f"{row.edits:,}" if learned else "",
             "" if row.wall_seconds is None else _duration(row.wall_seconds),
-            "" if row.parameters is None else f"{row.parameters:,}",
             str(row.num_seeds) if learned else "",
             style=None if learned else "dim",
-            end_section=following is not None and following.env != row.env,
         )
     return table
 
@@ -496,18 +495,17 @@ def save_plot(comparison: Comparison, path: Path) -> None:
                 alpha=0.2,
                 linewidth=0,
             )
-        for row in comparison.rows:
-            if row.env == env and row.recipe is None:
-                axes.axhline(100 * row.success_rate, color="grey", linestyle=":", linewidth=1)
-                axes.annotate(
-                    row.method,
-                    (1, 100 * row.success_rate),
-                    xycoords=("axes fraction", "data"),
-                    ha="right",
-                    va="bottom",
-                    fontsize="x-small",
-                    color="grey",
-                )
+        for rate, names in _reference_levels(comparison.rows, env).items():
+            axes.axhline(100 * rate, color="grey", linestyle=":", linewidth=1)
+            axes.annotate(
+                ", ".join(names),
+                (1, 100 * rate),
+                xycoords=("axes fraction", "data"),
+                ha="right",
+                va="bottom",
+                fontsize="x-small",
+                color="grey",
+            )
         axes.set(
             title=env,
             xlabel="edits",
@@ -515,4 +513,17 @@ def save_plot(comparison: Comparison, path: Path) -> None:
             ylim=(-2, 104),
         )
         axes.legend(fontsize="small")
-    figure.savefig(path)
+    try:
+        figure.savefig(path)
+    except ValueError as error:
+        raise ValueError(f"--plot: {path}: {error}") from error
+
+
+def _reference_levels(rows: Sequence[Row], env: str) -> dict[float, list[str]]:
+    """Success rate -> the reference policies that have it; the oracle says nothing in a plot."""
+    levels: dict[float, list[str]] = {}
+    for row in rows:
+        if row.env == env and row.recipe is None and row.method != "oracle":
+            names = levels.setdefault(row.success_rate, [])
+            names += [] if row.method in names else [row.method]
+    return levels

@@ -84,6 +84,7 @@ def sweep(
     if counts.get("failed"):
         sys.exit(_EXIT_FAILED)
     if len(counts) > 1 or "finished" not in counts:
+        click.echo("  the same command goes on")
         sys.exit(_EXIT_INTERRUPTED)
 
 
@@ -140,7 +141,8 @@ def compare(
     if as_json:
         click.echo(json.dumps(comparison.to_json_dict()))
         return
-    Console().print(comparison.table())
+    for table in comparison.tables():
+        Console().print(table)
     for aggregate in comparison.aggregate:
         click.echo(
             f"{aggregate.method}, {aggregate.recipe}, over {', '.join(aggregate.envs)}: "

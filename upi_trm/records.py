@@ -318,7 +318,7 @@ def _field(record: Any, name: str, kinds: tuple[type, ...], source: str) -> Any:
     return float(number) if float in kinds and number is not None else number
 
 
-def _natural(path: Path) -> list[tuple[int, int | str]]:
-    """Sort key that puts n=4 before n=16."""
-    parts = re.split(r"(\d+)", str(path))
-    return [(0, int(part)) if part.isdigit() else (1, part) for part in parts]
+def _natural(path: Path) -> list[tuple[int, float | str]]:
+    """Sort key that puts n=4 before n=16, and alpha=0.25 before alpha=0.5."""
+    parts = re.split(r"(\d+(?:\.\d+)?)", str(path))
+    return [(0, float(part)) if part[:1].isdigit() else (1, part) for part in parts]

@@ -225,46 +225,70 @@ def _find_command(text: str) -> tuple[SweepCommand, list[str], list[str]]:
 def _points(
     spec: SweepSpec, path: Path, command: SweepCommand, words: list[str], further: list[str]
 ) -> Iterator[Point]:
+    variants = list(_variants(spec, path, command))
+    always = (*words, *(further if command.resume_words else ()), *command.options)
+    steps = () if spec.steps is None else ("--steps", str(spec.steps))
+    # Seeds outermost: the first third of a sweep over three seeds already shows the whole picture.
+    for seed, variant in itertools.product(spec.seeds, variants):
+        recipe_words = () if variant.recipe_word is None else ("--recipe", variant.recipe_word)
+        yield Point(
+            name=f"{variant.label}-seed{seed}",
+            env=variant.env,
+            seed=seed,
+            settings=variant.settings,
+            recipe=variant.recipe,
+            start=(
+                *(*words, *further, "--env", variant.env, *recipe_words),
+                *(word for override in variant.overrides for word in ("--set", override)),
+                *(*steps, "--seed", str(seed), *command.options),
+            ),
+            resume=always,
+            finished_at=command.finished_at(variant.recipe),
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Variant:
+    """What the runs of all seeds have in common."""
+
+    label: str
+    env: str
+    settings: Mapping[str, Any]
+    overrides: tuple[str, ...]
+    recipe_word: str | None
+    recipe: Any
+
+
+def _variants(spec: SweepSpec, path: Path, command: SweepCommand) -> Iterator[_Variant]:
     from plan_envs.catalogue import resolve_task
     from trm.recipe import load_recipe
 
-    envs = [resolve_task(env).name for env in spec.envs]
     cases: list[tuple[str | None, Mapping[str, Any]]] = [*spec.cases.items()] or [(None, {})]
     combinations = [
         dict(zip(spec.grid, values, strict=True))
         for values in itertools.product(*spec.grid.values())
     ]
     short = _short_names(list(spec.grid))
-    budget = {} if spec.steps is None else {command.steps_field: spec.steps}
-    # Seeds outermost: the first third of a sweep over three seeds already shows the whole picture.
-    for seed, env in itertools.product(spec.seeds, envs):
+    budget = [] if spec.steps is None else [f"{command.steps_field}={spec.steps}"]
+    for env in [resolve_task(env).name for env in spec.envs]:
         recipe_word, recipe_file = _find_recipe(spec.recipe, env, path, command)
-        for (case, overrides), grid in itertools.product(cases, combinations):
+        for (case, changes), point in itertools.product(cases, combinations):
             parts = [env, *([case] if case else [])]
-            parts += [f"{short[name]}={_as_text(value)}" for name, value in grid.items()]
+            parts += [f"{short[name]}={_as_text(value)}" for name, value in point.items()]
             label = _safe(",".join(parts))
-            values = {**spec.set, **overrides, **grid}
-            settings = [f"{name}={_as_text(value)}" for name, value in values.items()]
-            steps = [f"{name}={value}" for name, value in budget.items()]
+            values = {**spec.set, **changes, **point}
+            overrides = tuple(f"{name}={_as_text(value)}" for name, value in values.items())
             try:
-                recipe: Any = load_recipe(command.recipe, recipe_file, [*settings, *steps])
+                recipe: Any = load_recipe(command.recipe, recipe_file, [*overrides, *budget])
             except ValueError as error:
                 raise ValueError(f"{label}: {str(error).removeprefix('--set: ')}") from error
-            yield Point(
-                name=f"{label}-seed{seed}",
+            yield _Variant(
+                label=label,
                 env=env,
-                seed=seed,
-                settings={**({"case": case} if case else {}), **grid},
+                settings={**({"case": case} if case else {}), **point},
+                overrides=overrides,
+                recipe_word=recipe_word,
                 recipe=recipe,
-                start=(
-                    *(*words, *further, "--env", env),
-                    *(() if recipe_word is None else ("--recipe", recipe_word)),
-                    *(word for setting in settings for word in ("--set", setting)),
-                    *(() if spec.steps is None else ("--steps", str(spec.steps))),
-                    *("--seed", str(seed), *command.options),
-                ),
-                resume=(*words, *(further if command.resume_words else ()), *command.options),
-                finished_at=command.finished_at(recipe),
             )
 
 
