@@ -71,9 +71,12 @@ def load(head, data, at, neighbours, instance, plan):
     """Put one environment into a given state."""
     size, undo, geodesic = head[at + SIZE], head[at + UNDO], head[at + GEODESIC]
     o_instance, o_plan, o_mask = offsets(at, size, geodesic)
-    data[o_instance:o_plan] = instance
-    data[o_plan:o_mask] = plan
-    data[o_mask : o_mask + head[at + ACTIONS]] = 0
+    cells = size * size
+    for cell in range(cells):
+        data[o_instance + cell] = instance[cell]
+        data[o_plan + cell] = plan[cell]
+    for action in range(cells + undo):
+        data[o_mask + action] = 0
     start, goal, place, length = survey(instance, plan, neighbours)
     head[at + STEPS] = 0
     head[at + FINISHED] = 0
@@ -83,19 +86,23 @@ def load(head, data, at, neighbours, instance, plan):
     if length > 0 and place != goal:
         open_around(data, o_instance, o_plan, o_mask, place, size)
         if undo:
-            data[o_mask + size * size] = length > 1
+            data[o_mask + cells] = length > 1
     if geodesic:
-        room = data[8 * (at + HEAD_SIZE) : o_instance].view(np.int16)
-        room[:] = -1
-        head[at + WHOLE] = 0
-        if goal >= 0:
-            template, distance, queue = scratch(size)
-            write_template(instance, size, template)
-            flood(template, size + 2, framed(goal, size), distance, queue)
-            for cell in range(size * size):
-                room[cell] = distance[framed(cell, size)]
-            if start >= 0:
-                head[at + WHOLE] = room[start]
+        steps_left = head.view(np.int16)
+        first = 4 * (at + HEAD_SIZE)
+        measure(instance, goal, size, steps_left, first)
+        head[at + WHOLE] = steps_left[first + start] if start >= 0 else 0
+
+
+@njit(cache=True)
+def measure(instance, goal, size, out, first):
+    """Write the distances to the goal from place `first` on; -1 where there is none."""
+    template, distance, queue = scratch(size)
+    write_template(instance, size, template)
+    if goal >= 0:
+        flood(template, size + 2, framed(goal, size), distance, queue)
+    for cell in range(size * size):
+        out[first + cell] = max(distance[framed(cell, size)], -1) if goal >= 0 else -1
 
 
 @njit(cache=True, forceinline=True)
@@ -110,7 +117,7 @@ def open_around(data, o_instance, o_plan, o_mask, place, size):
     return count
 
 
-@njit(cache=True, forceinline=True)
+@njit(cache=True)
 def draw(head, data, at, neighbours, pool, facts, ready):
     """Reset one environment to an instance of the pool.
 
@@ -154,24 +161,20 @@ def draw_all(head, data, index, neighbours, pool, facts, ready):
 @njit(cache=True)
 def prepare(instances, size, facts, ready):
     """Fill the facts of a pool, and the distances to the goal where `ready` has rows for them."""
-    template, distance, queue = scratch(size)
+    flat = ready.reshape(-1)
+    cells = size * size
     for i in range(len(instances)):
         starts = 0
-        for cell in range(size * size):
+        for cell in range(cells):
             starts += instances[i, cell] == START
         start, goal = place_of(instances[i], START), place_of(instances[i], GOAL)
         facts[i, 0] = start if starts == 1 else -1
         facts[i, 1] = goal
         facts[i, 2] = 0
         if len(ready) > 0:
-            ready[i] = -1
-            if goal >= 0:
-                write_template(instances[i], size, template)
-                flood(template, size + 2, framed(goal, size), distance, queue)
-                for cell in range(size * size):
-                    ready[i, cell] = distance[framed(cell, size)]
-                if start >= 0:
-                    facts[i, 2] = ready[i, start]
+            measure(instances[i], goal, size, flat, i * cells)
+            if start >= 0:
+                facts[i, 2] = ready[i, start]
 
 
 @njit(cache=True, forceinline=True)

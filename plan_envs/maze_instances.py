@@ -29,7 +29,7 @@ from plan_envs.maze_kernels import (
     framed,
     scratch,
 )
-from plan_envs.sudoku_kernels import popcount
+from plan_envs.sudoku_kernels import copy_bytes, popcount
 
 DEFAULT_PATH: Final[dict[int, int]] = {30: 110}
 """size -> least number of cells on the shortest path when a caller names none: that of the public
@@ -318,14 +318,14 @@ def _may_fit(free: Any, edits: Any, rows: Any) -> Any:
     """
     left, component, reached, other, front, spare = rows
     half, one = (edits + 1) // 2, np.uint64(1)
-    left[:] = free
+    _copy(free, left)
     for r in range(1, len(free) - 1):  # cells without neighbours are many, and never in a pair
         left[r] &= (free[r] << one) | (free[r] >> one) | free[r - 1] | free[r + 1]
     while _count(left) > edits:
-        front[:] = 0
         row, bit = _root(left)
-        front[row] = bit
-        component[:] = left
+        for r in range(len(front)):
+            front[r] = bit if r == row else np.uint64(0)
+        _copy(left, component)
         levels = _wave(left, front, spare, edits)
         if levels == edits:
             return True
@@ -334,7 +334,7 @@ def _may_fit(free: Any, edits: Any, rows: Any) -> Any:
         if levels < half:
             continue
         _keep_one(front)
-        reached[:] = front
+        _copy(front, reached)
         far = _wave_within(component, front, other, spare, edits)
         if far >= edits:
             return True
@@ -347,6 +347,13 @@ def _may_fit(free: Any, edits: Any, rows: Any) -> Any:
         if _wave_within(component, front, other, spare, half) >= half:
             return True
     return False
+
+
+@njit(cache=True)
+def _copy(rows: Any, target: Any) -> None:
+    """Copy rows; slices would take numba longer to compile than all the rest."""
+    for row in range(len(rows)):
+        target[row] = rows[row]
 
 
 @njit(cache=True)
@@ -389,7 +396,7 @@ def _keep_one(front: Any) -> None:
 @njit(cache=True)
 def _wave_within(component: Any, front: Any, left: Any, spare: Any, most: Any) -> Any:
     """`_wave` within a component, which stays as it is."""
-    left[:] = component
+    _copy(component, left)
     return _wave(left, front, spare, most)
 
 
@@ -431,7 +438,7 @@ def _spread(template: Any, width: Any, edits: Any, space: Any, reach: Any) -> An
     reach[s] + reach[t] apart.
     """
     distance, queue = space
-    reach[:] = template
+    copy_bytes(reach, 0, template, 0, 2 * len(template))
     possible = False
     for cell in range(len(template)):
         if reach[cell] != UNSEEN:
