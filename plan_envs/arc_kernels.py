@@ -34,14 +34,19 @@ def first_malformed(boards, size):
     """The first board that is no canvas of colours, -1 when all are; shape [batch, cell]."""
     cells = size * size
     flat = borrowed(boards.reshape(-1))
-    for row in range(len(boards)):
-        at = row * cells
+    for board in range(len(boards)):
+        at = board * cells
         height, width = extent(flat, at, size)
-        for cell in range(cells):
-            value = flat[at + cell]
-            inside = cell // size < height and cell % size < width
-            if inside != (value > 0) or value < 0 or value > COLOURS:
-                return row
+        wrong = 0
+        for row in range(size):
+            first = at + row * size
+            inside = width if row < height else 0
+            for cell in range(first, first + inside):
+                wrong |= flat[cell] <= 0 or flat[cell] > COLOURS
+            for cell in range(first + inside, first + size):
+                wrong |= flat[cell] != 0
+        if wrong:
+            return board
     return -1
 
 
