@@ -104,8 +104,8 @@ def test_a_run_is_finished_when_no_edit_of_all_plans_fits_its_budget_any_more(
         ("envs: [sudoku4x4]\ncommand: trian", "command: 'trian' trains no runs; did you mean"),
         ("envs: [sudoku4x4]\nrecipe: sudoku4x5", "'sudoku4x5'; did you mean sudoku4x4?"),
         (
-            "envs: [sudoku4x4]\ngrid: {improvement.alpah: [0.1]}",
-            "improvement.alpah = 0.1: unknown field; did you mean improvement.alpha?",
+            "envs: [sudoku4x4]\ngrid: {improvement.alphaa: [0.1]}",
+            "improvement.alphaa = 0.1: unknown field; did you mean improvement.alpha?",
         ),
         ("envs: [sudoku4x4]\ngrid: {model.depth: [1, 2.5]}", "model.depth = 2.5: expected"),
         ("envs: [sudoku4x4]\ngrid: {model.depth: [1, -1]}", "model.depth = -1: model.depth must"),
