@@ -23,7 +23,6 @@ from upi_trm.advantage import centred_advantage
 from upi_trm.contraction import NotContractive, unroll_bias
 from upi_trm.evaluator import shaped_value
 from upi_trm.exact import ExactMDP
-from upi_trm.improvement import kl_divergence
 from upi_trm.lipschitz import latent_path, state_norms, update_latent
 
 Array = NDArray[np.float64]
@@ -372,7 +371,7 @@ def distillation_bounds(
     largest = float(apart.max())
     gap_says = "|eta(pi_new) - eta(pi_phi)| <= "
     return [
-        *pinsker_bounds(new, distilled, mdp.mask),
+        *pinsker_bounds(new, distilled),
         Bound(
             name="App. A, as printed",
             says=gap_says + "2 gamma sup TV / (1 - gamma)^2",
@@ -395,10 +394,12 @@ def distillation_bounds(
     ]
 
 
-def pinsker_bounds(new: Array, distilled: Array, mask: NDArray[np.bool_]) -> list[Bound]:
+def pinsker_bounds(
+    new: Float[np.ndarray, "state action"], distilled: Float[np.ndarray, "state action"]
+) -> list[Bound]:
     """TV <= sqrt(KL / 2): of the largest over the states, and of the means (by Jensen)."""
     apart = 0.5 * np.abs(new - distilled).sum(axis=1)
-    divergence = statewise_kl(new, distilled, mask)
+    divergence = statewise_kl(new, distilled)
     return [
         Bound(
             name="Pinsker",
@@ -415,13 +416,13 @@ def pinsker_bounds(new: Array, distilled: Array, mask: NDArray[np.bool_]) -> lis
     ]
 
 
-def statewise_kl(new: Array, distilled: Array, mask: NDArray[np.bool_]) -> Array:
-    """KL(pi_new || pi_phi) of each state, in nats."""
-    log_policy = np.log(np.where(mask, distilled, 1.0))
-    divergence = kl_divergence(
-        torch.from_numpy(new), torch.from_numpy(log_policy), torch.from_numpy(mask)
-    )
-    return _numpy(divergence.clamp_min(0.0))
+def statewise_kl(
+    new: Float[np.ndarray, "state action"], distilled: Float[np.ndarray, "state action"]
+) -> Array:
+    """KL(pi_new || pi_phi) of each state, in nats; infinite where pi_phi lacks an edit."""
+    one, other = torch.from_numpy(new), torch.from_numpy(distilled)
+    terms = torch.special.xlogy(one, one) - torch.special.xlogy(one, other)
+    return _numpy(terms.sum(dim=1).clamp_min(0.0))
 
 
 # --- The recursion's terms

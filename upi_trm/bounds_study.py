@@ -406,7 +406,7 @@ def sampled_study(
     new = mixture(pi, candidate, alpha=recipe.improvement.alpha)
     held_out = torch.arange(len(both)) < len(sample)
     distilled, record = _distilled(subject, all_states, new, held_out, generator=generator)
-    bounds += pinsker_bounds(_numpy(new), _numpy(distilled), _numpy(ahead.mask))
+    bounds += pinsker_bounds(_numpy(new), _numpy(distilled))
     here = slice(0, len(sample))
     residual = ((pi * ahead.q).sum(dim=1)[here] - value).abs()
     guessed = (candidate * estimate).sum(dim=1)[here]
@@ -516,9 +516,7 @@ def _distilled(
     probability = policy_probabilities(network, states)
     rows = held_out.to(device)
     apart = total_variation(new[rows], probability[rows])
-    divergence = statewise_kl(
-        _numpy(new[rows]), _numpy(probability[rows]), _numpy(states.mask[rows] > 0)
-    )
+    divergence = statewise_kl(_numpy(new[rows]), _numpy(probability[rows]))
     return probability, {
         "alpha": recipe.improvement.alpha,
         "held_out_states": float(held_out.sum()),
