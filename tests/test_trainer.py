@@ -43,6 +43,7 @@ VARIANTS = {
     "flat, clamped, gradient, curriculum": (
         *("model.update_map=mlp", "contraction.modulus=0.7", "curriculum.kind=adaptive"),
         *("improvement.candidate=policy_gradient", "improvement.candidate_steps=3"),
+        *("improvement.average_rate=0.1", "schedule.final_learning_rate=0.2"),
     ),
 }
 

@@ -213,8 +213,9 @@ class TinyRecursiveModel(nn.Module):
             self.edit_hidden = _linear(width, hidden, generator)
             # Of every cell: one logit for each value that it may take, then one for each kind.
             self.edit_out = _linear(hidden, shape.num_values + num_kinds, generator, gain=0.1)
-            self.pool_hidden = _linear(4 * width, hidden, generator)
-            self.pool_out = _linear(hidden, int((cell < 0).sum()), generator, gain=0.1)
+            if bool((cell < 0).any()):
+                self.pool_hidden = _linear(4 * width, hidden, generator)
+                self.pool_out = _linear(hidden, int((cell < 0).sum()), generator, gain=0.1)
         self.value_out = _linear(hidden, 1, generator, gain=0.1)
         # Not bound to this model, so that a deep copy steps with its own weights.
         self._step: Step = TinyRecursiveModel.step

@@ -161,6 +161,16 @@ class UpiLearner:
         for model in self.networks.values():
             model.compile_step(placement.compiled)
 
+    def scale_learning_rates(self, share: float) -> None:
+        """Set both learning rates to `share` of the recipe's."""
+        config = self.config
+        for optimiser, rate in (
+            (self.evaluator_optimiser, config.evaluator.learning_rate),
+            (self.policy_optimiser, config.improvement.learning_rate),
+        ):
+            for group in optimiser.param_groups:
+                group["lr"] = share * rate
+
     # --- One iteration
 
     def iterate(self, roller: Roller, *, steps: int) -> dict[str, float]:

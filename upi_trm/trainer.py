@@ -66,12 +66,19 @@ class ScheduleConfig:
     """Validation puzzles."""
     checkpoint_every: int = 1_000
     """Between two checkpoints: what a killed run loses at most."""
+    final_learning_rate: float = 1.0
+    """Share of both learning rates that is left at the end of the budget; they fall linearly. Below
+    1 a run whose budget is raised later differs from one that had it from the start."""
 
     def __post_init__(self) -> None:
         """Check ranges."""
         for name in ("edits", "evaluate_every", "evaluate_num", "checkpoint_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"schedule.{name} must be at least 1, got {getattr(self, name)}")
+        if not 0 < self.final_learning_rate <= 1:
+            raise ValueError(
+                f"schedule.final_learning_rate must lie in (0, 1], got {self.final_learning_rate}"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -201,6 +208,9 @@ class _Training:
         ):
             while not stop.requested and budget - self.edits >= plans:
                 steps = min(self.recipe.rollout.steps, (budget - self.edits) // plans)
+                self.learner.scale_learning_rates(
+                    1.0 - (1.0 - schedule.final_learning_rate) * self.edits / budget
+                )
                 before, self.edits = self.edits, self.edits + steps * plans
                 with self.placement.autocast():
                     metrics = self.learner.iterate(self.roller, steps=steps)
