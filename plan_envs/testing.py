@@ -528,5 +528,5 @@ def _no_counterexample(wrong: Any, actions: NDArray[Any], claim: str) -> None:
 def _figures(verdict: Verdict) -> dict[str, NDArray[Any]]:
     """Every array of a verdict by name."""
     named = {item.name: getattr(verdict, item.name) for item in fields(verdict)}
-    details = named.pop("details")
+    details: dict[str, NDArray[Any]] = named.pop("details")
     return named | details

@@ -20,7 +20,12 @@ from typing import Any, Literal, TypeVar
 
 import yaml  # type: ignore[import-untyped]  # only for its error types; stubs are no dependency of ours
 from omegaconf import DictConfig, OmegaConf, read_write
-from omegaconf.errors import OmegaConfBaseException, UnsupportedValueType, ValidationError
+from omegaconf.errors import (
+    ConfigTypeError,
+    OmegaConfBaseException,
+    UnsupportedValueType,
+    ValidationError,
+)
 
 T = TypeVar("T")
 
@@ -115,7 +120,7 @@ class _Draft:
             try:
                 with read_write(node):
                     OmegaConf.update(node, key, value, merge=typing.get_origin(hint) is dict)
-            except (ValidationError, UnsupportedValueType):
+            except (ConfigTypeError, ValidationError, UnsupportedValueType):
                 problem = f"expected {_describe(hint)}"
         if problem is not None:
             raise ValueError(f"{source}: {name} = {_show(value)}: {problem}")

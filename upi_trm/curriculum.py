@@ -65,7 +65,7 @@ class Curriculum:
         self._domain: Any = domain
         self.most = self.distance = 0
         if config.kind != "none":
-            if not hasattr(domain, "easier"):
+            if not hasattr(self._domain, "easier"):
                 raise ValueError(
                     f"curriculum.kind must be none for {domain.spec.name}, got {config.kind}:"
                     " the domain cannot make easier instances"
