@@ -8,8 +8,8 @@ import pytest
 
 from plan_envs import generic, testing
 from plan_envs.catalogue import TASKS
-from plan_envs.domain import Int8Array, Successors
-from plan_envs.generic import general_successors
+from plan_envs.domain import DomainSpec, Int8Array, Successors, Verdict
+from plan_envs.generic import WritingDomain, general_successors
 from plan_envs.sudoku import Sudoku
 from plan_envs.sudoku_instances import sudoku_instances
 
@@ -77,6 +77,36 @@ def test_they_pass_the_check_of_every_domain(name: str) -> None:
     states = testing.random_states(TASKS[name].domain, pool.instances, rng, max_edits=5)
     domain: Any = General()
     testing.check_successors(domain, states)
+
+
+class Written(WritingDomain):
+    """Sudoku from its tables, its mask and its checker."""
+
+    def __init__(self, rules: Sudoku) -> None:
+        self.rules = rules
+
+    @property
+    def spec(self) -> DomainSpec:
+        return self.rules.spec
+
+    def action_mask(self, instances: Int8Array, plans: Int8Array) -> Int8Array:
+        return self.rules.action_mask(instances, plans)
+
+    def check(self, instances: Int8Array, plans: Int8Array) -> Verdict:
+        return self.rules.check(instances, plans)
+
+
+@pytest.mark.parametrize("rules", [Sudoku(4), Sudoku(6), Sudoku(9, "tokens", "full", "constraint")])
+def test_tables_mask_and_checker_make_the_same_domain(rules: Sudoku) -> None:
+    domain, states = Written(rules), states_of(rules)
+    many, actions = testing.every_action(rules, states)
+    edited = domain.edit(many.instances, many.plans, actions)
+    assert np.array_equal(edited, rules.edit(many.instances, many.plans, actions))
+    assert np.array_equal(domain.is_stop(actions), rules.is_stop(actions))
+    start = domain.initial(states.instances)
+    assert np.array_equal(start, states.instances) and start is not states.instances
+    found = domain.successors(states.instances, states.plans, reward="sparse")
+    same(found, rules.successors(states.instances, states.plans, reward="sparse"))
 
 
 def test_small_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
