@@ -62,6 +62,9 @@ _LIGHT, _DARK = (240, 236, 226), (208, 198, 178)
 class Queens:
     """N-Queens as pure functions over batches; `PlanDomain` says what each function promises.
 
+    The instance holds the given queens, the plan these and the ones placed so far; any way to
+    complete the board solves it.
+
     Score = queens - 2 x violations - 5 x starved rows. A violation is an unordered pair of queens
     in one row, column or diagonal, at any distance, whether or not others stand between them. A
     starved row has no queen and no square that is free of attack. Solved: n queens, no violation,
@@ -250,24 +253,24 @@ class Queens:
         )
         return missing
 
-    def easier(
+    def advance(
         self,
         instances: Int8Array,
         solutions: Int8Array,
         distance: NDArray[np.int64],
         rng: np.random.Generator,
     ) -> Int8Array:
-        """Copies with more of the solution's queens given, so that at most `distance` are missing.
+        """Plans with so many of the solution's queens that at most `distance` are missing.
 
         Args:
             instances: shape [batch, cell].
             solutions: a completion of each.
             distance: queens to be left to place, shape [batch].
-            rng: draws the queens that are revealed, uniformly.
+            rng: draws the queens that are placed, uniformly.
         """
         instances, solutions = self._pair(instances, solutions)
         hidden = (solutions > 0) & (instances == 0)
-        # Keep the `distance` hidden queens with the smallest random keys, reveal the others.
+        # Leave the `distance` hidden queens with the smallest random keys, place the others.
         keys = np.where(hidden, rng.random(hidden.shape), np.inf)
         kept = np.argsort(np.argsort(keys, axis=1), axis=1) < np.asarray(distance)[:, None]
         return np.ascontiguousarray(np.where(hidden & ~kept, solutions, instances))

@@ -42,6 +42,10 @@ Rules = tuple[int, int, int, bool, bool]
 class Sudoku:
     """Sudoku as pure functions over batches; `PlanDomain` says what each function promises.
 
+    The instance holds the givens, the plan the givens and what was written so far. Any valid
+    completion solves a puzzle: those of the 4x4 tasks, solved grids with random blanks as in the
+    paper, may have several solutions, the others have exactly one.
+
     Score = filled cells - 2 x violations - 5 x zero-candidate cells. A violation is an unordered
     pair of equal digits that share a row, column or box, counted once; a zero-candidate cell is a
     blank whose peers show every digit. A plan is dead only under fill edits, where neither fault
@@ -239,24 +243,24 @@ class Sudoku:
         blanks: NDArray[np.int64] = (self._boards("instances", instances) == 0).sum(axis=1)
         return blanks
 
-    def easier(
+    def advance(
         self,
         instances: Int8Array,
         solutions: Int8Array,
         distance: NDArray[np.int64],
         rng: np.random.Generator,
     ) -> Int8Array:
-        """Copies with more of the solution given, so that at most `distance` cells are blank.
+        """Plans with so much of the solution filled in that at most `distance` cells are blank.
 
         Args:
             instances: shape [batch, cell].
             solutions: a completion of each.
             distance: cells to be left blank, shape [batch].
-            rng: draws the cells that are revealed, uniformly.
+            rng: draws the cells that are filled in, uniformly.
         """
         instances, solutions = self._pair(instances, solutions)
         blank = instances == 0
-        # Keep the `distance` blank cells with the smallest random keys, reveal the others.
+        # Keep the `distance` blank cells with the smallest random keys, fill the others.
         keys = np.where(blank, rng.random(blank.shape), np.inf)
         kept = np.argsort(np.argsort(keys, axis=1), axis=1) < np.asarray(distance)[:, None]
         return np.ascontiguousarray(np.where(blank & ~kept, solutions, instances))
