@@ -37,6 +37,7 @@ from upi_trm.bounds import (
     improvement_penalty,
     improvement_terms,
     latent_terms,
+    operational_alpha,
     pinsker_bounds,
     statewise_kl,
     unrolling_bounds,
@@ -343,6 +344,34 @@ def test_no_step_is_safe_when_the_error_is_larger_than_the_gain() -> None:
     for penalty in PENALTIES:
         assert best_alpha(gain=0.1, error=0.2, deviation=1.0, gamma=0.9, penalty=penalty) == 0.0
     assert best_alpha(gain=0.1, deviation=0.0, gamma=0.9) == 1.0
+
+
+@settings(max_examples=12)
+@given(seed=st.integers(0, 99), size=st.sampled_from([1e-4, 1e-2, 1.0]))
+def test_the_operational_step_is_safe_and_no_larger_than_the_informed_one(
+    seed: int, size: float
+) -> None:
+    mdp = small_mdp()
+    policy = policy_on(mdp, seed)
+    value = mdp.value(policy) + size * np.random.default_rng(seed).standard_normal(len(mdp))
+    estimate = centred(mdp, policy, value)
+    candidate = exp_advantage(
+        torch.from_numpy(policy), torch.from_numpy(estimate), temperature=0.1
+    ).numpy()
+    terms = improvement_terms(mdp, policy, candidate, estimate)
+    guessed = (candidate * estimate).sum(axis=1)
+    alpha = operational_alpha(
+        gain=terms.gain,
+        largest=float(np.abs(guessed).max()),
+        residual=float(np.abs(value - mdp.backup(policy, value, steps=4)).max()),
+        gamma=mdp.gamma,
+        k_steps=4,
+    )
+    assert alpha <= terms.best(gamma=mdp.gamma, penalty="paper") + 1e-15
+    if size < 1e-3:
+        assert alpha > 0
+    mixed = (1 - alpha) * policy + alpha * candidate
+    assert mdp.performance(mixed) >= mdp.performance(policy)
 
 
 @given(

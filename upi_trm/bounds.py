@@ -55,8 +55,8 @@ class Bound:
 
     @property
     def ratio(self) -> float | None:
-        """Right / left, how loose it is; None where left is not positive."""
-        return self.right / self.left if self.left > 0 else None
+        """Right / left, how loose it is; None where left is not positive but for rounding."""
+        return self.right / self.left if self.left > 1e-12 else None
 
     def to_json_dict(self) -> dict[str, Any]:
         """Plain values."""
@@ -236,6 +236,25 @@ def best_alpha(
     if share >= 1:
         return 1.0
     return min(1.0, (1 - gamma) / gamma * (1 / math.sqrt(1 - share) - 1))
+
+
+def operational_alpha(
+    *, gain: float, largest: float, residual: float, gamma: float, k_steps: int
+) -> float:
+    """`best_alpha` from what a learner can measure, without V^pi; 0 unless U_n is very good.
+
+    |E_{a~cand}[A_hat - A^pi]| <= 2 gamma ||U_n - V^pi|| <= 2 gamma residual / (1 - gamma^K) by Eq.
+    5, and eps_CPI exceeds the largest |E_{a~cand}[A_hat]| by no more than that.
+
+    Args:
+        gain: E_{s~d_pi, a~cand}[A_hat], centred.
+        largest: max_s |E_{a~cand}[A_hat]|.
+        residual: ||U_n - T_K U_n||.
+        gamma: discount in (0, 1).
+        k_steps: K of the residual.
+    """
+    error = 2 * gamma * residual / (1 - gamma**k_steps)
+    return best_alpha(gain=gain, deviation=largest + error, gamma=gamma, error=error)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

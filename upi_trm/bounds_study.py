@@ -33,6 +33,7 @@ from upi_trm.bounds import (
     improvement_bounds,
     improvement_terms,
     latent_terms,
+    operational_alpha,
     pinsker_bounds,
     statewise_kl,
     unrolling_bounds,
@@ -53,6 +54,9 @@ from upi_trm.stability import Boards, Subject, total_variation, visited_states, 
 
 ALPHAS = (0.01, 0.1, 1.0)
 """Mixing weights at which Eq. 11 is put to the test, beside the recipe's and the best one."""
+
+COMFORTABLE_STATES = 2_000
+"""Plans of an exact study when nobody says how large it is to be: seconds on one core."""
 
 _PENALTIES: tuple[Penalty, ...] = ("paper", "cpi", "span")
 
@@ -195,19 +199,47 @@ def measure_bounds(
     )
 
 
-def small_instances(subject: Subject, *, num: int, edits: int, seed: int = 0) -> Int8Array:
-    """Test instances of the run's task with at most `edits` edits left, for an exact study.
+def small_instances(
+    subject: Subject,
+    *,
+    num: int,
+    edits: int | None = None,
+    seed: int = 0,
+    max_states: int = COMFORTABLE_STATES,
+) -> Int8Array:
+    """Test instances of the run's task with few edits left, for an exact study.
 
-    A domain that cannot make easier copies gives its instances as they are.
+    Args:
+        subject: the run; a domain that cannot make easier copies gives its instances as they are.
+        num: how many.
+        edits: edits left in each, at most; None for as many as reach `max_states` plans together.
+        seed: of the instances, and of what is revealed of them.
+        max_states: where `edits` is None.
     """
     found = subject.task.instances("test", num=num, seed=seed)
     domain: Any = subject.domain
     if not hasattr(domain, "easier"):
         return found.instances
-    left = np.minimum(domain.distance(found.instances), edits)
-    rng = np.random.default_rng(seed)
-    easier: Int8Array = domain.easier(found.instances, found.solutions, left, rng)
-    return easier
+    distance = domain.distance(found.instances)
+
+    def easier(most: int) -> Int8Array:
+        rng = np.random.default_rng(seed)
+        copies: Int8Array = domain.easier(
+            found.instances, found.solutions, np.minimum(distance, most), rng
+        )
+        return copies
+
+    if edits is not None:
+        return easier(edits)
+    chosen = easier(1)
+    for most in range(2, int(distance.max()) + 1):
+        copies = easier(most)
+        try:
+            enumerate_states(domain, copies, gamma=0.5, max_states=max_states)
+        except ValueError:
+            break
+        chosen = copies
+    return chosen
 
 
 def exact_study(
@@ -302,7 +334,7 @@ def exact_study(
         "value_error_visited": float(visits @ error / visits.sum()),
         "eps_res_n_max": float(residual.max()),
         "eps_res_n_mean": float(residual.mean()),
-        "operational_alpha": _operational_alpha(
+        "operational_alpha": operational_alpha(
             gain=float(visits @ guessed),
             largest=float(np.abs(guessed).max()),
             residual=float(residual.max()),
@@ -422,7 +454,7 @@ def sampled_study(
         "best_alpha": {
             # As if A_hat were right, and with what the residual of the sample proves of it.
             "trusting": best_alpha(gain=gain, deviation=largest, gamma=gamma),
-            "operational": _operational_alpha(
+            "operational": operational_alpha(
                 gain=gain,
                 largest=largest,
                 residual=float(residual.max()),
@@ -438,18 +470,6 @@ def sampled_study(
         terms=terms,
         bounds=tuple(bounds),
     )
-
-
-def _operational_alpha(
-    *, gain: float, largest: float, residual: float, gamma: float, k_steps: int
-) -> float:
-    """`best_alpha` from what can be measured without V^pi.
-
-    |E_{a~cand}[A_hat - A^pi]| <= 2 gamma ||U_n - V^pi|| <= 2 gamma residual / (1 - gamma^K), and
-    eps_CPI exceeds max |E_{a~cand}[A_hat]| by no more than that.
-    """
-    error = 2 * gamma * residual / (1 - gamma**k_steps)
-    return best_alpha(gain=gain, deviation=largest + error, gamma=gamma, error=error)
 
 
 def _require_contraction(subject: Subject) -> None:

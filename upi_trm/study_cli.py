@@ -187,9 +187,7 @@ def drift(
 @click.option(
     "--exact-edits",
     type=click.IntRange(1),
-    default=3,
-    show_default=True,
-    help="Edits left in each of these, at most.",
+    help="Edits left in each of these, at most.  [default: what 2,000 plans allow]",
 )
 @click.option("--depth", type=click.IntRange(0), help="n of the evaluator.  [default: the run's]")
 @click.option(
@@ -203,7 +201,7 @@ def bounds(
     run_path: str,
     num: int,
     exact_num: int,
-    exact_edits: int,
+    exact_edits: int | None,
     depth: int | None,
     without_contraction: bool,
     step: int | str | None,
@@ -388,7 +386,7 @@ def _print_bounds(report: Any) -> None:
 
 
 def _print_study(title: str, study: Any) -> None:
-    terms = _table(title, ["term", "value"])
+    terms = _table("", ["term", "value"])
     for name, value in _flat(study.terms):
         terms.add_row(name, _number(value))
     table = _table("", ["bound", "says", "left", "right", "holds", "right / left"])
@@ -402,7 +400,7 @@ def _print_study(title: str, study: Any) -> None:
             "yes" if bound.holds else "[bold red]no[/bold red]",
             _number(bound.ratio),
         )
-    _print(terms, table)
+    _print(f"[bold]{title}[/bold]", terms, table)
 
 
 def _flat(terms: Any, prefix: str = "") -> list[tuple[str, Any]]:
