@@ -28,6 +28,7 @@ from plan_envs.sudoku_kernels import (
     keeps_givens,
     phi,
     popcount,
+    prefetch,
     survey,
     tally,
     write_mask,
@@ -155,22 +156,21 @@ def num_peers(side):
 @njit(cache=True, forceinline=True)
 def fill_cell(head, data, at, side, tokens, cell, value):
     """A legal edit under fill edits and the constraint mask: peers lose a candidate, no more."""
-    stride = side + 2 * tokens
+    stride = np.uint64(side + 2 * tokens)
     _, o_plan, o_mask, o_free, _ = offsets(at, side, tokens)
-    o_mask += 2 * tokens
     which = (side > 4) + (side > 6) + (side > 9)
-    data[o_plan + cell] = value
-    first = o_mask + cell * stride
-    for digit in range(side):
+    data[np.uint64(o_plan + cell)] = value
+    first = np.uint64(o_mask + 2 * tokens) + np.uint64(cell) * stride
+    for digit in range(np.uint64(side)):
         data[first + digit] = 0
     starved = 0
-    o_mask += value - 1
+    digits, free = np.uint64(o_mask + 2 * tokens + value - 1), np.uint64(o_free)
     for k in range(num_peers(side)):
-        peer = PEERS[which, cell, k]
-        lost = data[o_mask + peer * stride]
-        left = data[o_free + peer] - lost
-        data[o_mask + peer * stride] = 0
-        data[o_free + peer] = left
+        peer = np.uint64(PEERS[which, np.uint64(cell), np.uint64(k)])
+        lost = data[digits + peer * stride]
+        left = data[free + peer] - lost
+        data[digits + peer * stride] = 0
+        data[free + peer] = left
         starved += lost & (left == 0)
     head[at + FILLED] += 1
     head[at + ZERO] += starved
@@ -442,6 +442,8 @@ def step_rows(
     width = head[WIDTH]
     for env in range(first, stop):
         at = env * width
+        for line in range(0, 8 * width, 64):  # the next row, while this one is at work
+            prefetch(data, 8 * (at + width) + line)
         if head[at + FINISHED] and autoreset == NEXT_STEP:
             draw(head, data, at, peers, pool, pool_head)
             reward[env] = 0.0

@@ -95,6 +95,23 @@ def copy_bytes(typingctx, target, to, source, start, count):
     return types.void(target, types.int64, source, types.int64, types.int64), codegen
 
 
+@intrinsic
+def prefetch(typingctx, array, place):
+    """Ask for the cache line at a place of an array of bytes, which may lie behind its end."""
+    del typingctx
+
+    def codegen(context, builder, signature, args):
+        data = context.make_array(signature.args[0])(context, builder, value=args[0]).data
+        line = builder.gep(builder.bitcast(data, cgutils.voidptr_t), [args[1]])
+        number = ir.IntType(32)
+        kind = ir.FunctionType(ir.VoidType(), [cgutils.voidptr_t, number, number, number])
+        hint = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0i8")
+        builder.call(hint, [line, *(ir.Constant(number, value) for value in (1, 3, 1))])
+        return context.get_dummy_value()
+
+    return types.void(array, types.int64), codegen
+
+
 @njit(cache=True)
 def survey(plan, rules, peers, bits, lines, free):
     """`_survey`, compiled once for 9x9 with its sizes as constants and once for the other sides."""
