@@ -17,7 +17,7 @@ from gymnasium.utils.env_checker import check_env
 from gymnasium.vector import AutoresetMode
 
 from plan_envs import TASKS, testing
-from plan_envs.domain import Int8Array
+from plan_envs.domain import Int8Array, PlanDomain
 from plan_envs.evaluation import evaluate_policy, random_legal, reference_policies
 from plan_envs.gym_envs import PlanEditVectorEnv
 from plan_envs.instances import SPLITS
@@ -64,6 +64,15 @@ def states_of(latin: ModuleType, num: int = 6) -> testing.States:
 def test_the_file_has_fewer_than_sixty_lines() -> None:
     assert len(BLOCKS[0].splitlines()) < 60
     assert all(len(line) <= 100 for line in BLOCKS[0].splitlines())
+
+
+def test_the_page_names_the_optional_methods_of_the_protocol() -> None:
+    named = re.findall(
+        r"^\| (`.*?`) \|", PAGE.read_text().split("## More methods")[1], re.MULTILINE
+    )
+    told = {call.split("(")[0] for cell in named for call in re.findall(r"`(.*?)`", cell)}
+    optional = (PlanDomain.__doc__ or "").split("following methods")[1]
+    assert told == set(re.findall(r"`(\w+)\(.*?\)[^`]*`", optional))
 
 
 def test_the_laws_hold_as_the_page_checks_them() -> None:

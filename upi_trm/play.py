@@ -43,7 +43,10 @@ def play(*, env: str, seed: int, split: str, instance: str | None, keys: bool) -
     """
     from plan_envs.playing import Game
 
-    game = Game(env, seed=seed, split=split, instance=instance)
+    try:
+        game = Game(env, seed=seed, split=split, instance=instance)
+    except ImportError as error:  # names the extra that the instances need
+        raise click.ClickException(str(error)) from error
     color = sys.stdout.isatty() and "NO_COLOR" not in os.environ
     try:
         if keys:
