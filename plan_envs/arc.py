@@ -332,6 +332,50 @@ class Arc:
 
         return {"copy-input": copy_input, "oracle": _oracle(self, instances)}
 
+    def distance(self, instances: Int8Array) -> NDArray[np.int64]:
+        """Edits of the direct way from the first canvas to the target; 0 if it is not known.
+
+        Set the height, set the width, paint every cell that is still wrong. Shrinking and growing
+        again can be shorter where much must become colour 0.
+        """
+        start, goal = self.initial(instances), instances[:, self.spec.observed_size :]
+        edits = self._wrong_after_resizing(start, goal).sum(axis=1)
+        for before, after in zip(_sizes(start, self.size), _sizes(goal, self.size), strict=True):
+            edits += before != after
+        known: NDArray[np.int64] = np.where(goal[:, 0] > 0, edits, 0)
+        return known
+
+    def advance(
+        self,
+        instances: Int8Array,
+        solutions: Int8Array,
+        distance: NDArray[np.int64],
+        rng: np.random.Generator,
+    ) -> Int8Array:
+        """Canvases of the target's size in which at most `distance` cells are still wrong.
+
+        Args:
+            instances: shape [batch, instance].
+            solutions: their targets, shape [batch, cell].
+            distance: edits to leave, shape [batch]; at least 1. A canvas that resizing alone makes
+                right stays as it begins.
+            rng: draws the cells that are painted, uniformly.
+        """
+        start = self.initial(instances)
+        wrong = self._wrong_after_resizing(start, solutions)
+        # Leave the `distance` wrong cells with the smallest random keys, paint the others.
+        keys = np.where(wrong, rng.random(wrong.shape), np.inf)
+        left = np.argsort(np.argsort(keys, axis=1), axis=1) < np.asarray(distance)[:, None]
+        resized = np.where(solutions > 0, np.maximum(start, 1), 0)
+        plans = np.where(wrong & left, resized, solutions)
+        return np.ascontiguousarray(np.where(wrong.any(axis=1)[:, None], plans, start), np.int8)
+
+    @staticmethod
+    def _wrong_after_resizing(start: Int8Array, goal: Int8Array) -> NDArray[np.bool_]:
+        """The cells of the goal that a canvas of its size does not show yet, [batch, cell]."""
+        wrong: NDArray[np.bool_] = np.where(goal > 0, np.maximum(start, 1), 0) != goal
+        return wrong
+
     def picture(self, instance: Int8Array, plan: Int8Array) -> Picture:
         """Demonstrations as pairs (input, output), then the test input and, framed, the canvas.
 

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-from numpy.typing import NDArray
 
 from plan_envs.arc import LARGEST, MOST_DEMONSTRATIONS, NUM_COLOURS, Arc
 from plan_envs.domain import Int8Array
@@ -199,7 +198,7 @@ def arc_instances(
         progress: accepted like other generators; nothing here takes long.
 
     Returns:
-        The set; ratings are the edits of the direct way to the target (`direct_edits`), solutions
+        The set; ratings are the edits of the direct way to the target (`Arc.distance`), solutions
         the targets, zeros and rating 0 where these are not known.
 
     Raises:
@@ -236,7 +235,7 @@ def arc_instances(
         f"{name}:augment{augment}" if augment else name,
         boards,
         boards[:, domain.spec.observed_size :],
-        direct_edits(domain, boards),
+        domain.distance(boards),
     )
 
 
@@ -283,23 +282,6 @@ def refuse_overlap(train_tasks: Iterable[ArcTask], evaluation_tasks: Iterable[Ar
             f"train_tasks: {len(leaks)} of the evaluated tasks are among the training tasks, "
             f"e.g. {', '.join(leaks[:3])}"
         )
-
-
-def direct_edits(domain: Arc, instances: Int8Array) -> NDArray[np.float32]:
-    """Edits of the direct way from the test input to the target, shape [batch]; 0 if not known.
-
-    Set the height, set the width, paint every cell that is still wrong. Shrinking and growing again
-    can be shorter where much must become colour 0.
-    """
-    size = domain.size
-    boards = instances.reshape(len(instances), -1, size, size)
-    start, goal = boards[:, 0], boards[:, -1]
-    resized = np.where(goal > 0, np.maximum(start, 1), 0)
-    heights, widths = [(board[:, :, 0] > 0, board[:, 0, :] > 0) for board in (start, goal)]
-    edits = (resized != goal).sum(axis=(1, 2))
-    for before, after in zip(heights, widths, strict=True):
-        edits += (before != after).any(axis=1)
-    return np.where(goal[:, 0, 0] > 0, edits, 0).astype(np.float32)
 
 
 def _whole_set(tasks: Sequence[ArcTask], domain: Arc, split: str) -> Int8Array:

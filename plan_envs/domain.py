@@ -161,8 +161,8 @@ class PlanDomain(Protocol):
     - `keeps_instance(instances, plans) -> bool [batch]`: whether a plan belongs to its instance
       (Sudoku: it keeps the givens).
     - `distance(instances) -> int [batch]`: edits that a solution takes, and
-      `easier(instances, solutions, distance, rng) -> instances`: easier copies, in which
-      `distance` [batch] edits are left, for curricula.
+      `advance(instances, solutions, distance, rng) -> plans`: plans on the way to the solution from
+      which at most `distance` [batch] edits are left, for curricula.
     - `random_symmetry(rng) -> Symmetry`.
     - `reference_policies(instances) -> dict[str, Policy]`: further policies that tables show beside
       a learned one (`plan_envs.evaluation`).

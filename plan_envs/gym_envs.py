@@ -119,7 +119,8 @@ class PlanEditEnv(gym.Env[Any, Any]):
     - further options go to the task: for Sudoku `codec`, `edits`, `mask`, `side`, `givens`,
       `blanks`, `unique`.
 
-    `reset(options={"instance": ...})` chooses the instance: an array of cells or a puzzle's text.
+    `reset(options={"instance": ...})` chooses the instance: an array of cells or a puzzle's text;
+    `"plan"` beside it chooses the plan to start from.
 
     ## Version History
 
@@ -188,17 +189,18 @@ class PlanEditEnv(gym.Env[Any, Any]):
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Observation, dict[str, Any]]:
-        """Start on an instance of the pool, or on `options["instance"]`."""
+        """Start on an instance of the pool, or on `options["instance"]`, at `options["plan"]`."""
         super().reset(seed=seed)
         if seed is not None or not self._seeded:
             self._engine.streams[0], self._engine.samplers[0] = _stream_seeds(self.np_random)
             self._seeded = True
-        chosen = _instance_option(options)
+        chosen, plan = _start_options(options)
         if chosen is None:
             self._engine.draw(_ONLY)
         else:
             board = read_instance(self.task.domain, chosen, self.engine_options.dead_end)[None]
-            self._engine.load(_ONLY, board, self.task.domain.initial(board))
+            start = None if plan is None else np.asarray(plan)[None]
+            self._engine.load(_ONLY, board, _start_plans(self.task.domain, board, start))
         if self.render_mode == "human":
             self.render()
         return self._observe()
@@ -390,7 +392,8 @@ class PlanEditVectorEnv(VectorEnv[Any, Any, Any]):
         Args:
             seed: an int seeds environment i with seed + i; a list gives each its seed, None in it
                 continues that environment's stream.
-            options: "reset_mask" (bool [n]) and "instance" (one for all, or [n, cell]).
+            options: "reset_mask" (bool [n]), "instance" (one for all, or [n, instance]) and with it
+                "plan" ([n, cell]), the plans to start from instead of the initial ones.
         """
         options = dict(options or {})
         chosen = np.ones(self.num_envs, np.bool_)
@@ -398,12 +401,13 @@ class PlanEditVectorEnv(VectorEnv[Any, Any, Any]):
             chosen = _checked_reset_mask(options.pop("reset_mask"), self.num_envs)
         self._seed(seed, chosen)
         index = np.flatnonzero(chosen)
-        instance = _instance_option(options)
+        instance, plan = _start_options(options)
         if instance is None:
             self._engine.draw(index)
         else:
-            boards = self._read_instances(instance)[index]
-            self._engine.load(index, boards, self.task.domain.initial(boards))
+            boards = self._read_instances(instance, index)
+            start = None if plan is None else np.asarray(plan)[index]
+            self._engine.load(index, boards, _start_plans(self.task.domain, boards, start))
         return self._observe(chosen)
 
     def step(
@@ -489,14 +493,15 @@ class PlanEditVectorEnv(VectorEnv[Any, Any, Any]):
                 self._engine.streams[i], self._engine.samplers[i] = _stream_seeds(generator)
                 self._seeded[i] = True
 
-    def _read_instances(self, value: Any) -> Int8Array:
+    def _read_instances(self, value: Any, index: NDArray[np.int64]) -> Int8Array:
+        """The instances of environments `index`."""
         domain, dead_end = self.task.domain, self.engine_options.dead_end
         if not isinstance(value, str) and np.ndim(value) == 2:
             if len(value) != self.num_envs:
                 raise ValueError(f"instance must have {self.num_envs} rows, got {len(value)}")
-            return np.stack([read_instance(domain, row, dead_end) for row in value])
+            return np.stack([read_instance(domain, value[env], dead_end) for env in index])
         board = read_instance(domain, value, dead_end)
-        return np.repeat(board[None], self.num_envs, axis=0)
+        return np.repeat(board[None], len(index), axis=0)
 
 
 def read_instance(domain: PlanDomain, value: Any, dead_end: DeadEnd = "absorb") -> Int8Array:
@@ -615,14 +620,36 @@ def _checked_reset_mask(mask: Any, num_envs: int) -> NDArray[np.bool_]:
     return mask
 
 
-def _instance_option(options: Mapping[str, Any] | None) -> Any:
-    """`options["instance"]`, None if there is none; other options are refused."""
+def _start_options(options: Mapping[str, Any] | None) -> tuple[Any, Any]:
+    """`options["instance"]` and `options["plan"]`, None where absent; others are refused."""
     if not options:
-        return None
-    unknown = sorted(set(options) - {"instance"})
+        return None, None
+    unknown = sorted(set(options) - {"instance", "plan"})
     if unknown:
-        raise ValueError(f"reset has no option {unknown[0]!r}; there is 'instance'")
-    return options["instance"]
+        raise ValueError(f"reset has no option {unknown[0]!r}; there are 'instance' and 'plan'")
+    if "instance" not in options:
+        raise ValueError("reset needs the option 'instance' beside 'plan'")
+    return options["instance"], options.get("plan")
+
+
+def _start_plans(domain: PlanDomain, instances: Int8Array, plans: Any) -> Int8Array:
+    """The initial plans, or the given ones if they belong to the instances and are not solved."""
+    if plans is None:
+        return domain.initial(instances)
+    plans = np.asarray(plans)
+    shape = (len(instances), domain.spec.num_cells)
+    if plans.shape != shape or not np.issubdtype(plans.dtype, np.integer):
+        raise ValueError(
+            f"plan must be integers of shape {list(shape)}, got {plans.dtype} {list(plans.shape)}"
+        )
+    plans = plans.astype(np.int8)
+    verdict = domain.check(instances, plans)  # refuses values out of range
+    keeps = getattr(domain, "keeps_instance", None)
+    if keeps is not None and not keeps(instances, plans).all():
+        raise ValueError("plan does not belong to the instance")
+    if verdict.solved.any():
+        raise ValueError("plan is solved already")
+    return plans
 
 
 def _observation_space(spec: DomainSpec) -> spaces.Dict:

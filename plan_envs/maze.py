@@ -260,28 +260,27 @@ class Maze:
         kernels.write_labels(instances, self.size, plans, edits)
         return plans, edits
 
-    def easier(
+    def advance(
         self,
         instances: Int8Array,
         solutions: Int8Array,
         distance: NDArray[np.int64],
         rng: np.random.Generator,
     ) -> Int8Array:
-        """Copies whose start has moved along the solution until `distance` edits are left.
+        """Paths along the solution, so long that `distance` edits are left.
 
         Args:
             instances: shape [batch, cell].
             solutions: solved plans, shape [batch, cell].
             distance: edits to leave, shape [batch]; at least 1, and at most those of the solution.
-            rng: not used: the copy is determined.
+            rng: not used: the path is determined.
         """
         del rng
         instances, solutions = self._pair(instances, solutions)
-        easy = instances.copy()
-        kernels.move_starts(
-            easy, solutions, np.require(distance, np.int64, "C"), neighbours_of(self.size)
-        )
-        return easy
+        plans = self.initial(instances)
+        distance = np.require(distance, np.int64, "C")
+        kernels.walk_along(instances, solutions, distance, neighbours_of(self.size), plans)
+        return plans
 
     def random_symmetry(self, rng: np.random.Generator) -> "MazeSymmetry":
         """One of the eight symmetries of the square, uniformly."""

@@ -368,13 +368,13 @@ def write_successors(
 
 
 @njit(cache=True)
-def move_starts(instances, solutions, distance, neighbours):
-    """Move every start along its solution until `distance` edits are left, at least one."""
+def walk_along(instances, solutions, distance, neighbours, plans):
+    """Walk from every start along its solution until `distance` edits are left, at least one."""
     for i in range(len(instances)):
         start, _, _, length = survey(instances[i], solutions[i], neighbours)
         cell = start
         for _ in range(length - 1 - max(distance[i], 1)):
+            plans[i, cell] = solutions[i, cell]
             cell = neighbours[cell, solutions[i, cell] - 1]
         if length > 0:
-            instances[i, start] = FREE
-            instances[i, cell] = START
+            plans[i, cell] = HEAD

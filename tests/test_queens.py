@@ -641,13 +641,13 @@ def test_attacking_givens_are_named() -> None:
     assert Queens(4).why_invalid(enumerate_solutions(4)[0]) is None
 
 
-def test_easier_copies_reveal_queens_of_the_solution() -> None:
+def test_plans_on_the_way_hold_queens_of_the_solution() -> None:
     domain, rng = Queens(), np.random.default_rng(0)
     found = queens_instances(num=50)
     missing = domain.distance(found.instances)
     assert np.array_equal(missing, 8 - found.instances.sum(axis=1))
     wanted = rng.integers(1, 8, 50)
-    easier = domain.easier(found.instances, found.solutions, wanted, rng)
+    easier = domain.advance(found.instances, found.solutions, wanted, rng)
     assert np.array_equal(domain.distance(easier), np.minimum(wanted, missing))
     assert (easier >= found.instances).all()
     assert (easier <= found.solutions).all()

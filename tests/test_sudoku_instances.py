@@ -335,7 +335,7 @@ def test_split_of_4x4_needs_the_puzzles() -> None:
 
 
 @given(seed=st.integers(0, 2**32), side=st.sampled_from(SIDES))
-def test_easier_copies_have_the_blanks_asked_for_and_the_same_solution(
+def test_plans_on_the_way_have_the_blanks_asked_for_and_the_same_solution(
     seed: int, side: int
 ) -> None:
     rng, domain = np.random.default_rng(seed), Sudoku(side)
@@ -343,16 +343,16 @@ def test_easier_copies_have_the_blanks_asked_for_and_the_same_solution(
     blanks = domain.distance(puzzles.instances)
     assert np.array_equal(blanks, puzzles.ratings)
     wanted = rng.integers(0, blanks.max() + 3, len(puzzles))
-    easier = domain.easier(puzzles.instances, puzzles.solutions, wanted, rng)
+    easier = domain.advance(puzzles.instances, puzzles.solutions, wanted, rng)
     assert np.array_equal(domain.distance(easier), np.minimum(wanted, blanks))
     assert domain.keeps_instance(puzzles.instances, easier).all()
     assert domain.keeps_instance(easier, puzzles.solutions).all()
 
 
-def test_easier_copies_reveal_every_blank_equally_often() -> None:
+def test_plans_on_the_way_fill_every_blank_equally_often() -> None:
     rng, domain = np.random.default_rng(0), Sudoku(4)
     puzzle = sudoku_instances(side=4, num=1, blanks=(8, 8)).subset([0] * 4000)
-    easier = domain.easier(puzzle.instances, puzzle.solutions, np.full(4000, 2), rng)
+    easier = domain.advance(puzzle.instances, puzzle.solutions, np.full(4000, 2), rng)
     shown = (easier > puzzle.instances).mean(axis=0)[puzzle.instances[0] == 0]
     assert (abs(shown - 0.75) < 0.035).all()  # 5 sigma
 

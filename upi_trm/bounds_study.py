@@ -120,7 +120,7 @@ def measure_bounds(
     subject: Subject,
     instances: Int8Array,
     *,
-    small: Int8Array,
+    small: Boards,
     depth: int | None = None,
     contraction: bool = True,
     seed: int = 0,
@@ -132,7 +132,7 @@ def measure_bounds(
     Args:
         subject: the run.
         instances: puzzles of the run's task for the sample.
-        small: instances that reach few enough plans to be solved exactly.
+        small: starts that lead to few enough plans to be solved exactly.
         depth: n; None for the recipe's.
         contraction: refuse a run without a certified contraction; False leaves out the bounds that
             need one.
@@ -175,7 +175,13 @@ def measure_bounds(
     )
     exact, why_not = None, None
     try:
-        mdp = enumerate_states(subject.domain, small, gamma=gamma, max_states=max_states)
+        mdp = enumerate_states(
+            subject.domain,
+            small.instances,
+            plans=small.plans,
+            gamma=gamma,
+            max_states=max_states,
+        )
     except ValueError as error:
         why_not = str(error)
     else:
@@ -199,46 +205,51 @@ def measure_bounds(
     )
 
 
-def small_instances(
+def small_starts(
     subject: Subject,
     *,
     num: int,
     edits: int | None = None,
     seed: int = 0,
     max_states: int = COMFORTABLE_STATES,
-) -> Int8Array:
-    """Test instances of the run's task with few edits left, for an exact study.
+) -> Boards:
+    """Test instances of the run's task with starts near a solution, for an exact study.
+
+    Where the initial plan is the instance itself, what is filled in becomes part of the instance,
+    so that no edit takes it back.
 
     Args:
-        subject: the run; a domain that cannot make easier copies gives its instances as they are.
+        subject: the run; a domain that cannot `advance` starts where it always does.
         num: how many.
         edits: edits left in each, at most; None for as many as reach `max_states` plans together.
-        seed: of the instances, and of what is revealed of them.
+        seed: of the instances, and of what is filled in.
         max_states: where `edits` is None.
     """
     found = subject.task.instances("test", num=num, seed=seed)
     domain: Any = subject.domain
-    if not hasattr(domain, "easier"):
-        return found.instances
+    initial = domain.initial(found.instances)
+    if not hasattr(domain, "advance"):
+        return Boards(instances=found.instances, plans=initial)
     distance = domain.distance(found.instances)
+    plans_are_instances = np.array_equal(initial, found.instances)
 
-    def easier(most: int) -> Int8Array:
-        rng = np.random.default_rng(seed)
-        copies: Int8Array = domain.easier(
-            found.instances, found.solutions, np.minimum(distance, most), rng
-        )
-        return copies
+    def nearer(most: int) -> Boards:
+        left, rng = np.minimum(distance, most), np.random.default_rng(seed)
+        plans = domain.advance(found.instances, found.solutions, left, rng)
+        return Boards(instances=plans if plans_are_instances else found.instances, plans=plans)
 
     if edits is not None:
-        return easier(edits)
-    chosen = easier(1)
+        return nearer(edits)
+    chosen = nearer(1)
     for most in range(2, int(distance.max()) + 1):
-        copies = easier(most)
+        starts = nearer(most)
         try:
-            enumerate_states(domain, copies, gamma=0.5, max_states=max_states)
+            enumerate_states(
+                domain, starts.instances, plans=starts.plans, gamma=0.5, max_states=max_states
+            )
         except ValueError:
             break
-        chosen = copies
+        chosen = starts
     return chosen
 
 

@@ -1,14 +1,14 @@
-"""Curricula over givens: easier copies of the training puzzles, harder as success grows.
+"""Curricula: starts nearer to the solution of a training puzzle, farther as success grows.
 
-Input: the training pool, whose stored completions serve only to reveal more givens, never as
-labels. Output: the instances that `rollout.Roller` restarts on. Works for every domain that has
-`distance` and `easier` (see `plan_envs.domain.PlanDomain`).
+Input: the training pool, whose stored completions serve only to make such starts, never as
+labels. Output: the instances and plans that `rollout.Roller` restarts on. Works for every domain
+that has `distance` and `advance` (see `plan_envs.domain.PlanDomain`).
 """
 
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,7 +26,7 @@ class CurriculumConfig:
     solved, and more as success grows; mixed: each has its own distance, uniform between `start`
     and as it is."""
     start: int = 10
-    """Edits left to a solution (Sudoku: blanks): the others are made beforehand, as givens."""
+    """Edits left to a solution (Sudoku: blanks): the others are made beforehand."""
     step: int = 2
     """adaptive: edits added each time the success is high enough."""
     threshold: float = 0.55
@@ -46,8 +46,19 @@ class CurriculumConfig:
                 raise ValueError(f"curriculum.{name} must lie in [0, 1], got {getattr(self, name)}")
 
 
+class Starts(NamedTuple):
+    """Where episodes begin."""
+
+    instances: Int8Array
+    """Shape [count, instance]."""
+    plans: Int8Array
+    """Shape [count, cell]."""
+    distance: NDArray[np.int64]
+    """Edits that were left to a solution, shape [count]; 0 without a curriculum."""
+
+
 class Curriculum:
-    """Draws instances from a pool, as near to solved as the curriculum wants them."""
+    """Draws instances from a pool with plans as near to solved as it wants them."""
 
     def __init__(
         self,
@@ -59,40 +70,43 @@ class Curriculum:
         """`generator` draws puzzles and what is revealed of them.
 
         Raises:
-            ValueError: for a curriculum over a domain that cannot make easier instances.
+            ValueError: for a curriculum over a domain that has no plans on the way to a solution.
         """
         self.pool, self.config, self.generator = pool, config, generator
         self._domain: Any = domain
         self.most = self.distance = 0
         if config.kind != "none":
-            if not hasattr(self._domain, "easier"):
+            if not hasattr(self._domain, "advance"):
                 raise ValueError(
                     f"curriculum.kind must be none for {domain.spec.name}, got {config.kind}:"
-                    " the domain cannot make easier instances"
+                    " the domain has no `advance`"
                 )
             self.most = int(self._domain.distance(pool.instances).max())
             self.distance = min(config.start, self.most)
         self._recent: deque[bool] = deque(maxlen=config.window)
 
-    def draw(self, count: int) -> Int8Array:
-        """Instances for `count` plans, shape [count, instance]."""
+    def draw(self, count: int) -> Starts:
+        """What `count` episodes start from."""
         index = self.generator.integers(len(self.pool), size=count)
         puzzles, completions = self.pool.instances[index], self.pool.solutions[index]
+        initial = self._domain.initial(puzzles)
         if self.config.kind == "none":
-            return puzzles
+            return Starts(puzzles, initial, np.zeros(count, np.int64))
         wanted = np.full(count, self.distance)
         if self.config.kind == "mixed":
             wanted = self.generator.integers(self.distance, self.most + 1, size=count)
-        easier = self._domain.easier(puzzles, completions, wanted, self.generator)
+        whole = self._domain.distance(puzzles)
         full = self.generator.random(count) < self.config.full_share
-        return np.ascontiguousarray(np.where(full[:, None], puzzles, easier))
+        wanted = np.where(full, whole, np.minimum(wanted, whole))
+        nearer = self._domain.advance(puzzles, completions, wanted, self.generator)
+        plans = np.where((wanted == whole)[:, None], initial, nearer)
+        return Starts(puzzles, np.ascontiguousarray(plans), np.asarray(wanted, np.int64))
 
-    def update(self, instances: Int8Array, solved: NDArray[np.bool_]) -> None:
-        """Count finished episodes: their instances, and whether they were solved."""
+    def update(self, distance: NDArray[np.int64], solved: NDArray[np.bool_]) -> None:
+        """Count finished episodes: edits that were left at their start, and whether solved."""
         if self.config.kind != "adaptive":
             return
-        hard = self._domain.distance(instances) >= self.distance
-        self._recent.extend(bool(won) for won in solved[hard])
+        self._recent.extend(bool(won) for won in solved[distance >= self.distance])
         enough = len(self._recent) == self.config.window
         if enough and sum(self._recent) >= self.config.threshold * self.config.window:
             self.distance = min(self.distance + self.config.step, self.most)

@@ -48,6 +48,9 @@ class ImprovementConfig:
     """policy_gradient: optimiser steps that form the candidate."""
     lookahead_states: int = 0
     """States of an iteration that are looked ahead from and distilled, at least 2; 0 = all."""
+    distil_iterations: int = 1
+    """Iterations whose states are looked ahead from anew and distilled on: this one and as many of
+    the replayed ones as that takes. More states make the distilled policy generalise better."""
     held_out: float = 0.1
     """Share of these states kept out of the distillation to measure its KL."""
     distil_kl: float = 1e-3
@@ -79,7 +82,7 @@ class ImprovementConfig:
             raise ValueError(
                 f"improvement.average_rate must lie in (0, 1] or be null, got {self.average_rate}"
             )
-        for name in ("candidate_steps", "batch_size"):
+        for name in ("candidate_steps", "batch_size", "distil_iterations"):
             if getattr(self, name) < 1:
                 raise ValueError(
                     f"improvement.{name} must be at least 1, got {getattr(self, name)}"
@@ -91,6 +94,11 @@ class ImprovementConfig:
                 )
         if self.lookahead_states == 1:
             raise ValueError("improvement.lookahead_states must be 0 or at least 2, got 1")
+        if self.advantage == "gae" and self.distil_iterations > 1:
+            raise ValueError(
+                "improvement.advantage 'gae' follows this iteration's edits and needs"
+                f" distil_iterations 1, got {self.distil_iterations}"
+            )
         if self.advantage == "gae" and self.candidate != "policy_gradient":
             raise ValueError(
                 "improvement.advantage 'gae' knows only the edits made and needs candidate "

@@ -224,10 +224,14 @@ class UpiLearner:
         Returns the transitions with the advantages of the edits made, and metrics.
         """
         config = self.config.improvement
-        total = fresh.action.size
+        older = config.distil_iterations - 1
+        sources = [fresh, *(list(self.replay)[-older:] if older else [])]
+        total = sum(past.action.size for past in sources)
         count = min(total, config.lookahead_states or total)
         order = torch.randperm(total, generator=self.noise)[:count].numpy()
-        instances, plans = _flat(fresh.instance)[order], _flat(fresh.plan)[order]
+        instances = np.concatenate([_flat(past.instance) for past in sources])[order]
+        plans = np.concatenate([_flat(past.plan) for past in sources])[order]
+        score = np.concatenate([past.score.ravel() for past in sources])[order]
         states = self.states(instances, plans)
         policy = self.probabilities(states)
         num_held_out = min(max(1, round(config.held_out * count)), count - 1)
@@ -238,7 +242,7 @@ class UpiLearner:
             clock.mark("lookahead")
             advantage = centred_advantage(ahead.q, policy, ahead.mask)
             fresh = self._with_advantage(fresh, order, advantage)
-            phi = self.phi(fresh.score.ravel()[order])
+            phi = self.phi(score)
             candidate = self.candidate(states, policy, ahead, advantage, phi)
             if config.state_weight == "value":
                 success = ((policy * ahead.q).sum(dim=1) + phi).clamp(0.0, 1.0)
@@ -285,10 +289,10 @@ class UpiLearner:
         advantage: Float[Tensor, "batch action"],
     ) -> Transitions:
         """The transitions with the centred advantage of each edit that was looked up."""
-        made = fresh.action.ravel()[order]
-        rows = np.arange(len(order))
+        rows = np.flatnonzero(order < fresh.action.size)  # the others are of older iterations
+        edits = order[rows]
         known = np.zeros(fresh.action.size, np.float32)
-        known[order] = advantage.cpu().numpy()[rows, made]
+        known[edits] = advantage.cpu().numpy()[rows, fresh.action.ravel()[edits]]
         return replace(fresh, advantage=known.reshape(fresh.action.shape))
 
     def candidate(

@@ -18,7 +18,7 @@ from plan_envs.domain import Int8Array
 from plan_envs.gym_envs import PlanEditVectorEnv
 from trm.device import Placement
 from trm.model import StateBatch, TinyRecursiveModel
-from upi_trm.curriculum import Curriculum
+from upi_trm.curriculum import Curriculum, Starts
 from upi_trm.improvement import edit_logits, sample_edits
 
 EditPolicy = Callable[[StateBatch], Float[Tensor, "batch action"]]
@@ -67,8 +67,9 @@ class Roller:
     def __init__(self, env: PlanEditVectorEnv, curriculum: Curriculum, *, seed: int) -> None:
         """`env` must use AutoresetMode.DISABLED: truncation bootstraps from the last state."""
         self.env, self.curriculum = env, curriculum
-        self.instances = curriculum.draw(env.num_envs)
-        self.observation, self.info = env.reset(seed=seed, options={"instance": self.instances})
+        self.starts = curriculum.draw(env.num_envs)
+        options = {"instance": self.starts.instances, "plan": self.starts.plans}
+        self.observation, self.info = env.reset(seed=seed, options=options)
 
     def collect(
         self, policy: EditPolicy, *, steps: int, generator: torch.Generator, device: torch.device
@@ -84,7 +85,7 @@ class Roller:
             done = terminated | truncated
             rows.append(
                 {
-                    "instance": self.instances.copy(),
+                    "instance": self.starts.instances.copy(),
                     "plan": before["plan"],
                     "next_plan": after["plan"],
                     "score": before_info["score"].astype(np.float32),
@@ -103,20 +104,24 @@ class Roller:
         return Transitions(**stacked, advantage=np.zeros_like(stacked["reward"]))
 
     def _restart(self, done: NDArray[np.bool_], solved: NDArray[np.bool_]) -> None:
-        self.curriculum.update(self.instances[done], solved[done])
-        self.instances[done] = self.curriculum.draw(int(done.sum()))
-        self.observation, self.info = self.env.reset(
-            options={"reset_mask": done, "instance": self.instances}
-        )
+        self.curriculum.update(self.starts.distance[done], solved[done])
+        for kept, drawn in zip(self.starts, self.curriculum.draw(int(done.sum())), strict=True):
+            kept[done] = drawn
+        options = {"instance": self.starts.instances, "plan": self.starts.plans}
+        self.observation, self.info = self.env.reset(options={"reset_mask": done, **options})
 
     def state(self) -> dict[str, Any]:
         """Environment and curriculum, for a checkpoint."""
-        return {"env": self.env.get_state(), "curriculum": self.curriculum.state()}
+        return {
+            "env": self.env.get_state(),
+            "curriculum": self.curriculum.state(),
+            "starts": self.starts._asdict(),
+        }
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Counterpart of `state`."""
         self.observation, self.info = self.env.set_state(state["env"])
-        self.instances = state["env"]["instance"].copy()
+        self.starts = Starts(**{name: rows.copy() for name, rows in state["starts"].items()})
         self.curriculum.load_state(state["curriculum"])
 
 
