@@ -368,7 +368,8 @@ class Arc:
         left = np.argsort(np.argsort(keys, axis=1), axis=1) < np.asarray(distance)[:, None]
         resized = np.where(solutions > 0, np.maximum(start, 1), 0)
         plans = np.where(wrong & left, resized, solutions)
-        return np.ascontiguousarray(np.where(wrong.any(axis=1)[:, None], plans, start), np.int8)
+        paints: NDArray[np.bool_] = np.any(wrong, axis=1, keepdims=True)
+        return np.ascontiguousarray(np.where(paints, plans, start), np.int8)
 
     @staticmethod
     def _wrong_after_resizing(start: Int8Array, goal: Int8Array) -> NDArray[np.bool_]:

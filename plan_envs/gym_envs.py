@@ -276,7 +276,7 @@ class PlanEditEnv(gym.Env[Any, Any]):
         if self.render_mode is None:
             gym.logger.warn("render() needs a render_mode, e.g. gym.make(id, render_mode='ansi')")
             return None
-        frame = _render(self.task.domain.spec, self.render_mode, self._instance, self._plan)
+        frame = _render(self.task.domain, self.render_mode, self._instance, self._plan)
         if self.render_mode != "human":
             return frame
         if self._window is None:
@@ -463,9 +463,9 @@ class PlanEditVectorEnv(VectorEnv[Any, Any, Any]):
         if self.render_mode is None:
             gym.logger.warn("render() needs a render_mode, e.g. render_mode='ansi'")
             return None
-        spec, mode = self.task.domain.spec, self.render_mode
+        domain, mode = self.task.domain, self.render_mode
         boards = zip(self._engine.instances, self._engine.plans, strict=True)
-        return tuple(_render(spec, mode, instance, plan) for instance, plan in boards)
+        return tuple(_render(domain, mode, instance, plan) for instance, plan in boards)
 
     def _arrays(self) -> StepArrays:
         if self._buffers is not None:
@@ -642,14 +642,14 @@ def _start_plans(domain: PlanDomain, instances: Int8Array, plans: Any) -> Int8Ar
         raise ValueError(
             f"plan must be integers of shape {list(shape)}, got {plans.dtype} {list(plans.shape)}"
         )
-    plans = plans.astype(np.int8)
-    verdict = domain.check(instances, plans)  # refuses values out of range
+    boards: Int8Array = plans.astype(np.int8)
+    verdict = domain.check(instances, boards)  # refuses values out of range
     keeps = getattr(domain, "keeps_instance", None)
-    if keeps is not None and not keeps(instances, plans).all():
+    if keeps is not None and not keeps(instances, boards).all():
         raise ValueError("plan does not belong to the instance")
     if verdict.solved.any():
         raise ValueError("plan is solved already")
-    return plans
+    return boards
 
 
 def _observation_space(spec: DomainSpec) -> spaces.Dict:
@@ -791,12 +791,12 @@ def _set_state(domain: PlanDomain, engine: Any, state: Mapping[str, NDArray[Any]
     return values["seeded"].copy()
 
 
-def _render(spec: DomainSpec, mode: str, instance: Int8Array, plan: Int8Array) -> Any:
+def _render(domain: PlanDomain, mode: str, instance: Int8Array, plan: Int8Array) -> Any:
     from plan_envs import rendering
 
     if mode == "ansi":
-        return rendering.render_ansi(spec, instance, plan)
-    return rendering.render_rgb(spec, instance, plan)
+        return rendering.render_ansi(domain, instance, plan)
+    return rendering.render_rgb(domain, instance, plan)
 
 
 class _Window:

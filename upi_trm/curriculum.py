@@ -76,7 +76,7 @@ class Curriculum:
         self._domain: Any = domain
         self.most = self.distance = 0
         if config.kind != "none":
-            if not hasattr(self._domain, "advance"):
+            if getattr(domain, "advance", None) is None:
                 raise ValueError(
                     f"curriculum.kind must be none for {domain.spec.name}, got {config.kind}:"
                     " the domain has no `advance`"

@@ -105,8 +105,10 @@ class Roller:
 
     def _restart(self, done: NDArray[np.bool_], solved: NDArray[np.bool_]) -> None:
         self.curriculum.update(self.starts.distance[done], solved[done])
-        for kept, drawn in zip(self.starts, self.curriculum.draw(int(done.sum())), strict=True):
-            kept[done] = drawn
+        drawn = self.curriculum.draw(int(done.sum()))
+        self.starts.instances[done] = drawn.instances
+        self.starts.plans[done] = drawn.plans
+        self.starts.distance[done] = drawn.distance
         options = {"instance": self.starts.instances, "plan": self.starts.plans}
         self.observation, self.info = self.env.reset(options={"reset_mask": done, **options})
 

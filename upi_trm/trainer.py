@@ -134,8 +134,10 @@ def train(
     if out is None:
         stamp = time.strftime("%Y%m%d-%H%M%S")
         out = Path("runs") / f"{task.name}-seed{seed}-{stamp}"
+    module, _, _ = env.rpartition(":")  # of a task that is registered outside of plan_envs
+    known_as = f"{module}:{task.name}" if module not in ("", "plan_envs") else task.name
     with Run.create(
-        out, kind=RUN_KIND, env=task.name, seed=seed, recipe=recipe, placement=placement
+        out, kind=RUN_KIND, env=known_as, seed=seed, recipe=recipe, placement=placement
     ) as run:
         _Training(run, recipe, placement).loop(recipe.schedule.edits)
     return run
