@@ -8,7 +8,7 @@ that has `distance` and `advance` (see `plan_envs.domain.PlanDomain`).
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -73,7 +73,7 @@ class Curriculum:
             ValueError: for a curriculum over a domain that has no plans on the way to a solution.
         """
         self.pool, self.config, self.generator = pool, config, generator
-        self._domain: Any = domain
+        self._domain = cast(Any, domain)
         self.most = self.distance = 0
         if config.kind != "none":
             if getattr(domain, "advance", None) is None:
