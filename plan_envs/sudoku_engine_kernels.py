@@ -33,6 +33,7 @@ from plan_envs.sudoku_kernels import (
     tally,
     write_mask,
 )
+from plan_envs.threads import raise_flag
 
 STREAM, SAMPLER, STEPS, FINISHED, FILLED, VIOLATIONS, ZERO = range(7)
 SIDE, BOX_ROWS, EDITS, CONSTRAINT, TOKENS, LIMIT, SHAPED, ABSORB, REFUSE, ACTIONS, WIDTH = range(
@@ -327,8 +328,9 @@ def observe(head, data, at, side, tokens, instance, plan, mask, score, pairs, so
 
 
 @njit(cache=True, nogil=True)
-def observe_share(head, data, out, first, stop):
+def observe_share(flags, head, data, out, first, stop):
     """Write the current states of environments into `out`: no reward, no flags."""
+    raise_flag(flags)
     head, data = borrowed(head), borrowed(data)
     instance, plan, mask, reward, ended, timeout, score, pairs, solved, illegal = loans(out)
     width, side, tokens = head[WIDTH], head[SIDE], head[TOKENS]
@@ -364,9 +366,23 @@ def refuse(head, data, actions, autoreset):
 
 @njit(cache=True, nogil=True)
 def step_share(
-    head, data, gamma, peers, pool, pool_head, actions, autoreset, out, index, finals, first, stop
+    flags,
+    head,
+    data,
+    gamma,
+    peers,
+    pool,
+    pool_head,
+    actions,
+    autoreset,
+    out,
+    index,
+    finals,
+    first,
+    stop,
 ):
     """Step environments first to stop - 1, none refuses: (first, stop) of their final states."""
+    raise_flag(flags)
     rules = (head[SIDE], head[EDITS], head[CONSTRAINT] == 1, head[TOKENS])
     return step_rows(
         head,
@@ -388,9 +404,23 @@ def step_share(
 
 @njit(cache=True, nogil=True)
 def step_share_9x9(
-    head, data, gamma, peers, pool, pool_head, actions, autoreset, out, index, finals, first, stop
+    flags,
+    head,
+    data,
+    gamma,
+    peers,
+    pool,
+    pool_head,
+    actions,
+    autoreset,
+    out,
+    index,
+    finals,
+    first,
+    stop,
 ):
     """`step_share` for the default rules of 9x9, with these as constants."""
+    raise_flag(flags)
     rules = (9, FILL, True, 0)
     return step_rows(
         head,
@@ -493,8 +523,9 @@ def count_ones(data, start, stop):
 
 
 @njit(cache=True, nogil=True)
-def sample_share(head, data, actions, first_env, stop_env):
+def sample_share(flags, head, data, actions, first_env, stop_env):
     """Draw a legal action an environment, uniformly; -1 where there is none."""
+    raise_flag(flags)
     head, data = borrowed(head), borrowed(data)
     for env in range(first_env, stop_env):
         at = env * head[WIDTH]

@@ -16,7 +16,7 @@ from numba import njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from plan_envs.threads import in_shares
+from plan_envs.threads import in_shares, raise_flag
 
 FILL: Final = 0
 OVERWRITE: Final = 1
@@ -307,8 +307,9 @@ def count_successors(instances: Any, *arguments: Any) -> None:
 
 
 @njit(cache=True, nogil=True)
-def count_share(instances, plans, rules, peers, legal, facts, offsets, first, stop):
+def count_share(flags, instances, plans, rules, peers, legal, facts, offsets, first, stop):
     """`count_successors` of states first to stop - 1, counted from `first`; returns `stop`."""
+    raise_flag(flags)
     side, edits, constraint = rules[0], rules[2], rules[3]
     cells = side * side
     bits = np.empty(cells, np.uint16)
@@ -370,6 +371,7 @@ def mend_actions(rules, legal, offsets, action, first):
 
 @njit(cache=True, nogil=True)
 def fill_share(
+    flags,
     instances,
     plans,
     rules,
@@ -390,6 +392,7 @@ def fill_share(
     stop_state,
 ):
     """`_fill_share`, compiled with the sizes of 9x9 as constants and without: `stop_state`."""
+    raise_flag(flags)
     side, tokens = rules[0], rules[4]
     if side == 9 and not tokens:
         _fill_share(
@@ -554,10 +557,15 @@ def _fill_share(
                 terminated[at] = ends[more]
         starved[: last - first] = 0
         if len(plan):
-            for row in range(first, last):
-                copy_bytes(plan, row * cells, plans, np.int64(i) * cells, cells)
-                cell = action[row] // stride
-                plan[row, cell] = action[row] - cell * stride - shift + 1
+            row = first  # `action` is not read again: another share may be writing behind its end
+            for k in range(num_open):
+                cell = open_cells[k]
+                rest = np.int64(digits_of[cell])
+                while rest:
+                    copy_bytes(plan, row * cells, plans, np.int64(i) * cells, cells)
+                    plan[row, cell] = lowest(rest) + 1
+                    rest &= rest - 1
+                    row += 1
 
 
 @njit(cache=True)
@@ -582,6 +590,7 @@ def general_successors(instances: Any, *arguments: Any) -> None:
 
 @njit(cache=True, nogil=True)
 def general_share(
+    flags,
     instances,
     plans,
     rules,
@@ -607,6 +616,7 @@ def general_share(
     - `freed` (blanks that only o keeps without candidate) + `starved` (blanks whose only candidate
     is v, unless o's removal gives them another).
     """
+    raise_flag(flags)
     side, _, edits, constraint, tokens = rules
     gamma, shaped, absorb = terms
     cells = side * side

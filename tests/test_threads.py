@@ -1,6 +1,9 @@
 """Several threads do what one does, bit for bit, and nothing is lost when one of them fails."""
 
+import subprocess
+import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -25,9 +28,10 @@ def _one_thread_again() -> Iterator[None]:
     set_num_threads(1)
 
 
-def _play(threads: int, mode: str, rules: dict[str, Any]) -> list[Any]:
+def _play(threads: int | None, mode: str, rules: dict[str, Any]) -> list[Any]:
     """Everything that 800 environments return in 16 steps, part of the actions illegal."""
-    set_num_threads(threads)
+    if threads is not None:
+        set_num_threads(threads)
     env = PlanEditVectorEnv(
         "sudoku9x9", num_envs=800, autoreset_mode=mode, max_episode_steps=6, **rules
     )
@@ -86,16 +90,40 @@ def test_a_refused_step_changes_no_share() -> None:
         env.step(env.sample_legal())
 
 
+def test_two_callers_at_once_get_what_each_gets_alone() -> None:
+    expected = [_play(1, mode, {}) for mode in ("NextStep", "SameStep")]
+    set_num_threads(2)
+    with ThreadPoolExecutor(2) as callers:
+        found = list(callers.map(lambda mode: _play(None, mode, {}), ("NextStep", "SameStep")))
+    np.testing.assert_equal(found, expected)
+
+
+def test_a_forked_child_has_helpers_of_its_own() -> None:
+    script = """
+import os
+from plan_envs.threads import in_shares, set_num_threads
+set_num_threads(2)
+work = lambda _, first, stop: stop - first
+assert in_shares(work, (), 10, 1) == [5, 5]
+child = os.fork()
+assert in_shares(work, (), 10, 1) == [5, 5]
+if child:
+    assert os.waitpid(child, 0)[1] == 0
+"""
+    command = [sys.executable, "-W", "ignore::DeprecationWarning", "-c", script]
+    subprocess.run(command, check=True, timeout=60)
+
+
 def test_shares_cover_the_range_in_order() -> None:
     set_num_threads(3)
-    assert in_shares(lambda *bounds: bounds, (), 10, 2) == [(0, 3), (3, 6), (6, 10)]
-    assert in_shares(lambda *bounds: bounds, ("x",), 7, 3) == [("x", 0, 3), ("x", 3, 7)]
-    assert in_shares(lambda *bounds: bounds, (), 7, 4) == [(0, 7)]
-    assert in_shares(lambda *bounds: bounds, (), 0, 4) == [(0, 0)]
+    assert in_shares(lambda _, *bounds: bounds, (), 10, 2) == [(0, 3), (3, 6), (6, 10)]
+    assert in_shares(lambda _, *bounds: bounds, ("x",), 7, 3) == [("x", 0, 3), ("x", 3, 7)]
+    assert in_shares(lambda _, *bounds: bounds, (), 7, 4) == [(0, 7)]
+    assert in_shares(lambda _, *bounds: bounds, (), 0, 4) == [(0, 0)]
 
 
 def test_an_error_in_any_share_is_raised() -> None:
-    def fails_at(place: int, first: int, stop: int) -> None:
+    def fails_at(_: Any, place: int, first: int, stop: int) -> None:
         if first <= place < stop:
             raise KeyError(place)
 
