@@ -229,7 +229,12 @@ def test_the_promised_improvement_is_never_more_than_the_true_one(
     }.items():
         assert_all_hold(
             improvement_bounds(
-                mdp, policy, candidate, guess, alphas=[alpha], name=name, penalties=PENALTIES
+                mdp,
+                policy,
+                candidate,
+                guess,
+                alphas={penalty: (alpha,) for penalty in PENALTIES},
+                name=name,
             )
         )
 

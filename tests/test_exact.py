@@ -1,6 +1,7 @@
 """Exact dynamic programming against brute force, value iteration and closed forms."""
 
 from functools import cache
+from typing import Any
 
 import numpy as np
 import pytest
@@ -168,6 +169,28 @@ def test_instances_do_not_mix() -> None:
         assert alone.value(alone.uniform()) == pytest.approx(
             together.value(together.uniform())[part], abs=1e-14
         )
+
+
+@pytest.mark.parametrize(("task", "size"), [("nqueens8", {"n": 5}), ("maze10", {"size": 4})])
+def test_other_domains_are_solved_too(task: str, size: dict[str, int]) -> None:
+    # No edit of a shortest way can be saved, and only the last one pays 1.
+    chosen = resolve_task(task, **size)
+    domain: Any = chosen.domain
+    boards = chosen.instances(num=4).instances
+    mdp = enumerate_states(domain, boards, gamma=GAMMA)
+    sparse = mdp.optimal_value()[mdp.first] + mdp.phi[mdp.first]
+    assert sparse == pytest.approx(GAMMA ** (domain.distance(boards) - 1.0), abs=1e-12)
+
+
+def test_episodes_may_start_at_later_plans() -> None:
+    whole = enumerate_states(FILL, PUZZLE, gamma=GAMMA)
+    later = enumerate_states(FILL, PUZZLE, plans=whole.plans[1:2], gamma=GAMMA)
+    assert np.array_equal(later.plans[0], whole.plans[1])
+    policy = policy_of(whole, 1)
+    row = {plan.tobytes(): i for i, plan in enumerate(whole.plans)}
+    order = [row[plan.tobytes()] for plan in later.plans]
+    assert len(later) < len(whole)
+    assert later.value(policy[order]) == pytest.approx(whole.value(policy)[order], abs=1e-14)
 
 
 # --- Performance and visits

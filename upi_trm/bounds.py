@@ -8,7 +8,7 @@ nothing. Where the paper's form is wrong or loose, the right or sharper form sta
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -337,9 +337,8 @@ def improvement_bounds(
     candidate: Float[np.ndarray, "state action"],
     estimate: Float[np.ndarray, "state action"],
     *,
-    alphas: Sequence[float],
+    alphas: Mapping[Penalty, Sequence[float]],
     name: str,
-    penalties: Sequence[Penalty] = ("paper",),
 ) -> list[Bound]:
     """The promised improvement against the true one, eta(pi_new) - eta(pi), at several alpha.
 
@@ -348,26 +347,25 @@ def improvement_bounds(
         policy: pi.
         candidate: pi_cand.
         estimate: A_hat; centred for Eq. 11, anything for the form after Remark 5.8.
-        alphas: mixing weights.
+        alphas: mixing weights for each `improvement_penalty`.
         name: of the bounds.
-        penalties: see `improvement_penalty`.
     """
     terms = improvement_terms(mdp, policy, candidate, estimate)
     before = mdp.performance(policy)
-    found = []
-    for alpha in alphas:
-        gained = mdp.performance((1 - alpha) * policy + alpha * candidate) - before
-        for penalty in penalties:
-            form = "" if penalty == "paper" else f", {penalty} penalty"
-            found.append(
-                Bound(
-                    name=f"{name}{form}",
-                    says=f"promised <= true improvement at alpha = {alpha:.4g}",
-                    left=terms.bound(alpha, gamma=mdp.gamma, penalty=penalty),
-                    right=gained,
-                )
-            )
-    return found
+    gained = {
+        alpha: mdp.performance((1 - alpha) * policy + alpha * candidate) - before
+        for alpha in sorted({alpha for row in alphas.values() for alpha in row})
+    }
+    return [
+        Bound(
+            name=name if penalty == "paper" else f"{name}, {penalty} penalty",
+            says=f"promised <= true improvement at alpha = {alpha:.4g}",
+            left=terms.bound(alpha, gamma=mdp.gamma, penalty=penalty),
+            right=gained[alpha],
+        )
+        for penalty, row in alphas.items()
+        for alpha in row
+    ]
 
 
 def distillation_bounds(

@@ -322,7 +322,9 @@ def exact_study(
     terms["true_advantages"] = record
     along = expected_gae(mdp, policy, unrolled, decay=recipe.improvement.gae_decay)
     cand = _numpy(candidate)
-    bounds += improvement_bounds(mdp, policy, cand, along, alphas=alphas, name="Remark 5.8, GAE")
+    bounds += improvement_bounds(
+        mdp, policy, cand, along, alphas={"paper": alphas}, name="Remark 5.8, GAE"
+    )
     terms["gae"] = improvement_terms(mdp, policy, cand, along).to_json_dict()
 
     new = mixture(pi, candidate, alpha=recipe.improvement.alpha)
@@ -378,17 +380,15 @@ def _step(
     candidate = subject.learner.candidate(states, pi, ahead, _tensor(estimate, device), phi)
     terms = improvement_terms(mdp, policy, _numpy(candidate), estimate)
     best = {penalty: terms.best(gamma=mdp.gamma, penalty=penalty) for penalty in _PENALTIES}
-    bounds = []
-    for penalty, alpha in best.items():
-        bounds += improvement_bounds(
-            mdp,
-            policy,
-            _numpy(candidate),
-            estimate,
-            alphas=[alpha, *sorted({*ALPHAS, recipe.improvement.alpha})],
-            name=name,
-            penalties=[penalty],
-        )
+    common = sorted({*ALPHAS, recipe.improvement.alpha})
+    bounds = improvement_bounds(
+        mdp,
+        policy,
+        _numpy(candidate),
+        estimate,
+        alphas={penalty: [alpha, *common] for penalty, alpha in best.items()},
+        name=name,
+    )
     record = {
         **terms.to_json_dict(),
         "best_alpha": best,

@@ -18,7 +18,7 @@ from plan_envs.domain import DeadEnd, Int8Array, PlanDomain, RewardKind, edit_re
 MAX_STATES = 20_000
 """Plans that `enumerate_states` lists before it gives up."""
 
-_MAX_DENSE = 5_000
+_MAX_DENSE = 3_000
 """Plans of one instance whose linear system is solved densely."""
 
 
@@ -36,8 +36,8 @@ class ExactMDP:
     instances: Int8[np.ndarray, "state instance"]
     plans: Int8[np.ndarray, "state cell"]
     first: Int[np.ndarray, " instances"]
-    """The state of each instance's initial plan, ascending; an episode starts in one of them, each
-    as likely as the others."""
+    """The state of each instance's first plan, ascending; an episode starts in one of them, each as
+    likely as the others."""
     mask: Bool[np.ndarray, "state action"]
     """Legal edits; every state has one."""
     reward: Float[np.ndarray, "state action"]
@@ -100,7 +100,7 @@ class ExactMDP:
         return np.where(self.mask, self.action_value(value) - value[:, None], 0.0)
 
     def performance(self, policy: Float[np.ndarray, "state action"]) -> float:
-        """Eta(pi), the mean of V^pi over the initial plans."""
+        """Eta(pi), the mean of V^pi over the first plans."""
         return float(self.value(policy)[self.first].mean())
 
     def visits(self, policy: Float[np.ndarray, "state action"]) -> NDArray[np.float64]:
@@ -157,16 +157,18 @@ def enumerate_states(
     instances: Int8Array,
     *,
     gamma: float,
+    plans: Int8Array | None = None,
     dead_end: DeadEnd = "absorb",
     reward: RewardKind = "shaped",
     max_states: int = MAX_STATES,
 ) -> ExactMDP:
-    """List every plan that legal edits reach from the instances' initial plans.
+    """List every plan that legal edits reach from the instances' first plans.
 
     Args:
         domain: the puzzle.
         instances: shape [instance, ...]; each must have something to edit.
         gamma: discount in (0, 1).
+        plans: where the episode of each instance starts; None for the domain's initial plans.
         dead_end: whether dead plans absorb, as in training.
         reward: shaped or sparse.
         max_states: refuse more than so many.
@@ -179,11 +181,12 @@ def enumerate_states(
     if not len(instances):
         raise ValueError("instances: none to enumerate")
     found = _Frontier(domain, gamma, dead_end, reward)
-    for number, instance in enumerate(instances):
-        found.explore(instance, number, max_states)
+    starts = domain.initial(instances) if plans is None else plans
+    for number in range(len(instances)):
+        found.explore(instances[number], starts[number : number + 1], number, max_states)
     boards = np.repeat(np.ascontiguousarray(instances), found.sizes, axis=0)
-    plans = np.array(found.plans, np.int8)
-    shape = (len(plans), domain.spec.num_actions)
+    reached = np.array(found.plans, np.int8)
+    shape = (len(reached), domain.spec.num_actions)
     mask, worth, target = np.zeros(shape, bool), np.zeros(shape), np.full(shape, -1, np.int64)
     for state, action, gained, after in found.edits:
         mask[state, action], worth[state, action], target[state, action] = True, gained, after
@@ -191,12 +194,12 @@ def enumerate_states(
         domain=domain,
         gamma=gamma,
         instances=boards,
-        plans=plans,
+        plans=reached,
         first=np.cumsum([0, *found.sizes[:-1]]),
         mask=mask,
         reward=worth,
         next_state=target,
-        score=domain.check(boards, plans).score.astype(np.float64),
+        score=domain.check(boards, reached).score.astype(np.float64),
     )
 
 
@@ -212,9 +215,8 @@ class _Frontier:
         # One entry a batch of expanded plans: states, actions, rewards, next states.
         self.edits: list[tuple[NDArray[Any], ...]] = []
 
-    def explore(self, instance: Int8Array, number: int, max_states: int) -> None:
-        """Add every plan of one instance."""
-        start = self.domain.initial(instance[None])
+    def explore(self, instance: Int8Array, start: Int8Array, number: int, max_states: int) -> None:
+        """Add every plan of one instance that `start` [1, cell] leads to."""
         if self.domain.check(instance[None], start).solved[0]:
             raise ValueError(f"instance {number} is solved to begin with")
         if not self.domain.action_mask(instance[None], start).any():
@@ -270,7 +272,13 @@ class _Frontier:
 
 def _solve(matrix: NDArray[np.float64], right: NDArray[np.float64]) -> NDArray[np.float64]:
     """Solve matrix x = right for x; by torch, whose number of threads is the recorded one."""
-    solution: NDArray[np.float64] = torch.linalg.solve(
-        torch.from_numpy(matrix), torch.from_numpy(right)
-    ).numpy()
-    return solution
+    table, column = torch.from_numpy(matrix), torch.from_numpy(right)[:, None]
+    # Where no edit is undone, breadth-first order makes the system triangular: no elimination.
+    for upper, other in ((True, table.tril(-1)), (False, table.triu(1))):
+        if not bool(other.any()):
+            solution = torch.linalg.solve_triangular(table, column, upper=upper)
+            break
+    else:
+        solution = torch.linalg.solve(table, column)
+    found: NDArray[np.float64] = solution[:, 0].numpy()
+    return found

@@ -216,7 +216,7 @@ def bounds(
     run with gamma = 1 or without a certified contraction is refused.
     """
     placement = _placement(device, threads)
-    from upi_trm.bounds_study import measure_bounds, small_instances
+    from upi_trm.bounds_study import measure_bounds, small_starts
     from upi_trm.contraction import NotContractive
     from upi_trm.stability import load_subject
 
@@ -226,7 +226,7 @@ def bounds(
             report = measure_bounds(
                 subject,
                 subject.task.instances("test", num=num, seed=seed).instances,
-                small=small_instances(subject, num=exact_num, edits=exact_edits, seed=seed),
+                small=small_starts(subject, num=exact_num, edits=exact_edits, seed=seed),
                 depth=depth,
                 contraction=not without_contraction,
                 seed=seed,
