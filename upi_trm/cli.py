@@ -21,13 +21,14 @@ import click
 from upi_trm import __version__
 from upi_trm.experiments_cli import compare, sweep
 from upi_trm.play import play
+from upi_trm.study_cli import bounds, drift
 
 PLUGIN_GROUP = "upi_trm.commands"
 """Entry-point group of the learners' click commands; the entry point's name is the command's."""
 
 _SECTIONS = {
     "Learn": ["train", "sweep"],
-    "Measure and use": ["eval", "solve", "compare"],
+    "Measure and use": ["eval", "solve", "compare", "drift", "bounds"],
     "Look around": ["envs", "play"],
 }
 _EXIT_NOT_SOLVED = 1
@@ -370,7 +371,7 @@ def envs(*, name: str | None, measure: bool, num: int) -> None:
         _print_references(task, num=num)
 
 
-for _command in (sweep, compare, play):
+for _command in (sweep, compare, drift, bounds, play):
     cli.add_command(_command)
 
 
