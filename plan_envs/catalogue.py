@@ -141,7 +141,7 @@ _LISTED: Final = (
     Task(
         "arc-tiny",
         "PlanEdit/ARCTiny-v0",
-        Arc(size=5, demonstrations=TINY_DEMONSTRATIONS),
+        Arc(size=5, demonstrations=TINY_DEMONSTRATIONS, shaping="agreement"),
         {"size": 5, "demonstrations": TINY_DEMONSTRATIONS, "tasks": "arc-tiny"},
         arc_instances,
         pool_size=None,

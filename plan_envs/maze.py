@@ -232,6 +232,10 @@ class Maze:
                 board[row, column] = value
         return board.ravel()
 
+    def write_instance(self, instance: Int8Array) -> str:
+        """One line of '#', '.', 'S' and 'G', as `read_instance` reads it back."""
+        return "".join(np.array(list("." + MAZE_SYMBOLS[1:]))[np.asarray(instance)])
+
     def why_invalid(self, instance: Int8Array) -> str | None:
         """Say what makes a maze unplayable; None if nothing does."""
         instance = self._boards("instances", np.asarray(instance)[None])

@@ -227,6 +227,18 @@ class Queens:
                 board[row * self.n + column - 1] = 1
         return board
 
+    def write_instance(self, instance: Int8Array) -> str:
+        """The column of each row's queen, 0 for none, as `read_instance` reads it back."""
+        rows = np.asarray(instance).reshape(self.n, self.n)
+        columns = np.where(rows.any(axis=1), rows.argmax(axis=1) + 1, 0)
+        return (" " if self.n > 9 else "").join(map(str, columns))
+
+    def solvable(self, instance: Int8Array) -> bool:
+        """Whether the board has a completion; True above n = 12, where that may take long."""
+        from plan_envs.queens_boards import count_completions
+
+        return self.n > 12 or bool(count_completions(instance[None], n=self.n, limit=1)[0])
+
     def why_invalid(self, instance: Int8Array) -> str | None:
         """Say which given queens attack each other; None if none do."""
         places = np.argwhere(np.asarray(instance).reshape(self.n, self.n) > 0)

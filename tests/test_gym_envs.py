@@ -22,6 +22,7 @@ from plan_envs.domain import Int8Array, edit_reward, potential
 from plan_envs.engine import PureEngine
 from plan_envs.gym_envs import PlanEditEnv, PlanEditVectorEnv
 from plan_envs.instances import InstanceSet
+from plan_envs.queens_boards import count_completions
 from plan_envs.sudoku import Sudoku
 from plan_envs.sudoku_instances import sudoku_instances
 from plan_envs.testing import check_vector_env
@@ -640,3 +641,64 @@ def test_a_plain_task_object_works_with_sync_vector_env() -> None:
     vector = SyncVectorEnv([lambda: PlanEditEnv(task)] * 2)
     vector.reset(seed=0)
     vector.step(vector.action_space.sample())
+
+
+@pytest.mark.parametrize("name", ["sudoku9x9", "sudoku16x16", "nqueens8", "nqueens12", "maze10"])
+def test_instances_written_as_text_are_read_back(name: str) -> None:
+    task = resolve_task(name)
+    domain: Any = task.domain
+    for instance in task.instances("test", num=5).instances:
+        assert np.array_equal(domain.read_instance(domain.write_instance(instance)), instance)
+        assert getattr(domain, "solvable", lambda _: True)(instance)
+
+
+def test_solvable_agrees_with_the_number_of_completions() -> None:
+    domain: Any = resolve_task("nqueens8").domain
+    texts = [f"1{a}{b}00000" for a in "35678" for b in "2358" if a != b]
+    boards = np.stack([domain.read_instance(text) for text in texts])
+    fit = boards[[domain.why_invalid(board) is None for board in boards]]
+    solvable = [domain.solvable(board) for board in fit]
+    assert solvable == (count_completions(fit, n=8) > 0).tolist()
+    assert 0 < sum(solvable) < len(solvable)
+
+
+def test_an_episode_can_start_from_a_given_plan() -> None:
+    task = resolve_task("maze10")
+    domain: Any = task.domain
+    pool = task.instances("test", num=4)
+    rng = np.random.default_rng(0)
+    plans = domain.advance(pool.instances, pool.solutions, np.full(4, 2), rng)
+    envs = PlanEditVectorEnv(task, num_envs=4)
+    observation, _ = envs.reset(options={"instance": pool.instances, "plan": plans})
+    assert np.array_equal(observation["plan"], plans)
+    masks = domain.action_mask(pool.instances, plans)
+    assert np.array_equal(observation["action_mask"], masks)
+    chosen = np.array([False, True, False, False])
+    options = {
+        "reset_mask": chosen,
+        "instance": pool.instances,
+        "plan": domain.initial(pool.instances),
+    }
+    observation, _ = envs.reset(options=options)
+    assert np.array_equal(observation["plan"][0], plans[0])
+    assert np.array_equal(observation["plan"][1], domain.initial(pool.instances)[1])
+    single = PlanEditEnv(task)
+    observation, _ = single.reset(options={"instance": pool.instances[2], "plan": plans[2]})
+    assert np.array_equal(observation["plan"], plans[2])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda x, s: {"plan": s}, "needs the option 'instance'"),
+        (lambda x, s: {"instance": x, "plan": s}, "solved already"),
+        (lambda x, s: {"instance": x, "plan": s[:5]}, "integers of shape"),
+        (lambda x, s: {"instance": x, "plan": s.astype(float)}, "integers of shape"),
+        (lambda x, s: {"instance": x, "plan": np.zeros_like(s)}, "does not belong"),
+    ],
+)
+def test_a_plan_that_does_not_fit_is_refused(change: Any, message: str) -> None:
+    pool = resolve_task("sudoku4x4").instances("test", num=1)
+    options = change(pool.instances[0], pool.solutions[0])
+    with pytest.raises(ValueError, match=message):
+        PlanEditEnv("sudoku4x4").reset(options=options)

@@ -47,6 +47,9 @@ class InstancesConfig:
 
     num: int = 1000
     """Puzzles in the training pool, drawn with the run's seed from the train split."""
+    options: dict[str, Any] = field(default_factory=dict)
+    """Options of the training pool in place of the task's own, e.g. {givens: [26, 34]}: easier,
+    mixed or augmented puzzles to train on. Validation and test puzzles stay the task's."""
 
     def __post_init__(self) -> None:
         """Check the range."""
@@ -173,7 +176,9 @@ class _Training:
         self.task = resolve_task(run.info.env)
         self.streams = named_streams(run.info.seed)
         self.validation = self.task.instances("validation", num=recipe.schedule.evaluate_num)
-        pool = self.task.instances("train", num=recipe.instances.num, seed=run.info.seed)
+        pool = self.task.instances(
+            "train", num=recipe.instances.num, seed=run.info.seed, **recipe.instances.options
+        )
         draws = self.streams.numpy("instances")
         self.roller = Roller(
             PlanEditVectorEnv(
@@ -244,6 +249,7 @@ class _Training:
             "success_rate": report.success_rate,
             "mean_score": report.mean_score,
             "improvement": report.improvement,
+            **report.details,
         }
 
     def _show(self, progress: TrainingProgress, metrics: dict[str, float]) -> None:
