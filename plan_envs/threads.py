@@ -134,7 +134,9 @@ class _Helper:
         self._answer: tuple[Any, BaseException | None] = (None, None)
         self._asleep = False
         self._wake: SimpleQueue[None] = SimpleQueue()
-        self._thread = threading.Thread(target=self._serve, name="plan_envs", daemon=True)
+        self._thread = threading.Thread(
+            target=self._serve, args=(self._number,), name="plan_envs", daemon=True
+        )
         self._thread.start()
 
     def begin(self, number: int, kernel: Callable[..., Any] | None, arguments: Any) -> None:
@@ -156,8 +158,7 @@ class _Helper:
         self.begin(-1, None, ())
         self._thread.join()
 
-    def _serve(self) -> None:
-        number = self._number
+    def _serve(self, number: int) -> None:
         while True:
             rest(self._flags, self._done, number, _PATIENCE)
             number, kernel, arguments = self._next_work()

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -120,6 +121,16 @@ def test_shares_cover_the_range_in_order() -> None:
     assert in_shares(lambda _, *bounds: bounds, ("x",), 7, 3) == [("x", 0, 3), ("x", 3, 7)]
     assert in_shares(lambda _, *bounds: bounds, (), 7, 4) == [(0, 7)]
     assert in_shares(lambda _, *bounds: bounds, (), 0, 4) == [(0, 0)]
+
+
+def test_the_first_work_of_new_helpers_is_waited_for() -> None:
+    def slow(_: Any, first: int, stop: int) -> tuple[int, int]:
+        time.sleep(0.001)
+        return first, stop
+
+    for _ in range(100):
+        set_num_threads(2)
+        assert in_shares(slow, (), 10, 1) == [(0, 5), (5, 10)]
 
 
 def test_an_error_in_any_share_is_raised() -> None:
