@@ -202,7 +202,7 @@ def test_readout_matches_a_loop_over_the_groups_empty_ones_too() -> None:
 
 def test_tied_kinds_are_pooled_as_one_kind_in_the_readout() -> None:
     structure = structure_of(4)
-    readout = GroupReadout(structure, 3, tied=("row", "column"), generator=generator())
+    readout = GroupReadout(structure, 3, tied=[("row", "column")], generator=generator())
     z = torch.randn(64, 3, generator=generator(1))
     variables = full_batch(structure)
     order = variable_order(4, "transposition")
@@ -219,7 +219,7 @@ def test_tied_kinds_are_pooled_as_one_kind_in_the_readout() -> None:
 @pytest.mark.parametrize("symmetry", ["relabelling", "band_swap", "transposition"])
 def test_relational_map_commutes_with_symmetries_of_sudoku(side: int, symmetry: str) -> None:
     structure = structure_of(side)
-    update = RelationalMap(structure, 4, tied=("row", "column"), generator=generator(1))
+    update = RelationalMap(structure, 4, tied=[("row", "column")], generator=generator(1))
     variables = full_batch(structure)
     draws = generator(2)
     z = torch.randn(side**3, 4, generator=draws)
@@ -255,7 +255,7 @@ def variable_order(side: int, symmetry: str) -> Tensor:
 
 def test_tied_kinds_share_one_weight_and_the_others_have_their_own() -> None:
     structure = structure_of(4)
-    tied = GroupLinear(structure, 3, 3, tied=("row", "column"), generator=generator())
+    tied = GroupLinear(structure, 3, 3, tied=[("row", "column")], generator=generator())
     assert structure.names == ("cell", "row", "column", "box")
     assert tied.weight_of_kind == [0, 1, 1, 2]
     assert len(tied.grouped) == 3
@@ -267,7 +267,7 @@ def test_tied_kinds_share_one_weight_and_the_others_have_their_own() -> None:
 
 def test_a_tied_kind_that_does_not_exist_is_named() -> None:
     with pytest.raises(ValueError, match="tied_groups names 'diagonal'"):
-        GroupLinear(structure_of(4), 3, 3, tied=("row", "diagonal"), generator=generator())
+        GroupLinear(structure_of(4), 3, 3, tied=[("row", "diagonal")], generator=generator())
 
 
 def test_labels_of_the_wrong_length_are_refused_by_name() -> None:

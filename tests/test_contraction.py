@@ -103,7 +103,8 @@ def test_relational_norm_equals_brute_force_svd_of_the_whole_map(side: int, chan
 @given(seed=SEEDS)
 def test_tied_weights_have_the_norm_of_the_same_weights_written_twice(seed: int) -> None:
     structure = structure_of(4)
-    tied = RelationalMap(structure, 2, tied=("row", "column"), generator=generator(seed)).double()
+    pair = [("row", "column")]
+    tied = RelationalMap(structure, 2, tied=pair, generator=generator(seed)).double()
     assert certificate(tied) == pytest.approx(operator_norm(dense_matrix(tied)), rel=1e-10)
 
 

@@ -1,6 +1,7 @@
 """The backbone: masked heads, ragged batches, symmetries, depth, weights from one generator."""
 
 import copy
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,8 +18,10 @@ from learner_cases import (
 )
 from torch import Tensor
 
+from plan_envs.catalogue import resolve_task
 from plan_envs.sudoku import Sudoku
 from trm.model import ILLEGAL_LOGIT, ModelConfig, StateBatch, TinyRecursiveModel
+from trm.recipe import load_recipe
 from trm.recursion import project_ball, unroll
 from upi_trm.evaluator import model_shape
 
@@ -158,6 +161,46 @@ def test_relational_model_commutes_with_symmetries_of_sudoku(
     assert not torch.equal(moved.plan, states.plan)
 
 
+BOTH_PAIRS = (("row", "column"), ("diagonal", "antidiagonal"))
+
+
+@pytest.mark.parametrize("tied", [BOTH_PAIRS, BOTH_PAIRS[:1]])
+def test_queens_need_both_pairs_tied_to_commute_with_the_square(tied: Any) -> None:
+    task = resolve_task("nqueens8")
+    domain, rng = task.domain, np.random.default_rng(1)
+    model = TinyRecursiveModel(
+        model_shape(domain.spec),
+        ModelConfig(channels=6, head_width=8, depth=3, tied_groups=tied),
+        generator=generator(),
+    )
+    boards = task.instances("train", num=5).instances
+    value, logits = model(states_of(domain, boards, domain.initial(boards)))
+    apart = []
+    for _ in range(8):
+        symmetry = domain.random_symmetry(rng)
+        turned = symmetry.instances(boards)
+        other_value, other_logits = model(states_of(domain, turned, domain.initial(turned)))
+        image = torch.from_numpy(symmetry.actions()).long()
+        apart.append((other_value - value).abs().max().item())
+        apart.append((other_logits[:, image] - logits).abs().max().item())
+    # A quarter turn swaps rows with columns and the two kinds of diagonals at once; a reflection
+    # in the vertical axis swaps the diagonals alone.
+    assert (max(apart) < 1e-4) == (tied == BOTH_PAIRS)
+
+
+def test_one_set_of_tied_groups_may_be_written_flat() -> None:
+    flat, nested = (
+        load_recipe(ModelConfig, None, [f"tied_groups={text}"])
+        for text in ("[row,column]", "[[row,column]]")
+    )
+    assert flat == nested
+    assert nested.tied_groups == (("row", "column"),)
+    assert load_recipe(ModelConfig, None, ["tied_groups=[[a,b],[c,d]]"]).tied_groups == (
+        ("a", "b"),
+        ("c", "d"),
+    )
+
+
 def test_flat_model_does_not_commute_with_relabelling() -> None:
     domain = Sudoku(4)
     states = random_states(domain, 6)
@@ -253,6 +296,8 @@ def test_state_dict_holds_parameters_and_no_tables() -> None:
         ({"depth": -1}, "model.depth must not be negative, got -1"),
         ({"radius": 0.0}, "model.radius must be positive or null, got 0.0"),
         ({"tied_groups": ("rows",)}, "tied_groups names 'rows'"),
+        ({"tied_groups": (("row", "box"), ("box", "cell"))}, "names 'box' more than once"),
+        ({"tied_groups": ("row", ("box", "cell"))}, "must be a list of lists of names"),
         ({"update_map": "mlp", "tied_groups": ("row",)}, "tied_groups needs update_map"),
     ],
 )

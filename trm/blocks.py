@@ -63,7 +63,7 @@ class GroupStructure(nn.Module):
         """Number of kinds of groups."""
         return len(self.names)
 
-    def num_classes(self, tied: Sequence[str] = ()) -> int:
+    def num_classes(self, tied: Sequence[Sequence[str]] = ()) -> int:
         """Number of weights that the kinds of groups need when the `tied` ones share theirs."""
         return max(_weight_classes(self, tied), default=-1) + 1
 
@@ -148,8 +148,8 @@ class VariableBatch:
 class GroupLinear(nn.Module):
     """Linear mixing: W_z z + sum_g sqrt(k) W_g P_g z (+ bias), P_g the mean over group g.
 
-    `tied` names kinds of groups that share one weight (rows and columns of Sudoku: then the map
-    commutes with transposition too).
+    Each set of `tied` names kinds of groups that share one weight (rows and columns of Sudoku: then
+    the map commutes with transposition too; of N-Queens also both diagonals).
     """
 
     def __init__(
@@ -158,7 +158,7 @@ class GroupLinear(nn.Module):
         in_channels: int,
         out_channels: int,
         *,
-        tied: Sequence[str] = (),
+        tied: Sequence[Sequence[str]] = (),
         gain: float = 1.0,
         bias: bool = True,
         generator: torch.Generator,
@@ -210,7 +210,7 @@ class GroupReadout(nn.Module):
         structure: GroupStructure,
         channels: int,
         *,
-        tied: Sequence[str] = (),
+        tied: Sequence[Sequence[str]] = (),
         generator: torch.Generator,
     ) -> None:
         """`channels` = size of a variable's latent, and of what is read from a group."""
@@ -266,7 +266,7 @@ class RelationalMap(nn.Module):
         structure: GroupStructure,
         channels: int,
         *,
-        tied: Sequence[str] = (),
+        tied: Sequence[Sequence[str]] = (),
         gain: float = 0.5,
         generator: torch.Generator,
     ) -> None:
@@ -313,15 +313,20 @@ class MLPMap(nn.Module):
         return torch.relu(z @ self.first + injection) @ self.second
 
 
-def _weight_classes(structure: GroupStructure, tied: Sequence[str]) -> list[int]:
-    """Index of the weight that each kind of group uses: one a kind, the tied kinds share one."""
-    unknown = sorted(set(tied) - set(structure.names))
+def _weight_classes(structure: GroupStructure, tied: Sequence[Sequence[str]]) -> list[int]:
+    """Index of the weight that each kind of group uses: one a kind, each tied set shares one."""
+    named = [name for names in tied for name in names]
+    unknown = sorted(set(named) - set(structure.names))
     if unknown:
         raise ValueError(f"tied_groups names {unknown[0]!r}, groups are {structure.names}")
-    classes: list[str] = []
+    twice = sorted({name for name in named if named.count(name) > 1})
+    if twice:
+        raise ValueError(f"tied_groups names {twice[0]!r} more than once")
+    set_of = {name: tuple(names) for names in tied for name in names}
+    classes: list[tuple[str, ...]] = []
     used = []
     for name in structure.names:
-        key = "+".join(tied) if name in tied else name
+        key = set_of.get(name, (name,))
         if key not in classes:
             classes.append(key)
         used.append(classes.index(key))

@@ -6,9 +6,9 @@ the update map on u, the heads read the last latent: V_psi(z^(n)) and one logit 
 Sec. 2, Fig. 1).
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -76,8 +76,9 @@ class ModelConfig:
     variables: Literal["legal", "legal_and_plan"] = "legal_and_plan"
     """Which variables take part: those that an edit may set now, or these and the values already in
     the plan. `legal` is faster and loses nothing where the mask already excludes conflicts."""
-    tied_groups: tuple[str, ...] = ()
-    """Kinds of groups that share weights, e.g. [row, column]."""
+    tied_groups: tuple[Any, ...] = ()
+    """Sets of kinds of groups that share weights, e.g. [[row, column], [diagonal, antidiagonal]];
+    one set may be written flat, [row, column]. Kept as a tuple of tuples of names."""
     attention_heads: int = 4
     """Heads of the `attention` map."""
 
@@ -90,6 +91,18 @@ class ModelConfig:
             raise ValueError(f"model.depth must not be negative, got {self.depth}")
         if self.radius is not None and not self.radius > 0:
             raise ValueError(f"model.radius must be positive or null, got {self.radius}")
+        object.__setattr__(self, "tied_groups", _name_sets(self.tied_groups))
+
+
+def _name_sets(given: Sequence[Any]) -> tuple[tuple[str, ...], ...]:
+    """Sets of names, from a list of lists or from one flat list."""
+    sets = [given] if given and all(isinstance(item, str) for item in given) else given
+    for names in sets:
+        if not isinstance(names, list | tuple) or not all(isinstance(n, str) for n in names):
+            raise ValueError(
+                f"model.tied_groups must be a list of lists of names, got {list(given)}"
+            )
+    return tuple(tuple(names) for names in sets)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
