@@ -81,6 +81,9 @@ class ModelConfig:
     one set may be written flat, [row, column]. Kept as a tuple of tuples of names."""
     attention_heads: int = 4
     """Heads of the `attention` map."""
+    neighbour_pool: Literal["max", "mean"] = "max"
+    """What the `neighbour` map hears of the cells next to a cell: their maximum, channel by channel
+    (certified by ||W_z|| + sqrt(degree) ||W_m||), or D^-1/2 A D^-1/2, a mean of norm 1."""
 
     def __post_init__(self) -> None:
         """Check ranges."""
@@ -238,7 +241,9 @@ class TinyRecursiveModel(nn.Module):
         if config.update_map == "neighbour":
             if shape.neighbours is None:
                 raise ValueError("model.update_map 'neighbour' needs a domain with neighbours")
-            return NeighbourMap(shape.neighbours, config.channels, generator=generator)
+            return NeighbourMap(
+                shape.neighbours, config.channels, pool=config.neighbour_pool, generator=generator
+            )
         if config.update_map == "mixer":
             return MixerMap(shape.num_cells, config.channels, generator=generator)
         heads = config.attention_heads

@@ -7,6 +7,7 @@ rather than waved through.
 """
 
 import itertools
+import math
 from typing import cast
 
 import numpy as np
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from trm.blocks import GroupStructure, MLPMap, RelationalMap
+from trm.cells import NeighbourMap
 
 
 class NotContractive(ValueError):  # noqa: N818  # the theory's word
@@ -110,23 +112,46 @@ def relational_norm(update: RelationalMap, patterns: tuple[tuple[bool, ...], ...
     return spectral_norm(own + torch.einsum("pk,kio->pio", chosen, weights))
 
 
+def neighbour_norm(update: NeighbourMap) -> float:
+    """Bound on the Lipschitz constant of z -> W_z z + W_m pool z in the Euclidean norm.
+
+    Maximum: it moves a listener, channel by channel, by no more than some neighbour moves, and at
+    most k cells listen to one: sqrt(k), attained by a star, so ||W_z|| + sqrt(k) ||W_m||. In the
+    supremum norm the maximum would be non-expansive, but the ball projection Pi_R is not (its
+    Jacobian has norm up to (1 + sqrt(d)) / 2 there), and C_z, L_V and every estimate of
+    `lipschitz.py` are Euclidean.
+
+    Mean: D^-1/2 A D^-1/2 is symmetric with eigenvalues e in [-1, 1], so the norm is the maximum of
+    ||W_z + e W_m||, convex in e: the larger one of e = 1 and e = -1, exact where cells can be
+    coloured black and white (every grid). Without symmetric neighbours the sum of norms.
+    """
+    own, message = (weight.detach().double() for weight in (update.own, update.message))
+    if update.pool == "max":
+        listeners = float(update.heard_by.max())
+        return spectral_norm(own) + math.sqrt(listeners) * spectral_norm(message)
+    if update.symmetric:
+        return max(spectral_norm(own + message), spectral_norm(own - message))
+    return spectral_norm(own) + spectral_norm(message)
+
+
+Certified = RelationalMap | MLPMap | NeighbourMap
+"""Update maps with a proven global bound."""
+
+
 class ContractionClamp:
     """Keeps the certified Lipschitz constant at or below `modulus` = L_z, by shrinking only.
 
-    Relational map: all z -> z weights times min(1, L_z / norm). Flat map: each layer W times
-    min(1, sqrt(L_z) / ||W||) (operator-norm clamping plus per-layer scaling, UPI-TRM Sec. 4).
+    Relational and neighbour map: all z -> z weights times min(1, L_z / norm). Flat map: each layer
+    W times min(1, sqrt(L_z) / ||W||) (operator-norm clamping plus per-layer scaling, UPI-TRM Sec.
+    4).
     """
 
     def __init__(self, update: nn.Module, modulus: float) -> None:
         """Raises NotContractive without a bound, ValueError for a modulus outside (0, 1)."""
         if not 0 < modulus < 1:
             raise ValueError(f"contraction.modulus must lie in (0, 1), got {modulus}")
-        if not isinstance(update, RelationalMap | MLPMap):
-            raise NotContractive(
-                f"{type(update).__name__} has no proven bound on its Lipschitz constant"
-            )
-        self.update, self.modulus = update, modulus
         self._certificate = Certificate(update)
+        self.update, self.modulus = self._certificate.update, modulus
         self.apply()
 
     @torch.no_grad()
@@ -135,15 +160,19 @@ class ContractionClamp:
         # Float32 rounding of the shrunk weights can lift the norm by some ulp: aim just below the
         # modulus.
         target = self.modulus * (1 - 1e-6)
-        if isinstance(self.update, RelationalMap):
-            norm = self._certificate.bound()
-            if norm <= self.modulus:
-                return norm
-            for weight in (self.update.mix.own, self.update.mix.grouped):
-                weight.mul_(target / norm)
-        else:
+        if isinstance(self.update, MLPMap):
             for weight in (self.update.first, self.update.second):
                 weight.mul_(target**0.5 / max(target**0.5, spectral_norm(weight)))
+            return self._certificate.bound()
+        norm = self._certificate.bound()
+        if norm <= self.modulus:
+            return norm
+        if isinstance(self.update, RelationalMap):
+            weights = (self.update.mix.own, self.update.mix.grouped)
+        else:
+            weights = (self.update.own, self.update.message)
+        for weight in weights:
+            weight.mul_(target / norm)
         return self._certificate.bound()
 
 
@@ -152,11 +181,11 @@ class Certificate:
 
     def __init__(self, update: nn.Module) -> None:
         """Raises NotContractive for maps without a global bound (softmax attention, SwiGLU)."""
-        if not isinstance(update, RelationalMap | MLPMap):
+        if not isinstance(update, Certified):
             raise NotContractive(
                 f"{type(update).__name__} has no proven bound on its Lipschitz constant"
             )
-        self.update = update
+        self.update: Certified = update
         self._patterns = (
             joint_patterns(update.structure) if isinstance(update, RelationalMap) else None
         )
@@ -165,6 +194,8 @@ class Certificate:
         """L_z: relu and Pi_R are 1-Lipschitz, so the z -> z weights alone decide."""
         if isinstance(self.update, RelationalMap):
             return relational_norm(self.update, self._patterns)
+        if isinstance(self.update, NeighbourMap):
+            return neighbour_norm(self.update)
         return spectral_norm(self.update.first) * spectral_norm(self.update.second)
 
 
