@@ -1,0 +1,190 @@
+"""`upi-trm baselines`: train PPO, A2C, DQN and MaskablePPO, and tune them.
+
+The entry point `baselines` of the group `upi_trm.commands` names `baselines`, the click group.
+Everything that costs time to import (torch, SB3, numba) stands inside the commands.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+_NEEDS = "baselines need stable-baselines3 and sb3-contrib: pip install 'upi-trm[baselines]'"
+
+
+@click.group()
+def baselines() -> None:
+    """PPO, A2C, DQN and MaskablePPO on the same environments, mask and backbone."""
+
+
+@baselines.command()
+@click.option("--algo", help="ppo, a2c, dqn or maskable-ppo.  [default: that of the recipe]")
+@click.option("--env", help="sudoku4x4, ... or any PlanEdit id; `upi-trm envs` lists them.")
+@click.option(
+    "--recipe",
+    help="Name of a shipped recipe, or a YAML file.  [default: ALGO-ENV, or the algorithm's"
+    " defaults]",
+)
+@click.option(
+    "--set",
+    "overrides",
+    multiple=True,
+    metavar="K=V",
+    help="Override a recipe's field; repeatable.",
+)
+@click.option(
+    "--steps", type=click.IntRange(0), help="Edits over all parallel plans, never exceeded."
+)
+@click.option(
+    "--seed",
+    type=click.IntRange(0),
+    default=0,
+    show_default=True,
+    help="Seed of all random streams.",
+)
+@click.option(
+    "--out", type=click.Path(path_type=Path), help="Run folder to make.  [default: below runs/]"
+)
+@click.option(
+    "--resume",
+    metavar="RUN",
+    type=click.Path(path_type=Path),
+    help="Go on with a run that stopped.",
+)
+@click.option(
+    "--eval-num",
+    type=click.IntRange(0),
+    default=500,
+    show_default=True,
+    help="Unseen puzzles to evaluate on at the end; 0 = none.",
+)
+@click.option(
+    "--threads",
+    type=click.IntRange(1),
+    help="CPU threads.  [default: 1; a resumed run keeps its own]",
+)
+@click.option("--compile/--no-compile", "compiled", default=False, help="Use torch.compile.")
+@click.option("--device", default="cpu", show_default=True, help="cpu, cuda, cuda:1, ...")
+@click.pass_context
+def train(
+    ctx: click.Context,
+    *,
+    algo: str | None,
+    env: str | None,
+    recipe: str | None,
+    overrides: tuple[str, ...],
+    steps: int | None,
+    seed: int,
+    out: Path | None,
+    resume: Path | None,
+    eval_num: int,
+    threads: int | None,
+    compiled: bool,
+    device: str,
+) -> None:
+    """Train a baseline; --resume goes on.
+
+    Ctrl-C saves and ends cleanly. At the end the greedy policy plays unseen puzzles beside the
+    reference policies.
+    """
+    _refuse_mixed_resume(ctx, resume=resume, env=env)
+    require_sb3()
+    from trm.device import Placement
+
+    if threads is None and resume is None:
+        threads = 1
+    placement = Placement(device=device, compile=compiled, threads=threads)
+    _say_when_kernels_compile()
+    from baselines import train as trainer
+
+    if resume is not None:
+        run = trainer.resume(resume, steps=steps, placement=placement)
+    else:
+        assert env is not None
+        run = trainer.train(
+            env=env,
+            algorithm=algo,
+            recipe_path=find_recipe(recipe, algorithm=algo, env=env),
+            overrides=overrides,
+            steps=steps,
+            seed=seed,
+            out=out,
+            placement=placement,
+        )
+    if trainer.stopped_early(run, steps=steps):
+        return  # the trainer has said how to go on
+    if eval_num:
+        _show_evaluation(run, placement=placement, num=eval_num)
+    click.echo(f"\nThe run is in {run.path}; upi-trm eval {run.path} plays more unseen puzzles")
+
+
+def find_recipe(recipe: str | None, *, algorithm: str | None, env: str) -> Path | None:
+    """A file, else a shipped recipe's name; by default the recipe of algorithm and task.
+
+    Raises:
+        ValueError: an unknown algorithm, environment or recipe.
+    """
+    from baselines.recipe import check_algorithm, recipe_names, recipe_path
+    from plan_envs.catalogue import resolve_task
+
+    check_algorithm(algorithm)
+    if recipe is not None:
+        return Path(recipe) if Path(recipe).is_file() else recipe_path(recipe)
+    name = f"{algorithm}-{resolve_task(env).name}"
+    return recipe_path(name) if name in recipe_names() else None
+
+
+def require_sb3() -> None:
+    """Say which extra is missing.
+
+    Raises:
+        ValueError: one line that names it.
+    """
+    from importlib.util import find_spec
+
+    if find_spec("stable_baselines3") is None or find_spec("sb3_contrib") is None:
+        raise ValueError(_NEEDS)
+
+
+def _refuse_mixed_resume(ctx: click.Context, *, resume: Path | None, env: str | None) -> None:
+    """A run goes on as it began: what its folder records can't be given again."""
+    if resume is None:
+        if env is None:
+            raise click.UsageError("--env is missing (or --resume RUN); `upi-trm envs` lists them")
+        return
+    for parameter in ("algo", "env", "recipe", "overrides", "seed", "out"):
+        if ctx.get_parameter_source(parameter) is not click.core.ParameterSource.DEFAULT:
+            flag = "set" if parameter == "overrides" else parameter
+            raise click.UsageError(f"--{flag} can't be combined with --resume: the run records it")
+
+
+def _say_when_kernels_compile() -> None:
+    """On a fresh machine the first use of the environments takes half a minute: say why."""
+    from plan_envs.sudoku_kernels import in_disk_cache
+
+    if not in_disk_cache():
+        click.echo("compiling the environments' kernels, once on this machine...", err=True)
+
+
+def _show_evaluation(run: Any, *, placement: Any, num: int) -> None:
+    """The greedy policy beside the reference policies, on unseen puzzles."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from baselines.policy import load_policy
+    from plan_envs.catalogue import resolve_task
+    from plan_envs.evaluation import evaluate_policy, reference_policies
+
+    task = resolve_task(run.info.env)
+    instances = task.instances("test", num=num)
+    learned = {run.info.extra["method"]: load_policy(run, placement=placement)}
+    table = Table(title=f"{task.name}: {num} puzzles of {instances.name}", title_justify="left")
+    table.add_column("policy")
+    for heading in ("solved", "mean score", "improvement"):
+        table.add_column(heading, justify="right")
+    with Console(stderr=True).status("evaluating"):
+        for name, policy in (learned | reference_policies(task.domain, instances)).items():
+            report = evaluate_policy(policy, task.domain, instances)
+            figures = (f"{report.success_rate:.1%}", f"{report.mean_score:.2f}")
+            table.add_row(name, *figures, f"{report.improvement:+.2f}")
+    Console().print(table)
