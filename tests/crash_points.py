@@ -39,9 +39,9 @@ def save(run: Run, step: int, *, tag: str | None = None) -> None:
     run.save_checkpoint(step, weights=weights, state={"step": step}, tag=tag)
 
 
-def verify(path: Path, *, at_least: int) -> int:
+def verify(path: Path, *, at_least: int, tagged: Callable[[int], int] | None = None) -> int:
     """The folder is usable, its newest checkpoint whole and no older than the last that was
-    finished."""
+    finished, and the tag where the newest checkpoint wanted it."""
     for checkpoint_step in (reader := Run.open(path)).checkpoint_steps():
         reader.load_checkpoint(checkpoint_step)
     with Run.open(path, write=True) as run:
@@ -53,6 +53,9 @@ def verify(path: Path, *, at_least: int) -> int:
         best = run.tagged_step("best")
         if best is not None:
             assert run.load_checkpoint("best").step == best
+        if tagged is not None:
+            assert best == tagged(newest.step), (best, newest.step)
+        assert not list(path.glob("checkpoints/*/wanted-tag.json"))
         hidden = [p.name for p in path.rglob(".*") if p.name != ".lock"]
         assert not hidden, hidden
         logged = [record["step"] for record in run.read_metrics()]
@@ -125,7 +128,8 @@ def every_call(folder: Path) -> None:
                 assert os.WEXITSTATUS(status) == 0
                 break
             points += 1
-            verify(path, at_least=3)
+            # Step 5 comes with the tag: whoever sees the checkpoint sees its tag too.
+            verify(path, at_least=3, tagged=lambda newest: 5 if newest >= 5 else 2)
             shutil.rmtree(path)
     print(points, "kills at system calls")
 

@@ -344,12 +344,15 @@ def test_state_and_weights_carry_on_exactly_where_they_were_taken() -> None:
     state = copy.deepcopy(learner.state())
     roller_state = copy.deepcopy(roller.state())
     draws = copy.deepcopy(roller.curriculum.generator)
+    streams = [stream.get_state() for stream in (learner.noise, learner.actions)]
     wanted = learner.iterate(roller, steps=STEPS)
 
     other, other_roller = make(SMALL, seed=9, curriculum=True)
     other.iterate(other_roller, steps=2)
     other.load_weights(weights)
     other.load_state(state)
+    for stream, taken in zip((other.noise, other.actions), streams, strict=True):
+        stream.set_state(taken)
     other_roller.load_state(roller_state)
     other_roller.curriculum.generator = draws
     found = other.iterate(other_roller, steps=STEPS)

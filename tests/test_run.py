@@ -253,6 +253,50 @@ def test_a_checkpoint_that_is_not_there_is_refused_with_the_list(made: Run) -> N
         made.save_checkpoint(-1, weights={}, state={})
 
 
+def test_a_tag_that_an_interrupted_writer_did_not_come_to_is_written_by_the_next(
+    made: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    save(made, 1, tag="best")
+    with monkeypatch.context() as patch:
+        patch.setattr(run, "_write_tag", killed)
+        with pytest.raises(KeyboardInterrupt):
+            save(made, 2, tag="best")
+    assert made.tagged_step("best") == 1
+    made.close()
+    with Run.open(made.path, write=True) as again:
+        assert again.tagged_step("best") == 2
+        # What was tagged by hand afterwards stays so.
+        save(again, 3)
+        again.tag_checkpoint("best", 3)
+    with Run.open(made.path, write=True) as again:
+        assert again.tagged_step("best") == 3
+
+
+def test_a_tag_that_failed_does_not_come_back_after_a_later_one(
+    made: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run, "_write_tag", full)
+        with pytest.raises(RunError, match="could not be written"):
+            save(made, 1, tag="best")
+    save(made, 2, tag="best")
+    made.close()
+    with Run.open(made.path, write=True) as again:
+        assert again.tagged_step("best") == 2
+
+
+def test_a_bad_tag_is_refused_before_anything_is_written(made: Run) -> None:
+    with pytest.raises(ValueError, match="tag must be lower-case letters"):
+        save(made, 1, tag="../x")
+    assert made.checkpoint_steps() == []
+
+
 def test_saving_a_step_again_replaces_it(made: Run) -> None:
     save(made, 4)
     made.save_checkpoint(4, weights={"w": torch.zeros(1)}, state={"again": True})

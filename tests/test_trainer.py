@@ -256,6 +256,26 @@ def test_a_run_whose_budget_is_raised_equals_one_that_had_it_from_the_start(
     assert not {name for name in changed if "tensorboard" not in name}
 
 
+def test_a_run_goes_on_with_the_threads_of_its_newest_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start(tmp_path / "run", steps=32)
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "get_num_threads", lambda: 2)
+        resume(tmp_path / "run", steps=64, placement=HERE)
+    asked: list[int | None] = []
+    monkeypatch.setattr(Placement, "apply", lambda self: asked.append(self.threads))
+    resume(tmp_path / "run", steps=64, placement=Placement())
+    resume(tmp_path / "run", steps=64, placement=Placement(threads=3))
+    assert asked == [2, 3]
+
+
+def test_generators_are_saved_once(tmp_path: Path) -> None:
+    state = start(tmp_path / "run", steps=32).load_checkpoint().state
+    assert set(state["streams"]["torch"]) == {"instances", "policy", "init", "noise"}
+    assert not {"noise", "actions"} & set(state["learner"])
+
+
 def test_runs_of_another_seed_differ(tmp_path: Path) -> None:
     ends = [
         start(tmp_path / str(seed), steps=32, seed=seed).load_checkpoint().weights

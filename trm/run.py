@@ -72,6 +72,8 @@ KEEP_NEWEST = 2
 """Checkpoints kept besides tagged ones: the newest, and one to fall back to."""
 
 _WEIGHTS, _STATE, _MANIFEST = "weights.safetensors", "state.pt", "checkpoint.json"
+_WANTED_TAG = "wanted-tag.json"
+"""In a checkpoint's folder from its birth until its tag is written: a kill between loses nothing."""
 _STEP_FOLDER = re.compile(r"step-(\d{9,})")
 _TAG = re.compile(r"[a-z][a-z0-9_-]*")
 
@@ -304,15 +306,18 @@ class Run:
         if step < 0:
             raise ValueError(f"step must be >= 0, got {step}")
         contents = {_WEIGHTS: _weights_bytes(weights), _STATE: _state_bytes(state)}
+        files = {**contents, _MANIFEST: _json_bytes(_manifest(step, contents))}
+        if tag is not None:
+            _check_tag(tag)
+            files[_WANTED_TAG] = _json_bytes({"format_version": FORMAT_VERSION, "tag": tag})
         final = self._step_folder(step)
         partial = final.with_name(f".partial-{final.name}")
         with _explained(final, "could not be saved; the earlier checkpoints are whole"):
             try:
                 self._sync_logs()
                 partial.mkdir()
-                for name, data in contents.items():
+                for name, data in files.items():
                     write_durably(partial / name, data)
-                write_durably(partial / _MANIFEST, _json_bytes(_manifest(step, contents)))
                 sync_folder(partial)
                 _rename_over(partial, final)
             except BaseException:
@@ -355,13 +360,11 @@ class Run:
     def tag_checkpoint(self, tag: str, step: int) -> None:
         """Let a tag stand for an existing checkpoint, which is not deleted while it carries it."""
         self._check_writable()
-        if not _TAG.fullmatch(tag):
-            raise ValueError(f"tag must be lower-case letters, digits, - and _, got {tag!r}")
+        _check_tag(tag)
         if not self._step_folder(step).is_dir():
             raise RunError(f"{self._step_folder(step)}: no such checkpoint")
-        path = self._tag_path(tag)
-        with _explained(path, "could not be written"):
-            replace_durably(path, _json_bytes({"format_version": FORMAT_VERSION, "step": step}))
+        with _explained(self._tag_path(tag), "could not be written"):
+            _write_tag(self.path / "checkpoints", tag, step)
 
     def tagged_step(self, tag: str) -> int | None:
         """The step that a tag stands for; None when nothing carries it."""
@@ -573,6 +576,28 @@ def _empty(path: Path) -> None:
     shutil.rmtree(path / "checkpoints", ignore_errors=True)
 
 
+def _check_tag(tag: str) -> None:
+    if not _TAG.fullmatch(tag):
+        raise ValueError(f"tag must be lower-case letters, digits, - and _, got {tag!r}")
+
+
+def _write_tag(checkpoints: Path, tag: str, step: int) -> None:
+    """Move a tag; a checkpoint that still waits for the same tag has been overtaken."""
+    record = {"format_version": FORMAT_VERSION, "step": step}
+    replace_durably(checkpoints / f"{tag}.json", _json_bytes(record))
+    for wish in checkpoints.glob(f"step-*/{_WANTED_TAG}"):
+        if _read_json(wish).get("tag") == tag:
+            wish.unlink()
+
+
+def _finish_tags(checkpoints: Path) -> None:
+    """Write the tags that an interrupted writer did not come to; of one tag the newest wish."""
+    for wish in sorted(checkpoints.glob(f"step-*/{_WANTED_TAG}"), reverse=True):
+        match = _STEP_FOLDER.fullmatch(wish.parent.name)
+        if wish.exists() and match:
+            _write_tag(checkpoints, str(_read_json(wish).get("tag")), int(match[1]))
+
+
 def _clear_leftovers(path: Path) -> None:
     """Finish or take back what an interrupted writer left half-done."""
     checkpoints = path / "checkpoints"
@@ -589,6 +614,7 @@ def _clear_leftovers(path: Path) -> None:
     for folder in (path, checkpoints):
         for file in folder.glob(".*.tmp"):
             file.unlink()
+    _finish_tags(checkpoints)
     metrics = path / "metrics.jsonl"
     if metrics.exists():
         data = metrics.read_bytes()

@@ -452,15 +452,13 @@ class UpiLearner:
             )
 
     def state(self) -> dict[str, Any]:
-        """Optimisers, replay and random streams."""
+        """Optimisers and replay; the generators belong to whoever passed them in."""
         return {
             "evaluator_optimiser": self.evaluator_optimiser.state_dict(),
             "policy_optimiser": self.policy_optimiser.state_dict(),
             "replay": [
                 {f.name: getattr(past, f.name) for f in fields(past)} for past in self.replay
             ],
-            "noise": self.noise.get_state(),
-            "actions": self.actions.get_state(),
         }
 
     def load_state(self, state: Mapping[str, Any]) -> None:
@@ -469,8 +467,6 @@ class UpiLearner:
         self.policy_optimiser.load_state_dict(state["policy_optimiser"])
         self.replay.clear()
         self.replay.extend(Transitions(**past) for past in state["replay"])
-        self.noise.set_state(state["noise"])
-        self.actions.set_state(state["actions"])
 
 
 class _Clock:

@@ -22,7 +22,7 @@ from trm.device import Placement
 from trm.process import ResourceMeter, graceful_stop
 from trm.progress import TrainingProgress
 from trm.recipe import load_recipe
-from trm.run import Run
+from trm.run import Checkpoint, Run
 from trm.streams import named_streams
 from upi_trm.curriculum import Curriculum, CurriculumConfig
 from upi_trm.learner import LearnerConfig, UpiLearner
@@ -150,18 +150,19 @@ def resume(run_path: Path, *, steps: int | None = None, placement: Placement) ->
     """Go on with a run from its newest checkpoint; see `train`.
 
     `steps` extends or shortens the budget; the recipe stays as it was. Without a thread count in
-    `placement` the run keeps the one it started with, since sums over other threads round
+    `placement` the run keeps that of its newest checkpoint, since sums over other threads round
     differently.
     """
     with Run.open(run_path, kind=RUN_KIND, write=True) as run:
+        checkpoint = run.load_checkpoint() if run.checkpoint_steps() else None
         if placement.threads is None:
-            recorded = run.info.provenance.get("torch_threads")
-            placement = dataclasses.replace(placement, threads=recorded)
+            last = run.info.provenance if checkpoint is None else checkpoint.state
+            placement = dataclasses.replace(placement, threads=last.get("torch_threads"))
         placement.apply()
         recipe = run.load_recipe(UpiRecipe)
         training = _Training(run, recipe, placement)
-        if run.checkpoint_steps():
-            training.restore()
+        if checkpoint is not None:
+            training.restore(checkpoint)
         else:
             run.truncate_metrics(0)  # stopped before its first checkpoint: it starts again
         training.loop(recipe.schedule.edits if steps is None else steps)
@@ -290,9 +291,8 @@ class _Training:
             "torch_threads": torch.get_num_threads(),
         }
 
-    def restore(self) -> None:
-        """Take up the newest checkpoint; metrics written after it are dropped."""
-        checkpoint = self.run.load_checkpoint()
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Take up a checkpoint; metrics written after it are dropped."""
         state = checkpoint.state
         self.edits, self.best = state["edits"], state["best"]
         self.learner.load_weights(checkpoint.weights)
