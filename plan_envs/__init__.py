@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from plan_envs.maze import Maze
     from plan_envs.queens import Queens
     from plan_envs.sudoku import Sudoku
+    from plan_envs.threads import num_threads, set_num_threads
 
 __all__ = [
     "ENV_IDS",
@@ -33,9 +34,11 @@ __all__ = [
     "Sudoku",
     "Task",
     "evaluate_policy",
+    "num_threads",
     "reference_policies",
     "register_task",
     "resolve_task",
+    "set_num_threads",
 ]
 
 _HOMES = {
@@ -50,9 +53,11 @@ _HOMES = {
     "Sudoku": "sudoku",
     "Task": "catalogue",
     "evaluate_policy": "evaluation",
+    "num_threads": "threads",
     "reference_policies": "evaluation",
     "register_task": "catalogue",
     "resolve_task": "catalogue",
+    "set_num_threads": "threads",
 }
 
 for _env_id, (_task, _horizon) in ENV_IDS.items():
