@@ -245,7 +245,7 @@ class _Training:
         if isinstance(self.sb3, OnPolicyAlgorithm):
             self.sb3.n_steps = self.sb3.rollout_buffer.buffer_size = steps
         elif isinstance(self.sb3, OffPolicyAlgorithm):
-            self.sb3.train_freq = TrainFreq(steps, TrainFrequencyUnit.STEP)
+            cast(Any, self.sb3).train_freq = TrainFreq(steps, TrainFrequencyUnit.STEP)
         self.rollout.begin()
         with contextlib.suppress(RolloutDone):
             self.sb3.learn(

@@ -102,7 +102,7 @@ class PlanEditVecEnv(VecEnv):
         infos: list[dict[str, Any]] = [{} for _ in range(self.num_envs)]
         if self._infos == "all":
             infos = _all_infos(out, finals)
-            for env in () if finals is None else finals.index:
+            for env in [] if finals is None else finals.index.tolist():
                 self.reset_infos[env] = _info_of(out, env)
         if finals is not None:
             self._end_episodes(finals, infos)
@@ -257,6 +257,6 @@ def _all_infos(out: StepArrays, finals: Finals | None) -> list[dict[str, Any]]:
     """The infos of `PlanEditEnv.step`, of environments that ended as they were before the reset."""
     infos = [{**_info_of(out, row), "TimeLimit.truncated": False} for row in range(len(out.plan))]
     if finals is not None:
-        for row, env in enumerate(finals.index):
+        for row, env in enumerate(finals.index.tolist()):
             infos[env].update(_info_of(finals.arrays, row))
     return infos
