@@ -20,12 +20,14 @@ from upi_trm.contraction import (
     Certificate,
     ContractionClamp,
     NotContractive,
+    ValueHeadClamp,
     certificate,
     empirical_lipschitz,
     joint_patterns,
     relational_norm,
     unroll_bias,
 )
+from upi_trm.lipschitz import certified_value_lipschitz, state_norms
 
 SEEDS = st.integers(0, 10_000)
 MAPS = ("mlp", "relational")
@@ -357,6 +359,76 @@ def test_clamp_follows_an_optimiser_step(update_map: str) -> None:
         jitter(update, step, 0.5)
         assert certificate(update) > 0.7
         assert clamp.apply() <= 0.7
+
+
+@pytest.mark.parametrize("update_map", MAPS)
+def test_a_clamp_that_is_tightened_shrinks_at_once_and_loosened_leaves_the_weights(
+    update_map: str,
+) -> None:
+    update = random_map(update_map, 0, 30.0)
+    clamp = ContractionClamp(update, 0.9, first=1.7)
+    assert certificate(update) == pytest.approx(1.7, rel=1e-5)
+    clamp.tighten(0.95)
+    assert certificate(update) == pytest.approx(0.95, rel=1e-5)
+    before = copy.deepcopy(update)
+    clamp.tighten(1.2)
+    for old, new in zip(before.parameters(), update.parameters(), strict=True):
+        assert torch.equal(old, new)
+
+
+# --- The value head's clamp
+
+
+@pytest.mark.parametrize("update_map", MAPS)
+@given(
+    seed=SEEDS, bound=st.sampled_from([0.1, 1.0, 20.0]), spread=st.sampled_from([1e-3, 0.3, 3.0])
+)
+def test_value_head_clamp_bounds_the_head_and_never_enlarges_a_weight(
+    update_map: str, seed: int, bound: float, spread: float
+) -> None:
+    model = small_model(Sudoku(4), seed, spread=spread, update_map=update_map)
+    before = copy.deepcopy(model)
+    within = ValueHeadClamp(copy.deepcopy(model), 1e9).norm() <= bound
+    head = ValueHeadClamp(model, bound)
+    out, hidden = (
+        operator_norm(layer.weight.detach().double())
+        for layer in (model.value_out, model.value_hidden)
+    )
+    assert head.norm() == pytest.approx(out * hidden, rel=1e-12)
+    assert head.norm() <= bound
+    for (name, old), new in zip(before.named_parameters(), model.parameters(), strict=True):
+        assert bool((new.abs() <= old.abs()).all())
+        assert torch.equal(old, new) or name.startswith(("value_", "readout.weight"))
+        assert torch.equal(old, new) or not name.endswith("bias")
+    # A product within the bound may have one layer above its root, which is shrunk all the same.
+    if within and max(out, hidden) < 0.99 * bound**0.5:
+        assert torch.equal(before.value_out.weight, model.value_out.weight)
+
+
+@pytest.mark.parametrize(("update_map", "pooling"), [("mlp", 1.0), ("relational", 9.25**0.5)])
+def test_the_value_head_clamp_bounds_l_v_by_the_constants_of_the_pooling(
+    update_map: str, pooling: float
+) -> None:
+    # Flat: V = W_out relu(W_hidden z), constant 1. Relational, 4x4, nothing tied: the sum over at
+    # most 64 variables divided by 16 has constant 0.5, the maximum 1, and the mean and the maximum
+    # of each of four readouts at most 1: squares 0.25 + 1 + 4 + 4.
+    domain = Sudoku(4)
+    states = random_states(domain, 6)
+    for seed in range(3):
+        model = small_model(domain, seed, spread=3.0, update_map=update_map).double()
+        ValueHeadClamp(model, 0.7)
+        with torch.no_grad():
+            encoding = model.encode(states)
+        bound = certified_value_lipschitz(model, encoding)
+        assert bound <= 0.7 * pooling
+        z = model.recur(encoding).detach().requires_grad_(True)
+        (slope,) = torch.autograd.grad(model.value(z, encoding).sum(), z)
+        assert float(state_norms(slope, encoding).max()) <= bound
+
+
+def test_a_bound_of_the_value_head_that_is_not_positive_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"contraction\.value_head must be positive, got 0"):
+        ValueHeadClamp(small_model(Sudoku(4)), 0.0)
 
 
 # --- What is refused

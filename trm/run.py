@@ -73,7 +73,7 @@ KEEP_NEWEST = 2
 
 _WEIGHTS, _STATE, _MANIFEST = "weights.safetensors", "state.pt", "checkpoint.json"
 _WANTED_TAG = "wanted-tag.json"
-"""In a checkpoint's folder from its birth until its tag is written: a kill between loses nothing."""
+"""In a checkpoint's folder until its tag is written, so that a kill between loses nothing."""
 _STEP_FOLDER = re.compile(r"step-(\d{9,})")
 _TAG = re.compile(r"[a-z][a-z0-9_-]*")
 

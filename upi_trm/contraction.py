@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from trm.blocks import GroupStructure, MLPMap, RelationalMap
 from trm.cells import NeighbourMap
+from trm.model import TinyRecursiveModel
 
 
 class NotContractive(ValueError):  # noqa: N818  # the theory's word
@@ -146,13 +147,25 @@ class ContractionClamp:
     4).
     """
 
-    def __init__(self, update: nn.Module, modulus: float) -> None:
-        """Raises NotContractive without a bound, ValueError for a modulus outside (0, 1)."""
+    def __init__(self, update: nn.Module, modulus: float, *, first: float | None = None) -> None:
+        """Clamp at once, to `modulus` or to a looser `first`, which may exceed 1 (a schedule).
+
+        Raises:
+            NotContractive: for a map without a bound.
+            ValueError: for a modulus outside (0, 1).
+        """
         if not 0 < modulus < 1:
             raise ValueError(f"contraction.modulus must lie in (0, 1), got {modulus}")
         self._certificate = Certificate(update)
-        self.update, self.modulus = self._certificate.update, modulus
+        self.update = self._certificate.update
+        self.modulus = modulus if first is None else first
         self.apply()
+
+    def tighten(self, modulus: float) -> None:
+        """Change the modulus in force, and clamp."""
+        if modulus != self.modulus:
+            self.modulus = modulus
+            self.apply()
 
     @torch.no_grad()
     def apply(self) -> float:
@@ -174,6 +187,48 @@ class ContractionClamp:
         for weight in weights:
             weight.mul_(target / norm)
         return self._certificate.bound()
+
+
+class ValueHeadClamp:
+    """Keeps ||W_out|| ||W_hidden|| of the value head at or below a bound, by shrinking only.
+
+    Each of the two layers W behind the pooled latent: W <- W min(1, sqrt(bound) / ||W||), norms
+    from exact SVDs; and what a group readout takes from the latents to norm 1 at most. L_V of z ->
+    V_psi(z) is then at most `bound` times the constants of the pooling, which no weight enters
+    (`lipschitz.certified_value_lipschitz`). Biases and counts stay free.
+    """
+
+    def __init__(self, model: TinyRecursiveModel, bound: float) -> None:
+        """Clamp at once; ValueError for a bound that is not positive."""
+        if not bound > 0:
+            raise ValueError(f"contraction.value_head must be positive, got {bound}")
+        self.model, self.bound = model, bound
+        self.apply()
+
+    @torch.no_grad()
+    def apply(self) -> float:
+        """Shrink the weights where needed; returns ||W_out|| ||W_hidden|| afterwards."""
+        # Just below the bound, as in `ContractionClamp`.
+        target = (self.bound * (1 - 1e-6)) ** 0.5
+        for layer in (self.model.value_hidden, self.model.value_out):
+            _shrink(layer.weight, target)
+        if self.model.config.update_map == "relational":
+            for weight in self.model.readout.weight:
+                _shrink(weight[: self.model.config.channels], 1 - 1e-6)
+        return self.norm()
+
+    def norm(self) -> float:
+        """||W_out|| ||W_hidden||."""
+        return spectral_norm(self.model.value_out.weight) * spectral_norm(
+            self.model.value_hidden.weight
+        )
+
+
+def _shrink(weight: Tensor, target: float) -> None:
+    """W <- W min(1, target / ||W||), in place."""
+    norm = spectral_norm(weight)
+    if norm > target:
+        weight.mul_(target / norm)
 
 
 class Certificate:

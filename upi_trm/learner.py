@@ -11,7 +11,7 @@ import time
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -23,7 +23,7 @@ from plan_envs.domain import DeadEnd, Int8Array, PlanDomain, potential
 from trm.device import Placement
 from trm.model import ModelConfig, StateBatch, TinyRecursiveModel
 from upi_trm.advantage import Lookahead, centred_advantage, centring_defect, gae, look_ahead
-from upi_trm.contraction import Certificate, ContractionClamp, NotContractive
+from upi_trm.contraction import Certificate, ContractionClamp, NotContractive, ValueHeadClamp
 from upi_trm.evaluator import (
     EvaluatorConfig,
     TargetNetwork,
@@ -52,12 +52,44 @@ class ContractionConfig:
     modulus: float | None = None
     """L_z: the clamp keeps the certified Lipschitz constant of z -> z at or below it; null switches
     it off."""
+    schedule: Literal["constant", "linear"] = "constant"
+    """L_z in force: `modulus` throughout, or falling linearly from `start` to `modulus`."""
+    start: float | None = None
+    """linear: L_z at the beginning, above `modulus`; above 1 there is no contraction yet."""
+    ramp: float = 0.5
+    """linear: share of the budget after which `modulus` is in force. A run whose budget is raised
+    later differs from one that had it from the start."""
+    value_head: float | None = None
+    """Bound on ||W_out|| ||W_hidden|| of the evaluator's value head, which limits L_V (Eq. 1);
+    kept by shrinking after every optimiser step, exact SVD. Null switches it off (the paper)."""
+
+    def modulus_at(self, progress: float) -> float | None:
+        """L_z in force when the share `progress` of the budget is spent."""
+        if self.modulus is None or self.start is None:
+            return self.modulus
+        return self.modulus + (self.start - self.modulus) * max(0.0, 1.0 - progress / self.ramp)
 
     def __post_init__(self) -> None:
-        """Check the range."""
+        """Check ranges and combinations."""
         if self.modulus is not None and not 0 < self.modulus < 1:
             raise ValueError(
                 f"contraction.modulus must lie in (0, 1) or be null, got {self.modulus}"
+            )
+        if (self.schedule == "linear") != (self.start is not None):
+            raise ValueError(
+                "contraction.start goes with contraction.schedule 'linear' and is null without,"
+                f" got {self.start} with {self.schedule!r}"
+            )
+        if self.start is not None and not (self.modulus is not None and self.start > self.modulus):
+            raise ValueError(
+                f"contraction.start must be above contraction.modulus, got {self.start} and"
+                f" {self.modulus}"
+            )
+        if not 0 < self.ramp <= 1:
+            raise ValueError(f"contraction.ramp must lie in (0, 1], got {self.ramp}")
+        if self.value_head is not None and not self.value_head > 0:
+            raise ValueError(
+                f"contraction.value_head must be positive or null, got {self.value_head}"
             )
 
 
@@ -126,17 +158,24 @@ class UpiLearner:
         self.evaluator = TinyRecursiveModel(shape, config.model, generator=init).to(device)
         self.policy = TinyRecursiveModel(shape, config.model, generator=init).to(device)
         self.clamps: list[ContractionClamp] = []
-        if config.contraction.modulus is not None:
+        modulus, first = config.contraction.modulus, config.contraction.modulus_at(0.0)
+        if modulus is not None:
             self.clamps = [
-                ContractionClamp(model.update, config.contraction.modulus)
+                ContractionClamp(model.update, modulus, first=first)
                 for model in (self.evaluator, self.policy)
             ]
+        bound = config.contraction.value_head
+        self.head_clamp = None if bound is None else ValueHeadClamp(self.evaluator, bound)
         self.certificates: list[Certificate] = []
         with contextlib.suppress(NotContractive):
             self.certificates = [Certificate(m.update) for m in (self.evaluator, self.policy)]
         self.target = TargetNetwork(self.evaluator, config.evaluator.target_rate)
         rate = config.improvement.average_rate
         self.average = None if rate is None else TargetNetwork(self.policy, rate)
+        self.average_clamp: ContractionClamp | None = None
+        if self.average is not None and modulus is not None and modulus != first:
+            # Under a constant modulus the average is within it as it is: the bound is convex.
+            self.average_clamp = ContractionClamp(self.average.model.update, modulus, first=first)
         self.evaluator_optimiser = torch.optim.Adam(
             self.evaluator.parameters(), lr=config.evaluator.learning_rate
         )
@@ -170,6 +209,14 @@ class UpiLearner:
         ):
             for group in optimiser.param_groups:
                 group["lr"] = share * rate
+
+    def set_progress(self, progress: float) -> None:
+        """Put the L_z in force that belongs to the share `progress` of the budget."""
+        modulus = self.config.contraction.modulus_at(progress)
+        if modulus is not None:
+            for clamp in (*self.clamps, self.average_clamp):
+                if clamp is not None:
+                    clamp.tighten(modulus)
 
     # --- One iteration
 
@@ -214,9 +261,17 @@ class UpiLearner:
             nn.utils.clip_grad_norm_(self.evaluator.parameters(), 1.0)
             self.evaluator_optimiser.step()
             self._clamp()
+            if self.head_clamp is not None:
+                self.head_clamp.apply()
             self.target.update(self.evaluator)
             losses.append(loss.detach())
-        return {"value_loss": float(torch.stack(losses).mean()), "value_mean": float(target.mean())}
+        metrics = {
+            "value_loss": float(torch.stack(losses).mean()),
+            "value_mean": float(target.mean()),
+        }
+        if self.head_clamp is not None:
+            metrics["value_head_norm"] = self.head_clamp.norm()
+        return metrics
 
     def improve(self, fresh: Transitions, clock: "_Clock") -> tuple[Transitions, dict[str, float]]:
         """Phases 2 and 3: lookahead, centred advantages, candidate, mixture, distillation.
@@ -416,9 +471,15 @@ class UpiLearner:
         return float(centring_defect(error, policy).max())
 
     def certified_modulus(self) -> dict[str, float]:
-        """Proven bound on L_z, the larger of evaluator and policy; nothing without a bound."""
+        """Proven bound on L_z, the larger of evaluator and policy; nothing without a bound.
+
+        Beside it the L_z in force, where a schedule moves it.
+        """
         bounds = [certificate.bound() for certificate in self.certificates]
-        return {"certified_modulus": max(bounds)} if bounds else {}
+        found = {"certified_modulus": max(bounds)} if bounds else {}
+        if self.config.contraction.schedule != "constant":
+            found["modulus"] = self.clamps[0].modulus
+        return found
 
     def _tensor(self, array: NDArray[Any]) -> Tensor:
         return torch.from_numpy(np.ascontiguousarray(array)).to(self.device)
@@ -428,6 +489,8 @@ class UpiLearner:
         self._clamp()
         if self.average is not None:
             self.average.update(self.policy)
+        if self.average_clamp is not None:
+            self.average_clamp.apply()
 
     def _clamp(self) -> None:
         for clamp in self.clamps:

@@ -220,11 +220,12 @@ class _Training:
                     1.0 - (1.0 - schedule.final_learning_rate) * self.edits / budget
                 )
                 before, self.edits = self.edits, self.edits + steps * plans
+                finished = budget - self.edits < plans
+                self.learner.set_progress(1.0 if finished else self.edits / budget)
                 with self.placement.autocast():
                     metrics = self.learner.iterate(self.roller, steps=steps)
                 if self.recipe.curriculum.kind == "adaptive":
                     metrics["curriculum_distance"] = float(self.roller.curriculum.distance)
-                finished = budget - self.edits < plans
                 tag = None
                 if finished or _crossed(before, self.edits, schedule.evaluate_every):
                     metrics |= self.evaluate()
