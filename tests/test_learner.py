@@ -59,6 +59,11 @@ CONFIGS = {
         SMALL,
         contraction=ContractionConfig(modulus=0.5, schedule="linear", start=2.0, value_head=0.8),
     ),
+    "adaptive unrolls": replace(
+        SMALL,
+        model=replace(MODEL, depth=6, tolerance=0.3),
+        contraction=ContractionConfig(modulus=0.5),
+    ),
     "clamped flat": replace(
         SMALL,
         model=replace(MODEL, update_map="mlp"),
@@ -316,6 +321,23 @@ def test_an_iteration_moves_all_networks_and_reports_finite_numbers(
         states = learner.config.improvement.lookahead_states or PLANS * STEPS
         assert metrics["successors"] >= metrics["successors_evaluated"] > 0
         assert metrics["successors"] >= states
+
+
+def test_an_adaptive_recursion_reports_its_unrolls_and_what_is_missing_to_the_fixed_point() -> None:
+    learner, roller = make(CONFIGS["adaptive unrolls"])
+    metrics = learner.iterate(roller, steps=STEPS)
+    assert 1 <= metrics["unrolls"] <= metrics["unrolls_max"] <= 6
+    states = learner.states(learner.replay[-1].instance[-1], learner.replay[-1].plan[-1])
+    longest, count = [], []
+    for model, held in zip((learner.evaluator, learner.policy), learner.certificates, strict=True):
+        with torch.no_grad():
+            found = model.recur_counted(model.encode(states))
+        longest.append(held.bound() / (1 - held.bound()) * float(found.last_step.max()))
+        count += found.unrolls.tolist()
+    assert metrics["unroll_bias_bound"] == pytest.approx(max(longest))
+    assert metrics["unrolls"] == pytest.approx(np.mean(count))
+    free, roller = make(replace(CONFIGS["adaptive unrolls"], contraction=ContractionConfig()))
+    assert "unroll_bias_bound" not in free.iterate(roller, steps=2)
 
 
 @pytest.mark.parametrize("name", ["clamped", "clamped flat"])

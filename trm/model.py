@@ -25,7 +25,7 @@ from trm.blocks import (
 from trm.cells import AttentionMap, CellReader, MixerMap, NeighbourMap, cell_pools
 from trm.cells import linear as _linear
 from trm.group_ops import group_spread, group_sums
-from trm.recursion import unroll
+from trm.recursion import Unrolled, unroll, unroll_until
 
 Step = Callable[["TinyRecursiveModel", Tensor, "Encoding"], Tensor]
 """One latent update f(z, u) of a model, before projection."""
@@ -69,6 +69,9 @@ class ModelConfig:
     """d: size of the latent (of each variable's or cell's latent where there are many)."""
     depth: int = 4
     """n: unrolls of the latent recursion in training and use."""
+    tolerance: float | None = None
+    """A state's recursion ends before n once ||z^(t+1) - z^(t)|| is at most this; null = always n
+    unrolls."""
     radius: float | None = 10.0
     """R of the ball projection Pi_R; null switches it off."""
     head_width: int = 64
@@ -92,6 +95,8 @@ class ModelConfig:
                 raise ValueError(f"model.{name} must be at least 1, got {getattr(self, name)}")
         if self.depth < 0:
             raise ValueError(f"model.depth must not be negative, got {self.depth}")
+        if self.tolerance is not None and not self.tolerance > 0:
+            raise ValueError(f"model.tolerance must be positive or null, got {self.tolerance}")
         if self.radius is not None and not self.radius > 0:
             raise ValueError(f"model.radius must be positive or null, got {self.radius}")
         object.__setattr__(self, "tied_groups", _name_sets(self.tied_groups))
@@ -141,6 +146,15 @@ class Encoding:
     """Relational map: the variables that the plan has set."""
     editable: Bool[Tensor, "batch cell"] | None = None
     """Maps over cells: the cells that a legal edit writes."""
+
+    @property
+    def row_state(self) -> Int[Tensor, " row"]:
+        """The state that each row belongs to."""
+        if self.variables is not None:
+            return self.variables.state
+        # One row a state, or as many as there are cells.
+        rows = torch.arange(len(self.injection), device=self.injection.device)
+        return rows // (len(rows) // max(1, self.batch))
 
 
 class TinyRecursiveModel(nn.Module):
@@ -310,12 +324,29 @@ class TinyRecursiveModel(nn.Module):
         self, encoding: Encoding, *, depth: int | None = None
     ) -> Float[Tensor, "row channel"]:
         """z^(n) from z^(0) = 0; `depth` overrides the recipe's n."""
+        if self.config.tolerance is not None:
+            return self.recur_counted(encoding, depth=depth).z
         return unroll(
             lambda z: self._step(self, z, encoding),
-            torch.zeros_like(encoding.injection),
+            self._start(encoding),
             depth=self.config.depth if depth is None else depth,
             radius=self.config.radius,
         )
+
+    def recur_counted(self, encoding: Encoding, *, depth: int | None = None) -> Unrolled:
+        """`recur` with the updates that each state took and the length of its last one."""
+        return unroll_until(
+            lambda z: self._step(self, z, encoding),
+            self._start(encoding),
+            row_state=encoding.row_state,
+            batch=encoding.batch,
+            depth=self.config.depth if depth is None else depth,
+            tolerance=self.config.tolerance,
+            radius=self.config.radius,
+        )
+
+    def _start(self, encoding: Encoding) -> Float[Tensor, "row channel"]:
+        return torch.zeros_like(encoding.injection)
 
     def _pooled(
         self, z: Float[Tensor, "row channel"], variables: VariableBatch

@@ -275,6 +275,23 @@ def unroll_bias(modulus: float, depth: int, first_step: float) -> float:
     return modulus**depth * first_step / (1 - modulus)
 
 
+def posterior_bias(modulus: float, last_step: float) -> float:
+    """||z^(n) - z*|| <= L_z / (1 - L_z) ||z^(n) - z^(n-1)||: from what was seen, n >= 1.
+
+    Never larger than `unroll_bias`. Not in the paper; the fixed-point theorem's other estimate.
+
+    Args:
+        modulus: L_z in (0, 1).
+        last_step: ||z^(n) - z^(n-1)||.
+
+    Raises:
+        NotContractive: if the modulus is not below 1.
+    """
+    if not 0 <= modulus < 1:
+        raise NotContractive(f"the a-posteriori bound needs L_z < 1, got {modulus}")
+    return modulus * last_step / (1 - modulus)
+
+
 def empirical_lipschitz(
     before: Float[Tensor, "pair channel"], after: Float[Tensor, "pair channel"]
 ) -> float:

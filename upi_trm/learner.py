@@ -23,7 +23,13 @@ from plan_envs.domain import DeadEnd, Int8Array, PlanDomain, potential
 from trm.device import Placement
 from trm.model import ModelConfig, StateBatch, TinyRecursiveModel
 from upi_trm.advantage import Lookahead, centred_advantage, centring_defect, gae, look_ahead
-from upi_trm.contraction import Certificate, ContractionClamp, NotContractive, ValueHeadClamp
+from upi_trm.contraction import (
+    Certificate,
+    ContractionClamp,
+    NotContractive,
+    ValueHeadClamp,
+    posterior_bias,
+)
 from upi_trm.evaluator import (
     EvaluatorConfig,
     TargetNetwork,
@@ -231,6 +237,8 @@ class UpiLearner:
         self.replay.append(fresh)
         metrics |= self.fit_evaluator()
         clock.mark("value")
+        if self.config.model.tolerance is not None:
+            metrics |= self.unroll_metrics(self.states(fresh.instance[-1], fresh.plan[-1]))
         finished = fresh.terminated | fresh.truncated
         metrics["train_success"] = float(fresh.solved.sum() / max(1, finished.sum()))
         metrics["episodes"] = float(finished.sum())
@@ -480,6 +488,24 @@ class UpiLearner:
         if self.config.contraction.schedule != "constant":
             found["modulus"] = self.clamps[0].modulus
         return found
+
+    @torch.no_grad()
+    def unroll_metrics(self, states: StateBatch) -> dict[str, float]:
+        """Unrolls that an adaptive recursion takes, and what is missing to the fixed point.
+
+        Over the states and over evaluator and policy; the bound L_z / (1 - L_z) ||z^(n) - z^(n-1)||
+        where both are certified contractions.
+        """
+        traces = [m.recur_counted(m.encode(states)) for m in (self.evaluator, self.policy)]
+        unrolls = torch.cat([trace.unrolls for trace in traces]).double()
+        metrics = {"unrolls": float(unrolls.mean()), "unrolls_max": float(unrolls.max())}
+        bounds = [certificate.bound() for certificate in self.certificates]
+        if bounds and max(bounds) < 1 and self.config.model.depth > 0:
+            metrics["unroll_bias_bound"] = max(
+                posterior_bias(bound, float(trace.last_step.max()))
+                for bound, trace in zip(bounds, traces, strict=True)
+            )
+        return metrics
 
     def _tensor(self, array: NDArray[Any]) -> Tensor:
         return torch.from_numpy(np.ascontiguousarray(array)).to(self.device)
