@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 import torch
 from gymnasium.vector import AutoresetMode
+from hypothesis import given
+from hypothesis import strategies as st
 from learner_cases import CPU, generator
 
 from plan_envs.catalogue import resolve_task
@@ -17,11 +19,18 @@ from plan_envs.domain import edit_reward, potential
 from plan_envs.gym_envs import PlanEditVectorEnv
 from plan_envs.sudoku import Sudoku
 from trm.model import ModelConfig
+from upi_trm.bounds import improvement_bound
 from upi_trm.contraction import certificate
 from upi_trm.curriculum import Curriculum, CurriculumConfig
 from upi_trm.evaluator import EvaluatorConfig, k_step_targets
 from upi_trm.improvement import ImprovementConfig
-from upi_trm.learner import ContractionConfig, LearnerConfig, RolloutConfig, UpiLearner
+from upi_trm.learner import (
+    ContractionConfig,
+    LearnerConfig,
+    RolloutConfig,
+    UpiLearner,
+    choose_alpha,
+)
 from upi_trm.rollout import Roller, Transitions
 
 PLANS, STEPS = 6, 4
@@ -321,6 +330,91 @@ def test_an_iteration_moves_all_networks_and_reports_finite_numbers(
         states = learner.config.improvement.lookahead_states or PLANS * STEPS
         assert metrics["successors"] >= metrics["successors_evaluated"] > 0
         assert metrics["successors"] >= states
+
+
+# --- alpha from the bound
+
+
+@pytest.mark.parametrize("penalty", ["paper", "cpi", "span"])
+@given(
+    gains=st.lists(st.floats(-1.0, 1.0), min_size=1, max_size=6),
+    gamma=st.sampled_from([0.5, 0.9, 0.99]),
+)
+def test_alpha_by_the_bound_is_where_equation_11_is_largest(
+    penalty: Any, gains: list[float], gamma: float
+) -> None:
+    config = ImprovementConfig(alpha=1.0, alpha_rule="bound", alpha_penalty=penalty)
+    gain = torch.tensor(gains, dtype=torch.float64)
+    alpha, metrics = choose_alpha(gain, 0.3, config=config, gamma=gamma)
+    spread = max(*gains, 0.0) - min(*gains, 0.0)
+    terms = {"gain": float(gain.mean()), "gamma": gamma, "penalty": penalty}
+    terms["deviation"] = spread if penalty == "span" else max(map(abs, gains))
+    grid = np.linspace(0.0, 1.0, 2001)
+    promised = [improvement_bound(float(share), **terms) for share in grid]
+    assert metrics["promised"] == pytest.approx(improvement_bound(alpha, **terms))
+    assert metrics["promised"] >= max(promised) - 1e-9
+    assert metrics["alpha"] == metrics["alpha_bound"] == alpha
+    if penalty == "paper":
+        assert alpha <= (1 - gamma) / (4 * gamma) + 1e-12 or max(map(abs, gains)) == 0
+
+
+def test_what_the_residual_proves_allows_a_smaller_alpha_and_none_when_it_is_large() -> None:
+    gain = torch.tensor([0.2, 0.1, 0.3])
+    found = {}
+    for rule in ("fixed", "bound", "proven"):
+        for residual in (0.0, 0.001, 0.1):
+            config = ImprovementConfig(alpha=0.5, alpha_rule=rule)  # type: ignore[arg-type]
+            found[rule, residual], _ = choose_alpha(gain, residual, config=config, gamma=0.9)
+    assert found["fixed", 0.1] == 0.5
+    # (1 - 0.9) / (4 x 0.9) x mean 0.2 / largest 0.3
+    assert found["bound", 0.1] == pytest.approx(0.1 / 3.6 * 2 / 3, rel=1e-5)
+    assert found["proven", 0.0] == pytest.approx(found["bound", 0.1])
+    # error = 2 gamma residual / (1 - gamma) = 0.018: (0.2 - 0.018) / (0.3 + 0.018)
+    assert found["proven", 0.001] == pytest.approx(0.1 / 3.6 * 0.182 / 0.318, rel=1e-5)
+    assert found["proven", 0.1] == 0.0
+
+
+def test_alpha_never_exceeds_the_recipe_and_without_discount_no_bound_is_reported() -> None:
+    config = ImprovementConfig(alpha=0.01, alpha_rule="bound")
+    gain = torch.tensor([0.2, 0.2])
+    alpha, metrics = choose_alpha(gain, 0.0, config=config, gamma=0.9)
+    assert (alpha, metrics["alpha_bound"]) == (0.01, pytest.approx(0.1 / 3.6))
+    assert choose_alpha(gain, 0.0, config=ImprovementConfig(alpha=0.01), gamma=1.0) == (
+        0.01,
+        {"alpha": 0.01},
+    )
+
+
+def test_an_iteration_mixes_with_the_alpha_of_the_bound() -> None:
+    asked = {}
+    for rule in ("fixed", "bound", "proven"):
+        config = replace(
+            SMALL,
+            improvement=replace(IMPROVEMENT, alpha=0.5, alpha_rule=rule),  # type: ignore[arg-type]
+        )
+        learner, roller = make(config)
+        before = copy.deepcopy(learner.policy.state_dict())
+        metrics = learner.iterate(roller, steps=STEPS)
+        asked[rule] = metrics["kl_asked"]
+        moved = any(not torch.equal(w, before[n]) for n, w in learner.policy.state_dict().items())
+        # gamma is 0.9; an untrained U_n proves nothing, so that the policy stays as it is.
+        assert moved == (rule != "proven")
+        assert metrics["alpha"] == {"fixed": 0.5, "proven": 0.0}.get(rule, metrics["alpha_bound"])
+        assert 0 < metrics["alpha_bound"] <= 0.1 / 3.6 + 1e-9
+        assert metrics["bellman_residual"] > 0
+    # KL of a small step grows with its square.
+    assert asked["proven"] == 0.0 <= asked["bound"] < 0.02 * asked["fixed"]
+
+
+def test_alpha_by_a_bound_needs_a_discount_and_exact_advantages() -> None:
+    ruled = replace(IMPROVEMENT, alpha_rule="bound")
+    with pytest.raises(ValueError, match=r"improvement\.alpha_rule 'bound' needs evaluator\.gamma"):
+        replace(SMALL, improvement=ruled, evaluator=replace(EVALUATOR, gamma=1.0))
+    with pytest.raises(ValueError, match=r"'gae' does not know E_cand\[A\] and needs alpha_rule"):
+        replace(PAPER.improvement, alpha_rule="bound")
+
+
+# --- Adaptive unrolls
 
 
 def test_an_adaptive_recursion_reports_its_unrolls_and_what_is_missing_to_the_fixed_point() -> None:

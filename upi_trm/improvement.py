@@ -32,7 +32,16 @@ class ImprovementConfig:
     """pi_cand: clipped policy gradient (the paper), pi exp(A / temperature), or pi Q^power with Q a
     probability."""
     alpha: float = 0.3
-    """alpha: weight of the candidate in the mixture."""
+    """alpha: weight of the candidate in the mixture; under another rule than `fixed` the largest
+    that is allowed."""
+    alpha_rule: Literal["fixed", "bound", "proven"] = "fixed"
+    """alpha of an iteration: `alpha`; or what maximises the right side of Eq. 11 with terms
+    measured on the visited states (`bounds.best_alpha`): bound takes A_hat for A^pi, proven allows
+    for the error that the Bellman residual of U_n proves (`bounds.operational_alpha`; 0 unless U_n
+    is very good). With the paper's penalty at most (1 - gamma) / (4 gamma), 0.0025 at 0.99."""
+    alpha_penalty: Literal["paper", "cpi", "span"] = "paper"
+    """bound: the penalty of Eq. 11, or a sharper one that is proven too
+    (`bounds.improvement_penalty`)."""
     temperature: float = 0.1
     """exp_advantage: A is divided by it."""
     power: float = 1.0
@@ -98,6 +107,11 @@ class ImprovementConfig:
             raise ValueError(
                 "improvement.advantage 'gae' follows this iteration's edits and needs"
                 f" distil_iterations 1, got {self.distil_iterations}"
+            )
+        if self.advantage == "gae" and self.alpha_rule != "fixed":
+            raise ValueError(
+                "improvement.advantage 'gae' does not know E_cand[A] and needs alpha_rule 'fixed',"
+                f" got {self.alpha_rule!r}"
             )
         if self.advantage == "gae" and self.candidate != "policy_gradient":
             raise ValueError(

@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -23,6 +23,7 @@ from plan_envs.domain import DeadEnd, Int8Array, PlanDomain, potential
 from trm.device import Placement
 from trm.model import ModelConfig, StateBatch, TinyRecursiveModel
 from upi_trm.advantage import Lookahead, centred_advantage, centring_defect, gae, look_ahead
+from upi_trm.bounds import best_alpha, improvement_bound, operational_alpha
 from upi_trm.contraction import (
     Certificate,
     ContractionClamp,
@@ -40,6 +41,7 @@ from upi_trm.evaluator import (
     value_loss,
 )
 from upi_trm.improvement import (
+    DistillationReport,
     ImprovementConfig,
     distil,
     exp_advantage,
@@ -132,6 +134,11 @@ class LearnerConfig:
             raise ValueError(
                 "improvement.candidate 'success_posterior' needs evaluator.value 'success', "
                 f"got {self.evaluator.value!r}"
+            )
+        if self.improvement.alpha_rule != "fixed" and self.evaluator.gamma == 1:
+            raise ValueError(
+                f"improvement.alpha_rule {self.improvement.alpha_rule!r} needs evaluator.gamma"
+                " below 1, where Eq. 11 says something, got 1"
             )
         if self.evaluator.control_variate and (
             self.improvement.advantage != "exact" or self.improvement.lookahead_states
@@ -300,6 +307,7 @@ class UpiLearner:
         num_held_out = min(max(1, round(config.held_out * count)), count - 1)
         metrics: dict[str, float] = {}
         weight = torch.ones(count, device=self.device)
+        alpha = config.alpha
         if config.advantage == "exact":
             ahead = self.look_ahead(instances, plans)
             clock.mark("lookahead")
@@ -313,7 +321,16 @@ class UpiLearner:
             metrics["successors"] = float(ahead.num_successors)
             metrics["successors_evaluated"] = float(ahead.num_evaluated)
             metrics["centring_defect"] = float(centring_defect(advantage, policy).max())
-            metrics["candidate_advantage"] = float((candidate * advantage).sum(dim=1).mean())
+            gain = (candidate * advantage).sum(dim=1)
+            metrics["candidate_advantage"] = float(gain.mean())
+            # The residual costs a pass of the evaluator: on few states where it only informs.
+            rows = slice(0, count if config.alpha_rule == "proven" else num_held_out)
+            value = self._values(self.evaluator, states.select(rows), score[rows])
+            residual = ((policy[rows] * ahead.q[rows]).sum(dim=1) - value).abs().max()
+            alpha, found = choose_alpha(
+                gain, float(residual), config=config, gamma=self.config.evaluator.gamma
+            )
+            metrics |= found
         else:
             advantage, made = self.gae_advantage(fresh, order)
             clock.mark("lookahead")
@@ -321,19 +338,14 @@ class UpiLearner:
             metrics["centring_defect"] = self._td_centring_defect(
                 instances[:num_held_out], plans[:num_held_out], policy[:num_held_out]
             )
-        new = mixture(policy, candidate, alpha=config.alpha)
+        new = mixture(policy, candidate, alpha=alpha)
         held_out = torch.zeros(count, dtype=torch.bool)
         held_out[:num_held_out] = True
-        report = distil(
-            self.policy,
-            self.policy_optimiser,
-            states,
-            new,
-            weight,
-            held_out.to(self.device),
-            config=config,
-            generator=self.noise,
-            after_step=self._after_policy_step,
+        # Without a step there is nothing to distil, and a pass would only add noise.
+        report = (
+            self._distil(states, new, weight, held_out)
+            if alpha > 0
+            else DistillationReport(kl=0.0, kl_before=0.0, steps=0)
         )
         clock.mark("distil")
         entropy = -torch.special.xlogy(policy, policy).sum(dim=1).mean()
@@ -344,6 +356,26 @@ class UpiLearner:
             "entropy": float(entropy),
             **self.certified_modulus(),
         }
+
+    def _distil(
+        self,
+        states: StateBatch,
+        new: Float[Tensor, "batch action"],
+        weight: Float[Tensor, " batch"],
+        held_out: Bool[Tensor, " batch"],
+    ) -> DistillationReport:
+        """pi_phi <- pi_new."""
+        return distil(
+            self.policy,
+            self.policy_optimiser,
+            states,
+            new,
+            weight,
+            held_out.to(self.device),
+            config=self.config.improvement,
+            generator=self.noise,
+            after_step=self._after_policy_step,
+        )
 
     def _with_advantage(
         self,
@@ -556,6 +588,46 @@ class UpiLearner:
         self.policy_optimiser.load_state_dict(state["policy_optimiser"])
         self.replay.clear()
         self.replay.extend(Transitions(**past) for past in state["replay"])
+
+
+def choose_alpha(
+    gain: Float[Tensor, " batch"], residual: float, *, config: ImprovementConfig, gamma: float
+) -> tuple[float, dict[str, float]]:
+    """The mixing weight of an iteration by the recipe's rule, and what Eq. 11 says of it.
+
+    Visited states stand for d_pi and for the suprema: maxima of a sample, which prove nothing.
+
+    Args:
+        gain: E_{a~cand}[A_hat(s, a)] of each state, A_hat centred.
+        residual: largest |E_{a~pi}[Q(s, a)] - U_n(s)|, the one-step Bellman residual.
+        config: rule, penalty and the largest alpha.
+        gamma: discount; at 1 the bound says nothing.
+
+    Returns:
+        alpha, and metrics: it, the two alphas of the bound, and the improvement that Eq. 11
+        promises at alpha where A_hat is right.
+    """
+    if gamma == 1:
+        return config.alpha, {"alpha": config.alpha}
+    mean, largest = float(gain.mean()), float(gain.abs().max())
+    spread = max(float(gain.max()), 0.0) - min(float(gain.min()), 0.0)
+    penalty = config.alpha_penalty
+    deviation = spread if penalty == "span" else largest
+    bound = best_alpha(gain=mean, deviation=deviation, gamma=gamma, penalty=penalty)
+    proven = operational_alpha(
+        gain=mean, largest=largest, residual=residual, gamma=gamma, k_steps=1
+    )
+    wanted = {"fixed": config.alpha, "bound": bound, "proven": proven}[config.alpha_rule]
+    alpha = min(config.alpha, wanted)
+    return alpha, {
+        "alpha": alpha,
+        "alpha_bound": bound,
+        "alpha_proven": proven,
+        "promised": improvement_bound(
+            alpha, gain=mean, deviation=deviation, gamma=gamma, penalty=penalty
+        ),
+        "bellman_residual": residual,
+    }
 
 
 class _Clock:
