@@ -278,7 +278,7 @@ class _Training:
             **logged,
             "episode_reward": _mean(episode["r"] for episode in episodes),
             "episode_edits": _mean(episode["l"] for episode in episodes),
-            "episode_success": _mean(solved),
+            "episode_success": _mean(map(float, solved)),
         }
 
     def _show(self, progress: TrainingProgress, metrics: dict[str, float]) -> None:

@@ -202,22 +202,17 @@ class PlanEditVecEnv(VecEnv):
             strict=True,
         )
         for env, instance, plan, mask, cut, total, length, score, solved, wrong, illegal in columns:
-            infos[env].update(
-                {
-                    "terminal_observation": {
-                        "instance": instance,
-                        "plan": plan,
-                        "action_mask": mask,
-                    },
-                    "TimeLimit.truncated": cut,
-                    "episode": {"r": total, "l": length, "t": seconds},
-                    "is_success": solved,
-                    "score": score,
-                    "solved": solved,
-                    "violations": wrong,
-                    "illegal_action": illegal,
-                }
-            )
+            said = {
+                "terminal_observation": {"instance": instance, "plan": plan, "action_mask": mask},
+                "TimeLimit.truncated": cut,
+                "episode": {"r": total, "l": length, "t": seconds},
+                "is_success": solved,
+                "score": score,
+                "solved": solved,
+                "violations": wrong,
+                "illegal_action": illegal,
+            }
+            infos[env] = infos[env] | said if infos[env] else said
         self.episode_returns[index] = 0
         self.episode_lengths[index] = 0
 

@@ -58,7 +58,9 @@ def make_env(
         autoreset_mode="SameStep",
         **options,
     )
-    return PlanEditVecEnv(vector, infos=infos)
+    env = PlanEditVecEnv(vector, infos=infos)
+    env.seed(0)
+    return env
 
 
 class Judged(VecEnvWrapper):

@@ -68,7 +68,6 @@ def build(
 def judged(name: str, algorithm: Algorithm, plans: int, **options: Any) -> tuple[Any, Judged]:
     """An algorithm whose environments stand behind a judge."""
     env = make_env(name, plans=plans)
-    env.seed(0)
     sb3: Any = build(algorithm, env, **options)
     sb3.env = Judged(env, judge_of(name))
     return sb3, sb3.env
@@ -87,17 +86,17 @@ def _seeded() -> None:
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 @pytest.mark.parametrize(
     ("name", "edits"),
-    [("sudoku4x4", 400), ("sudoku9x9", 400), ("nqueens8", 400), ("maze10", 400)],
+    [("sudoku4x4", 160), ("sudoku9x9", 320), ("nqueens8", 160), ("maze10", 160)],
 )
 def test_no_edit_of_training_or_prediction_is_illegal(
     algorithm: Algorithm, name: str, edits: int
 ) -> None:
-    sb3, judge = judged(name, algorithm, plans=8)
+    sb3, judge = judged(name, algorithm, plans=16)
     sb3.learn(edits, log_interval=None)
     assert judge.seen >= edits
     assert judge.illegal == 0
     observation = judge.reset()
-    for step in range(20):
+    for step in range(8):
         actions, _ = sb3.predict(observation, deterministic=step % 2 == 0)
         observation = judge.step(actions)[0]
     assert judge.illegal == 0
@@ -231,7 +230,7 @@ def test_plans_explore_together_or_each_by_itself(draw: Any) -> None:
     greedy, _ = sb3.predict(observation, deterministic=True)
     # A random edit of about 150 legal ones is hardly ever the greedy one.
     shares = [np.mean(sb3.predict(observation)[0] != greedy) for _ in range(40)]
-    extreme = sum(share in (0.0, 1.0) or share > 0.9 for share in shares)
+    extreme = sum(share == 0 or share > 0.8 for share in shares)
     assert extreme == 40 if draw == "together" else extreme == 0
     assert 0.3 < np.mean(shares) < 0.7
 
