@@ -36,9 +36,10 @@ TINY = (
 EDITS = 32 * 6
 VARIANTS = {
     "relational": (),
-    "relational, curriculum": (
+    "relational, curriculum, explicit mixture": (
         *("curriculum.kind=adaptive", "curriculum.start=1", "curriculum.step=1"),
         *("curriculum.window=3", "curriculum.threshold=0.3"),
+        *("improvement.distil=off", "improvement.chain_length=3"),
     ),
     "flat, clamped, gradient, curriculum": (
         *("model.update_map=mlp", "contraction.modulus=0.7", "curriculum.kind=adaptive"),
@@ -296,7 +297,7 @@ def test_runs_of_another_seed_differ(tmp_path: Path) -> None:
 
 def test_the_curriculum_of_the_test_does_get_harder(tmp_path: Path) -> None:
     # Else the tests above would not show that its state is saved.
-    run = start(tmp_path / "run", *VARIANTS["relational, curriculum"])
+    run = start(tmp_path / "run", *VARIANTS["relational, curriculum, explicit mixture"])
     blanks = [line["curriculum_distance"] for line in run.read_metrics()]
     assert blanks == sorted(blanks)
     assert blanks[-1] > 1

@@ -55,6 +55,13 @@ class ImprovementConfig:
     """policy_gradient: weight of the entropy bonus."""
     candidate_steps: int = 20
     """policy_gradient: optimiser steps that form the candidate."""
+    distil: bool = True
+    """Distil pi_new into one network (the paper); false deploys the explicit mixture that Theorem
+    5.7 is about (`chain.MixturePolicy`): the candidate becomes a network of its own, closed-form
+    ones by the same fit, and the settings of the distillation are those of the fit."""
+    chain_length: int = 16
+    """Without distillation: networks of the mixture, at least 2. Beyond that the smallest share
+    goes; `chain_dropped` in the metrics bounds what that changes."""
     lookahead_states: int = 0
     """States of an iteration that are looked ahead from and distilled, at least 2; 0 = all."""
     distil_iterations: int = 1
@@ -101,6 +108,15 @@ class ImprovementConfig:
                 raise ValueError(
                     f"improvement.{name} must not be negative, got {getattr(self, name)}"
                 )
+        if self.chain_length < 2:
+            raise ValueError(
+                f"improvement.chain_length must be at least 2, got {self.chain_length}"
+            )
+        if not self.distil and self.average_rate is not None:
+            raise ValueError(
+                "improvement.average_rate is of a distilled network and must be null where"
+                f" improvement.distil is false, got {self.average_rate}"
+            )
         if self.lookahead_states == 1:
             raise ValueError("improvement.lookahead_states must be 0 or at least 2, got 1")
         if self.advantage == "gae" and self.distil_iterations > 1:

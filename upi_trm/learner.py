@@ -24,6 +24,7 @@ from trm.device import Placement
 from trm.model import ModelConfig, StateBatch, TinyRecursiveModel
 from upi_trm.advantage import Lookahead, centred_advantage, centring_defect, gae, look_ahead
 from upi_trm.bounds import best_alpha, improvement_bound, operational_alpha
+from upi_trm.chain import MixturePolicy
 from upi_trm.contraction import (
     Certificate,
     ContractionClamp,
@@ -45,6 +46,7 @@ from upi_trm.improvement import (
     ImprovementConfig,
     distil,
     exp_advantage,
+    kl_divergence,
     mixture,
     policy_gradient_candidate,
     policy_probabilities,
@@ -135,6 +137,12 @@ class LearnerConfig:
                 "improvement.candidate 'success_posterior' needs evaluator.value 'success', "
                 f"got {self.evaluator.value!r}"
             )
+        if self.contraction.schedule != "constant" and not self.improvement.distil:
+            raise ValueError(
+                "contraction.schedule must be 'constant' where improvement.distil is false"
+                " (networks of a mixture keep the L_z they were made with), got"
+                f" {self.contraction.schedule!r}"
+            )
         if self.improvement.alpha_rule != "fixed" and self.evaluator.gamma == 1:
             raise ValueError(
                 f"improvement.alpha_rule {self.improvement.alpha_rule!r} needs evaluator.gamma"
@@ -150,8 +158,21 @@ class LearnerConfig:
             )
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Candidate:
+    """pi_cand at the states that were looked ahead from."""
+
+    probability: Float[Tensor, "batch action"]
+    network: TinyRecursiveModel | None
+    """The network that it is; None for a closed form."""
+
+
 class UpiLearner:
-    """Evaluator U_n, policy pi_phi, their optimisers, the target network and the replay."""
+    """Evaluator U_n, policy pi, their optimisers, the target network and the replay.
+
+    pi is the network phi, or without distillation the explicit mixture `chain`; phi is then the
+    network that candidates are fitted with.
+    """
 
     def __init__(
         self,
@@ -169,22 +190,22 @@ class UpiLearner:
         self.noise, self.actions = noise, actions
         shape = model_shape(domain.spec)
         self.evaluator = TinyRecursiveModel(shape, config.model, generator=init).to(device)
-        self.policy = TinyRecursiveModel(shape, config.model, generator=init).to(device)
+        self.phi_network = TinyRecursiveModel(shape, config.model, generator=init).to(device)
         self.clamps: list[ContractionClamp] = []
         modulus, first = config.contraction.modulus, config.contraction.modulus_at(0.0)
         if modulus is not None:
             self.clamps = [
                 ContractionClamp(model.update, modulus, first=first)
-                for model in (self.evaluator, self.policy)
+                for model in (self.evaluator, self.phi_network)
             ]
         bound = config.contraction.value_head
         self.head_clamp = None if bound is None else ValueHeadClamp(self.evaluator, bound)
         self.certificates: list[Certificate] = []
         with contextlib.suppress(NotContractive):
-            self.certificates = [Certificate(m.update) for m in (self.evaluator, self.policy)]
+            self.certificates = [Certificate(m.update) for m in (self.evaluator, self.phi_network)]
         self.target = TargetNetwork(self.evaluator, config.evaluator.target_rate)
         rate = config.improvement.average_rate
-        self.average = None if rate is None else TargetNetwork(self.policy, rate)
+        self.average = None if rate is None else TargetNetwork(self.phi_network, rate)
         self.average_clamp: ContractionClamp | None = None
         if self.average is not None and modulus is not None and modulus != first:
             # Under a constant modulus the average is within it as it is: the bound is convex.
@@ -193,20 +214,40 @@ class UpiLearner:
             self.evaluator.parameters(), lr=config.evaluator.learning_rate
         )
         self.policy_optimiser = torch.optim.Adam(
-            self.policy.parameters(), lr=config.improvement.learning_rate
+            self.phi_network.parameters(), lr=config.improvement.learning_rate
         )
+        self.chain: MixturePolicy | None = None
+        if not config.improvement.distil:
+            self.chain = MixturePolicy(self.phi_network, length=config.improvement.chain_length)
         self.replay: deque[Transitions] = deque(maxlen=config.evaluator.replay_iterations)
 
     @property
+    def policy(self) -> TinyRecursiveModel:
+        """pi_phi.
+
+        Raises:
+            ValueError: where no single network is the policy.
+        """
+        if self.chain is not None:
+            raise ValueError(
+                "improvement.distil is false: the policy is a mixture of networks, which has no"
+                " latent of its own to study"
+            )
+        return self.phi_network
+
+    @property
     def networks(self) -> dict[str, TinyRecursiveModel]:
-        """Every network by its name in a checkpoint."""
-        named = {"evaluator": self.evaluator, "policy": self.policy, "target": self.target.model}
+        """Every single network by its name in a checkpoint."""
+        phi = "policy" if self.chain is None else "candidate"
+        named = {"evaluator": self.evaluator, phi: self.phi_network, "target": self.target.model}
         return named if self.average is None else {**named, "average": self.average.model}
 
     @property
-    def deployed(self) -> TinyRecursiveModel:
-        """The policy to evaluate and to use: phi, or the running average of its weights."""
-        return self.policy if self.average is None else self.average.model
+    def deployed(self) -> TinyRecursiveModel | MixturePolicy:
+        """The policy to evaluate and to use: phi, the running average of its weights, the chain."""
+        if self.chain is not None:
+            return self.chain
+        return self.phi_network if self.average is None else self.average.model
 
     def compile_steps(self, placement: Placement) -> None:
         """Compile the latent updates where the placement asks for it."""
@@ -305,6 +346,7 @@ class UpiLearner:
         states = self.states(instances, plans)
         policy = self.probabilities(states)
         num_held_out = min(max(1, round(config.held_out * count)), count - 1)
+        held_out = (torch.arange(count) < num_held_out).to(self.device)
         metrics: dict[str, float] = {}
         weight = torch.ones(count, device=self.device)
         alpha = config.alpha
@@ -314,10 +356,11 @@ class UpiLearner:
             advantage = centred_advantage(ahead.q, policy, ahead.mask)
             fresh = self._with_advantage(fresh, order, advantage)
             phi = self.phi(score)
-            candidate = self.candidate(states, policy, ahead, advantage, phi)
+            formed = self._candidate(states, policy, ahead, advantage, phi)
             if config.state_weight == "value":
                 success = ((policy * ahead.q).sum(dim=1) + phi).clamp(0.0, 1.0)
                 weight = success / success.mean().clamp_min(1e-6)
+            candidate = self._deployable(formed, states, weight, held_out, metrics)
             metrics["successors"] = float(ahead.num_successors)
             metrics["successors_evaluated"] = float(ahead.num_evaluated)
             metrics["centring_defect"] = float(centring_defect(advantage, policy).max())
@@ -334,48 +377,83 @@ class UpiLearner:
         else:
             advantage, made = self.gae_advantage(fresh, order)
             clock.mark("lookahead")
-            candidate = self._gradient_candidate(states, policy, advantage * made)
+            formed = self._gradient_candidate(states, policy, advantage * made)
+            candidate = self._deployable(formed, states, weight, held_out, metrics)
             metrics["centring_defect"] = self._td_centring_defect(
                 instances[:num_held_out], plans[:num_held_out], policy[:num_held_out]
             )
-        new = mixture(policy, candidate, alpha=alpha)
-        held_out = torch.zeros(count, dtype=torch.bool)
-        held_out[:num_held_out] = True
-        # Without a step there is nothing to distil, and a pass would only add noise.
-        report = (
-            self._distil(states, new, weight, held_out)
-            if alpha > 0
-            else DistillationReport(kl=0.0, kl_before=0.0, steps=0)
-        )
+        if self.chain is not None:
+            metrics["chain_dropped"] = (
+                self.chain.append(self.phi_network, alpha) if alpha > 0 else 0.0
+            )
+            metrics["chain_length"] = float(len(self.chain))
+            asked = mixture(policy, formed.probability, alpha=alpha)
+            check = slice(0, num_held_out)
+            metrics |= self._chain_kl(asked[check], policy[check], states.select(check))
+        elif alpha > 0:
+            new = mixture(policy, candidate, alpha=alpha)
+            metrics |= _kl_metrics(self._fit(states, new, weight, held_out))
+        else:
+            # Without a step there is nothing to distil, and a pass would only add noise.
+            metrics |= _kl_metrics(DistillationReport(kl=0.0, kl_before=0.0, steps=0))
         clock.mark("distil")
         entropy = -torch.special.xlogy(policy, policy).sum(dim=1).mean()
-        return fresh, metrics | {
-            "kl": report.kl,
-            "kl_asked": report.kl_before,
-            "distil_steps": float(report.steps),
-            "entropy": float(entropy),
-            **self.certified_modulus(),
-        }
+        return fresh, metrics | {"entropy": float(entropy), **self.certified_modulus()}
 
-    def _distil(
+    def _fit(
         self,
         states: StateBatch,
-        new: Float[Tensor, "batch action"],
+        target: Float[Tensor, "batch action"],
         weight: Float[Tensor, " batch"],
         held_out: Bool[Tensor, " batch"],
     ) -> DistillationReport:
-        """pi_phi <- pi_new."""
+        """pi_phi <- target: the mixture, or for the chain the candidate alone."""
         return distil(
-            self.policy,
+            self.phi_network,
             self.policy_optimiser,
             states,
-            new,
+            target,
             weight,
-            held_out.to(self.device),
+            held_out,
             config=self.config.improvement,
             generator=self.noise,
             after_step=self._after_policy_step,
         )
+
+    def _deployable(
+        self,
+        formed: Candidate,
+        states: StateBatch,
+        weight: Float[Tensor, " batch"],
+        held_out: Bool[Tensor, " batch"],
+        metrics: dict[str, float],
+    ) -> Float[Tensor, "batch action"]:
+        """pi_cand as it will act: for a mixture that is deployed, the candidate's network phi."""
+        if self.chain is None:
+            return formed.probability
+        if formed.network is None:
+            report = self._fit(states, formed.probability, weight, held_out)
+            metrics |= {"candidate_kl": report.kl, "distil_steps": float(report.steps)}
+        else:
+            self.phi_network.load_state_dict(formed.network.state_dict())
+            self._clamp()
+            metrics["distil_steps"] = 0.0
+        return policy_probabilities(self.phi_network, states)
+
+    def _chain_kl(
+        self,
+        asked: Float[Tensor, "batch action"],
+        policy: Float[Tensor, "batch action"],
+        states: StateBatch,
+    ) -> dict[str, float]:
+        """KL from the mixture that was asked for to pi before and to the mixture that acts now."""
+        assert self.chain is not None
+        mask = states.mask > 0
+        before, after = (
+            kl_divergence(asked, one.clamp_min(1e-30).log(), mask).mean()
+            for one in (policy, self.chain.probabilities(states))
+        )
+        return {"kl": float(after), "kl_asked": float(before)}
 
     def _with_advantage(
         self,
@@ -399,29 +477,43 @@ class UpiLearner:
         phi: Float[Tensor, " batch"],
     ) -> Float[Tensor, "batch action"]:
         """pi_cand at the states that were looked ahead from."""
+        return self._candidate(states, policy, ahead, advantage, phi).probability
+
+    def _candidate(
+        self,
+        states: StateBatch,
+        policy: Float[Tensor, "batch action"],
+        ahead: Lookahead,
+        advantage: Float[Tensor, "batch action"],
+        phi: Float[Tensor, " batch"],
+    ) -> Candidate:
         config = self.config.improvement
+        if config.candidate == "policy_gradient":
+            return self._gradient_candidate(states, policy, policy * advantage)
         if config.candidate == "exp_advantage":
-            return exp_advantage(policy, advantage, temperature=config.temperature)
-        if config.candidate == "success_posterior":
-            return success_posterior(policy, ahead.q + phi[:, None], power=config.power)
-        return self._gradient_candidate(states, policy, policy * advantage)
+            formed = exp_advantage(policy, advantage, temperature=config.temperature)
+        else:
+            formed = success_posterior(policy, ahead.q + phi[:, None], power=config.power)
+        return Candidate(probability=formed, network=None)
 
     def _gradient_candidate(
         self,
         states: StateBatch,
         policy: Float[Tensor, "batch action"],
         weighted: Float[Tensor, "batch action"],
-    ) -> Float[Tensor, "batch action"]:
+    ) -> Candidate:
         network = policy_gradient_candidate(
-            self.policy, states, policy, weighted, self.config.improvement, self.noise
+            self.phi_network, states, policy, weighted, self.config.improvement, self.noise
         )
-        return policy_probabilities(network, states)
+        return Candidate(probability=policy_probabilities(network, states), network=network)
 
     # --- Quantities
 
     def probabilities(self, states: StateBatch) -> Float[Tensor, "batch action"]:
-        """pi_phi(a | s)."""
-        return policy_probabilities(self.policy, states)
+        """pi(a | s)."""
+        if self.chain is not None:
+            return self.chain.probabilities(states)
+        return policy_probabilities(self.phi_network, states)
 
     def states(self, instances: Int8Array, plans: Int8Array) -> StateBatch:
         """A batch of states with their masks."""
@@ -528,7 +620,7 @@ class UpiLearner:
         Over the states and over evaluator and policy; the bound L_z / (1 - L_z) ||z^(n) - z^(n-1)||
         where both are certified contractions.
         """
-        traces = [m.recur_counted(m.encode(states)) for m in (self.evaluator, self.policy)]
+        traces = [m.recur_counted(m.encode(states)) for m in (self.evaluator, self.phi_network)]
         unrolls = torch.cat([trace.unrolls for trace in traces]).double()
         metrics = {"unrolls": float(unrolls.mean()), "unrolls_max": float(unrolls.max())}
         bounds = [certificate.bound() for certificate in self.certificates]
@@ -546,7 +638,7 @@ class UpiLearner:
         # The clamp first: an average of clamped weights keeps their bound, which is convex.
         self._clamp()
         if self.average is not None:
-            self.average.update(self.policy)
+            self.average.update(self.phi_network)
         if self.average_clamp is not None:
             self.average_clamp.apply()
 
@@ -558,19 +650,21 @@ class UpiLearner:
 
     def weights(self) -> dict[str, Tensor]:
         """All network weights by name."""
+        parts: dict[str, nn.Module] = dict(self.networks)
+        if self.chain is not None:
+            parts["chain"] = self.chain
         return {
             f"{part}.{name}": tensor
-            for part, model in self.networks.items()
+            for part, model in parts.items()
             for name, tensor in model.state_dict().items()
         }
 
     def load_weights(self, weights: Mapping[str, Tensor]) -> None:
         """Counterpart of `weights`."""
         for part, model in self.networks.items():
-            prefix = f"{part}."
-            model.load_state_dict(
-                {k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)}
-            )
+            model.load_state_dict(part_of(weights, part))
+        if self.chain is not None:
+            self.chain.load_weights(part_of(weights, "chain"), lambda: self.phi_network)
 
     def state(self) -> dict[str, Any]:
         """Optimisers and replay; the generators belong to whoever passed them in."""
@@ -588,6 +682,20 @@ class UpiLearner:
         self.policy_optimiser.load_state_dict(state["policy_optimiser"])
         self.replay.clear()
         self.replay.extend(Transitions(**past) for past in state["replay"])
+
+
+def part_of(weights: Mapping[str, Tensor], part: str) -> dict[str, Tensor]:
+    """The weights of one network of a checkpoint, by their own names."""
+    prefix = f"{part}."
+    return {k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)}
+
+
+def _kl_metrics(report: DistillationReport) -> dict[str, float]:
+    return {
+        "kl": report.kl,
+        "kl_asked": report.kl_before,
+        "distil_steps": float(report.steps),
+    }
 
 
 def choose_alpha(

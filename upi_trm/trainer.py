@@ -25,8 +25,9 @@ from trm.recipe import load_recipe
 from trm.run import Checkpoint, Run
 from trm.streams import named_streams
 from upi_trm.curriculum import Curriculum, CurriculumConfig
+from upi_trm.deployment import greedy_policy
 from upi_trm.learner import LearnerConfig, UpiLearner
-from upi_trm.rollout import GreedyPolicy, Roller
+from upi_trm.rollout import Roller
 
 RUN_KIND = "upi"
 """`kind` of the runs that this learner writes."""
@@ -245,7 +246,7 @@ class _Training:
 
     def evaluate(self) -> dict[str, float]:
         """Greedy success on validation puzzles."""
-        policy = GreedyPolicy(self.learner.deployed, self.placement)
+        policy = greedy_policy(self.learner, self.placement)
         report: EvalReport = evaluate_policy(policy, self.task.domain, self.validation)
         return {
             "success_rate": report.success_rate,

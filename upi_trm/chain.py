@@ -1,0 +1,87 @@
+"""The explicit mixture of Theorem 5.7 as a policy: networks and their shares, of bounded length.
+
+Without distillation pi_new = (1 - alpha) pi + alpha pi_cand is what acts: pi_k = sum_j w_j c_j over
+the first policy and every candidate since. A closed-form candidate would need the values of its
+iteration wherever it acts; so the candidate is the network fitted to it, the theorem holds for that
+network, and the mixture of it is exact at every state. Input: candidates from `learner.py`; output:
+probabilities for rollouts, evaluation and checkpoints.
+"""
+
+import copy
+from collections.abc import Callable, Mapping
+from typing import cast
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from trm.model import StateBatch, TinyRecursiveModel
+from upi_trm.improvement import policy_probabilities
+
+
+class MixturePolicy(nn.Module):
+    """pi = sum_j w_j c_j over frozen networks, statewise; the newest comes last.
+
+    At most `length` networks: beyond that the one with the smallest share w goes, the newest
+    excepted, and the others take its share in proportion. That moves pi by at most w in total
+    variation at every state, and w <= 1 / length.
+    """
+
+    shares: Tensor
+
+    def __init__(self, first: TinyRecursiveModel, *, length: int) -> None:
+        """Start as `first` alone; `length` is at least 2."""
+        super().__init__()
+        self.length = length
+        self.networks = nn.ModuleList([_frozen(first)])
+        self.register_buffer("shares", torch.ones(1, dtype=torch.float64))
+
+    def __len__(self) -> int:
+        """Number of networks."""
+        return len(self.networks)
+
+    @torch.no_grad()
+    def probabilities(
+        self, states: StateBatch, *, chunk: int = 1024
+    ) -> Float[Tensor, "batch action"]:
+        """pi(a | s), exactly 0 at illegal edits."""
+        total: Tensor | None = None
+        for share, network in zip(self.shares.tolist(), self.networks, strict=True):
+            part = policy_probabilities(cast(TinyRecursiveModel, network), states, chunk=chunk)
+            total = share * part if total is None else total.add_(part, alpha=share)
+        assert total is not None
+        return total
+
+    @torch.no_grad()
+    def append(self, candidate: TinyRecursiveModel, alpha: float) -> float:
+        """Make it (1 - alpha) pi + alpha pi_cand, with a copy of the candidate.
+
+        Returns:
+            The share that was dropped to stay within `length`: the largest total variation, over
+            all states, between the mixture and what is kept of it. 0 while nothing was dropped.
+        """
+        self.networks.append(_frozen(candidate))
+        new = torch.tensor([alpha], dtype=torch.float64, device=self.shares.device)
+        self.shares = torch.cat([(1 - alpha) * self.shares, new])
+        dropped = 0.0
+        while len(self) > self.length or bool((self.shares[:-1] == 0).any()):
+            index = int(self.shares[:-1].argmin())
+            share = float(self.shares[index])
+            self.networks = nn.ModuleList(n for i, n in enumerate(self.networks) if i != index)
+            kept = torch.cat([self.shares[:index], self.shares[index + 1 :]])
+            self.shares = kept / (1 - share)
+            dropped += share
+        return dropped
+
+    def load_weights(
+        self, weights: Mapping[str, Tensor], build: Callable[[], TinyRecursiveModel]
+    ) -> None:
+        """Take up a `state_dict` of any length; `build` makes a network of the right shape."""
+        count = len(weights["shares"])
+        self.networks = nn.ModuleList(_frozen(build()) for _ in range(count))
+        self.shares = torch.ones(count, dtype=torch.float64, device=self.shares.device)
+        self.load_state_dict(dict(weights))
+
+
+def _frozen(network: TinyRecursiveModel) -> TinyRecursiveModel:
+    return copy.deepcopy(network).requires_grad_(False)
