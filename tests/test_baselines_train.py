@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml  # type: ignore[import-untyped]  # stubs are no dependency of ours
 
 from baselines.algorithms import METHODS
 from baselines.policy import load_networks, load_policy
@@ -23,6 +24,8 @@ from trm.device import Placement
 from trm.recipe import dump_recipe, load_recipe
 from trm.run import Run, RunError
 from trm.streams import named_streams, pack_state
+from upi_trm.recipes import recipe_path as upi_recipe_path
+from upi_trm.trainer import UpiRecipe
 
 HERE = Placement(threads=1)
 TINY = (
@@ -336,8 +339,27 @@ def test_every_shipped_recipe_is_complete_and_named_after_algorithm_and_task(nam
     recipe = read_recipe(recipe_path(name))
     task = name.removeprefix(f"{recipe.algorithm}-")
     assert task in TASKS and name == f"{recipe.algorithm}-{task}"
-    given = [line for line in recipe_path(name).read_text().splitlines() if line[:1] != "#"]
-    assert "\n".join(given) + "\n" == dump_recipe(recipe)
+    text = recipe_path(name).read_text()
+    given, meant = (yaml.safe_load(one) for one in (text, dump_recipe(recipe)))
+    assert given == {key: given[key] for key, value in meant.items() if value is not None}
+    for section in set(given) - {"algorithm", "gamma", "model"}:
+        assert given[section].keys() == meant[section].keys()
+
+
+def test_there_are_recipes_for_every_algorithm_on_the_tasks_of_table_2() -> None:
+    tasks = ("sudoku4x4", "sudoku4x4-hard", "sudoku9x9", "nqueens8")
+    expected = {f"{algorithm}-{task}" for algorithm in METHODS for task in tasks}
+    assert expected <= set(recipe_names())
+
+
+@pytest.mark.parametrize("task", ["sudoku4x4", "sudoku4x4-hard", "sudoku9x9", "nqueens8"])
+def test_shipped_recipes_have_upi_trms_backbone_and_budget(task: str) -> None:
+    ours = load_recipe(UpiRecipe, upi_recipe_path(task))
+    for algorithm in METHODS:
+        theirs = read_recipe(recipe_path(f"{algorithm}-{task}"))
+        assert theirs.model == ours.model
+        assert theirs.schedule.edits == ours.schedule.edits
+        assert theirs.instances.num == ours.instances.num
 
 
 @pytest.mark.parametrize(
