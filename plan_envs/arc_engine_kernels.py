@@ -25,8 +25,8 @@ from plan_envs.arc_kernels import (
 )
 from plan_envs.engine import FINISHED as REASON_FINISHED
 from plan_envs.engine import ILLEGAL, NEVER, NEXT_STEP, OUT_OF_RANGE, SAME_STEP
-from plan_envs.sudoku_engine_kernels import below, loans, next_word
-from plan_envs.sudoku_kernels import borrowed, copy_bytes, folded
+from plan_envs.kernels import below, borrowed, copy_bytes, folded, next_word
+from plan_envs.sudoku_engine_kernels import loans
 
 STREAM, SAMPLER, STEPS, FINISHED, SOURCE = range(5)
 HEIGHT, WIDTH, AGREE, TOTAL, GOAL_HEIGHT, GOAL_WIDTH = range(5, 11)

@@ -16,6 +16,7 @@ from numba import njit
 
 from plan_envs.engine import FINISHED as REASON_FINISHED
 from plan_envs.engine import ILLEGAL, NEVER, NEXT_STEP, OUT_OF_RANGE, SAME_STEP
+from plan_envs.kernels import below, borrowed, copy_bytes, folded, next_word
 from plan_envs.maze_kernels import (
     GOAL,
     HEAD,
@@ -29,8 +30,7 @@ from plan_envs.maze_kernels import (
     survey,
     write_template,
 )
-from plan_envs.sudoku_engine_kernels import below, loans, next_word
-from plan_envs.sudoku_kernels import borrowed, copy_bytes, folded
+from plan_envs.sudoku_engine_kernels import loans
 
 STREAM, SAMPLER, STEPS, FINISHED, PLACE, TARGET, LENGTH, WHOLE = range(8)
 SIZE, UNDO, GEODESIC, LIMIT, SHAPED, REFUSE, ACTIONS, WIDTH = range(8, 16)

@@ -16,7 +16,8 @@ import numpy as np
 from numba import njit
 
 from plan_envs.domain import Int8Array
-from plan_envs.instances import SPLITS, InstanceSet, progress_bar, stream_key
+from plan_envs.instances import SPLITS, InstanceSet, mix, progress_bar, stream_key
+from plan_envs.kernels import GAMMA, below, copy_bytes, popcount, split_of_word
 from plan_envs.maze import MAZE_SYMBOLS, SIZES, Maze
 from plan_envs.maze_kernels import (
     BLOCKED,
@@ -29,7 +30,6 @@ from plan_envs.maze_kernels import (
     framed,
     scratch,
 )
-from plan_envs.sudoku_kernels import copy_bytes, popcount
 
 DEFAULT_PATH: Final[dict[int, int]] = {30: 110}
 """size -> least number of cells on the shortest path when a caller names none: that of the public
@@ -120,7 +120,7 @@ def split_of(instances: Int8Array, *, size: int) -> list[str]:
     instances = np.require(instances, np.int8, ("C", "W"))
     if instances.ndim != 2 or instances.shape[1] != size * size:
         raise ValueError(f"instances must have shape [num, {size * size}], got {instances.shape}")
-    return [SPLITS[_share_of(instance, size)] for instance in instances]
+    return [SPLITS[_split_of(instance, size)] for instance in instances]
 
 
 def read_maze_csv(
@@ -275,16 +275,7 @@ def _why_wrong(domain: Maze, instance: Int8Array, answer: str, distance: int) ->
 @njit(cache=True)
 def _word(key: Any, counter: Any) -> Any:
     """Output number `counter` of splitmix64 from the state `key`."""
-    word = key + np.uint64(counter + 1) * np.uint64(0x9E3779B97F4A7C15)
-    word = (word ^ (word >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    word = (word ^ (word >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return word ^ (word >> np.uint64(31))
-
-
-@njit(cache=True)
-def _below(word: Any, bound: Any) -> Any:
-    """Uniform integer in 0..bound - 1 from a random word."""
-    return np.int64(((word >> np.uint64(32)) * np.uint64(bound)) >> np.uint64(32))
+    return mix(key + np.uint64(counter + 1) * GAMMA)
 
 
 @njit(cache=True)
@@ -497,8 +488,8 @@ def _generate(
                 continue
             tries = (1 + attempt // _PATIENCE) * (1 if split == 0 else 8)
             for _ in range(tries):
-                one = _below(_word(key, counter), num)
-                other = _below(_word(key, counter + 1), num - 1)
+                one = below(_word(key, counter), num)
+                other = below(_word(key, counter + 1), num - 1)
                 other += other >= one
                 counter += 2
                 start, goal = framed(cells[one], size), framed(cells[other], size)
@@ -512,7 +503,7 @@ def _generate(
                 for k in range(num):
                     maze[cells[k]] = FREE
                 maze[cells[one]], maze[cells[other]] = START, GOAL
-                if _share_of(maze, size) == split:
+                if _split_of(maze, size) == split:
                     found = True
                     break
             if found:
@@ -523,7 +514,7 @@ def _generate(
 
 
 @njit(cache=True)
-def _share_of(maze: Any, size: Any) -> Any:
+def _split_of(maze: Any, size: Any) -> Any:
     """Index of the split of a maze: the least hash of its eight images, start and goal alike."""
     least = np.uint64(0xFFFFFFFFFFFFFFFF)
     end = size - 1
@@ -536,5 +527,4 @@ def _share_of(maze: Any, size: Any) -> Any:
                 value = maze[c * size + r] if number & 4 else maze[r * size + c]
                 word = (word ^ np.uint64(min(value, START))) * np.uint64(0x100000001B3)
         least = min(least, _word(word, 0))
-    residue = least % np.uint64(10)
-    return 0 if residue < 8 else 1 if residue == 8 else 2
+    return split_of_word(least)

@@ -12,7 +12,7 @@ from typing import Final
 import numpy as np
 from numba import njit
 
-from plan_envs.sudoku_kernels import borrowed, copy_bytes, folded
+from plan_envs.kernels import borrowed, copy_bytes, folded
 
 FREE: Final = 0
 WALL: Final = 1

@@ -16,6 +16,7 @@ from numba import njit
 
 from plan_envs.engine import FINISHED as REASON_FINISHED
 from plan_envs.engine import ILLEGAL, NEVER, NEXT_STEP, OUT_OF_RANGE, SAME_STEP
+from plan_envs.kernels import below, borrowed, copy_bytes, count_ones, folded, next_word, phi
 from plan_envs.queens_kernels import (
     free_squares,
     keeps_givens,
@@ -23,8 +24,7 @@ from plan_envs.queens_kernels import (
     survey,
     write_mask,
 )
-from plan_envs.sudoku_engine_kernels import below, count_ones, loans, next_word
-from plan_envs.sudoku_kernels import borrowed, copy_bytes, folded, phi
+from plan_envs.sudoku_engine_kernels import loans
 
 STREAM, SAMPLER, STEPS, FINISHED = range(4)
 QUEENS, VIOLATIONS, STARVED, ROWS, COLUMNS, DIAGONALS, ANTIDIAGONALS, KEEPS, LEFT = range(4, 13)

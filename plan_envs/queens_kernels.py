@@ -11,7 +11,7 @@ each line: n rows, n columns, 2n - 1 diagonals, 2n - 1 antidiagonals.
 import numpy as np
 from numba import njit
 
-from plan_envs.sudoku_kernels import borrowed, copy_bytes, folded, lowest, phi, popcount
+from plan_envs.kernels import borrowed, copy_bytes, folded, lowest, phi, popcount
 
 
 @njit(cache=True)

@@ -5,23 +5,12 @@ are bitsets over the enumeration, 64 to a word.
 """
 # mypy: ignore-errors
 
-from typing import Final
-
 import numpy as np
 from numba import njit
 
 from plan_envs.instances import mix
+from plan_envs.kernels import GAMMA, draw_below, lowest, popcount, split_of_word
 from plan_envs.queens_kernels import free_squares
-from plan_envs.sudoku_kernels import lowest, popcount
-
-_GAMMA: Final = np.uint64(0x9E3779B97F4A7C15)
-
-
-@njit(cache=True)
-def below(state, bound):
-    """Uniform integer in 0..bound - 1; advances the splitmix64 state `state[0]`."""
-    state[0] += _GAMMA
-    return np.int64(((mix(state[0]) >> np.uint64(32)) * np.uint64(bound)) >> np.uint64(32))
 
 
 @njit(cache=True)
@@ -129,7 +118,7 @@ def random_solution(n, state, board):
         for row in range(n):
             board[row] = row
         for row in range(n - 1, 0, -1):
-            k = below(state, row + 1)
+            k = draw_below(state, row + 1)
             board[row], board[k] = board[k], board[row]
         ones[:] = 0
         others[:] = 0
@@ -187,7 +176,7 @@ def draw_rows(n, count, state, order):
     for row in range(n):
         order[row] = row
     for k in range(count):
-        other = k + below(state, n - k)
+        other = k + draw_below(state, n - k)
         order[k], order[other] = order[other], order[k]
 
 
@@ -207,20 +196,14 @@ def only_in(order, count, board, members, own):
 
 
 @njit(cache=True)
-def share_of(board, n, cells, images_of):
-    """Place of a board in the order of splits, 0..9, by a hash of its canonical image."""
+def split_of(board, n, cells, images_of):
+    """Index into `SPLITS` of a board, by a hash of its canonical image."""
     images(board, cells, images_of)
     word = np.uint64(n)
     for place in range(n * n):
         if images_of[0, place] > 0:
-            word = mix(word ^ np.uint64(place + 1)) + _GAMMA
-    return np.int64(mix(word) % np.uint64(10))
-
-
-@njit(cache=True)
-def split_of_share(share):
-    """0 train (shares 0-7), 1 validation (8), 2 test (9)."""
-    return max(share - 7, 0)
+            word = mix(word ^ np.uint64(place + 1)) + GAMMA
+    return split_of_word(mix(word))
 
 
 @njit(cache=True)
@@ -254,20 +237,20 @@ def generate(
     scratch = np.zeros((1, n * n), np.int8)
     tries = 1 if len(own) else 40
     for i in range(start, stop):
-        state[0] = mix(stream + mix(np.uint64(i) + _GAMMA))
+        state[0] = mix(stream + mix(np.uint64(i) + GAMMA))
         found = False
         for _ in range(200):
-            count = given[0] + below(state, given[1] - given[0] + 1)
+            count = given[0] + draw_below(state, given[1] - given[0] + 1)
             for _ in range(attempts):
                 if len(pool):
-                    board[:] = pool[below(state, len(pool))]
+                    board[:] = pool[draw_below(state, len(pool))]
                 else:
                     random_solution(n, state, board)
                     if by_classes:
                         drawn[:] = 0
                         for row in range(n):
                             drawn[0, row * n + board[row]] = 1
-                        if split_of_share(share_of(drawn, n, cells, scratch)) != split:
+                        if split_of(drawn, n, cells, scratch) != split:
                             continue
                 for _ in range(tries):
                     draw_rows(n, count, state, order)
@@ -277,7 +260,7 @@ def generate(
                         drawn[:] = 0
                         for k in range(count):
                             drawn[0, order[k] * n + board[order[k]]] = 1
-                        found = split_of_share(share_of(drawn, n, cells, scratch)) == split
+                        found = split_of(drawn, n, cells, scratch) == split
                     if found:
                         break
                 if found:

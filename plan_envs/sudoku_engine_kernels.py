@@ -16,19 +16,24 @@ from numba import njit
 
 from plan_envs.engine import FINISHED as REASON_FINISHED
 from plan_envs.engine import ILLEGAL, NEVER, NEXT_STEP, OUT_OF_RANGE, SAME_STEP
+from plan_envs.kernels import (
+    below,
+    borrowed,
+    copy_bytes,
+    count_ones,
+    folded,
+    next_word,
+    phi,
+    popcount,
+    prefetch,
+)
 from plan_envs.sudoku_geometry import peers_of
 from plan_envs.sudoku_kernels import (
     FILL,
     FULL,
     OVERWRITE,
-    borrowed,
-    copy_bytes,
     decode,
-    folded,
     keeps_givens,
-    phi,
-    popcount,
-    prefetch,
     survey,
     tally,
     write_mask,
@@ -110,22 +115,6 @@ def load(head, data, at, peers, instance, plan):
     head[at + FILLED] = filled
     head[at + VIOLATIONS] = violations
     head[at + ZERO] = zero
-
-
-@njit(cache=True, forceinline=True)
-def next_word(head, at):
-    """Advance the splitmix64 state at `at`; the arithmetic of `plan_envs.engine.splitmix`."""
-    state = np.uint64(head[at]) + np.uint64(0x9E3779B97F4A7C15)
-    head[at] = np.int64(state)
-    word = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    word = (word ^ (word >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return word ^ (word >> np.uint64(31))
-
-
-@njit(cache=True, forceinline=True)
-def below(word, bound):
-    """Uniform integer in 0..bound - 1 from a random word."""
-    return np.int64(((word >> np.uint64(32)) * np.uint64(bound)) >> np.uint64(32))
 
 
 @njit(cache=True, forceinline=True)
@@ -511,15 +500,6 @@ def step_rows(
                 draw(head, data, at, peers, pool, pool_head)
         observe(head, data, at, side, tokens, instance, plan, mask, score, pairs, solved, env)
     return first, num_final
-
-
-@njit(cache=True, forceinline=True)
-def count_ones(data, start, stop):
-    """Sum of 0/1 bytes; unsigned places let the loop run on vectors."""
-    total = np.int64(0)
-    for i in range(np.uint64(start), np.uint64(stop)):
-        total += data[i]
-    return total
 
 
 @njit(cache=True, nogil=True)

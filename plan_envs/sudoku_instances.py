@@ -1,8 +1,8 @@
 """Sudoku instances: seeded generation, exact solving, files, symmetries, disjoint splits.
 
 Puzzles leave here as an `InstanceSet` for the shells and the trainers; the search behind them is in
-`_search`. Generation depends on (seed, split, options, index) alone, so the first k instances of a
-set do not depend on its size, and seeds may run in parallel.
+`sudoku_search`. Generation depends on (seed, split, options, index) alone, so the first k instances
+of a set do not depend on its size, and seeds may run in parallel.
 """
 
 import csv
@@ -19,12 +19,12 @@ from typing import NamedTuple, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from plan_envs import _search
-from plan_envs._search import box_shape, tables_of
-from plan_envs._seventeen import SEVENTEEN_CLUES
+from plan_envs import sudoku_search
 from plan_envs.domain import Int8Array
 from plan_envs.instances import SPLITS, InstanceSet, progress_bar, stream_key
 from plan_envs.sudoku_geometry import BOX_SHAPES
+from plan_envs.sudoku_search import box_shape, tables_of
+from plan_envs.sudoku_seventeen import SEVENTEEN_CLUES
 
 DEFAULT_GIVENS: dict[int, tuple[int, int]] = {4: (5, 7), 6: (12, 14), 9: (26, 28), 16: (120, 130)}
 """side -> range of givens when a caller names neither givens nor blanks."""
@@ -80,9 +80,10 @@ def sudoku_instances(
 
     9x9 with few givens: digging takes 0.2 ms a puzzle at 26-28 givens, 17 ms at 22, 64 ms at 21 and
     4 s at 20. Unique puzzles with 17-20 givens are therefore random images of 63 known puzzles with
-    17 givens (51, 4 and 8 in the splits; see `_seventeen.py`), plus random digits of the solution:
-    10^12 images of each, but few classes, and the public benchmarks hold images of them too
-    (Sudoku-Extreme's test set does), so a model trained on 17-20 givens may claim no result there.
+    17 givens (51, 4 and 8 in the splits; see `sudoku_seventeen.py`), plus random digits of the
+    solution: 10^12 images of each, but few classes, and the public benchmarks hold images of them
+    too (Sudoku-Extreme's test set does), so a model trained on 17-20 givens may claim no result
+    there.
 
     Args:
         side: 4, 6 (boxes of 2 rows x 3 columns), 9 or 16.
@@ -113,7 +114,7 @@ def sudoku_instances(
     with progress_bar(num, f"puzzles {side}x{side} {split}", shown=progress) as advance:
         for start in range(0, num, _CHUNK):
             stop = min(start + _CHUNK, num)
-            failed = _search.generate(
+            failed = sudoku_search.generate(
                 instances,
                 solutions,
                 start,
@@ -172,9 +173,9 @@ def split_of(solutions: Int8Array, *, side: int, instances: Int8Array | None = N
     if side == 4:
         if instances is None:
             raise ValueError("4x4 is split by puzzle: pass instances")
-        shares = _search.shares(_boards(instances, side), tables)
+        shares = sudoku_search.shares(_boards(instances, side), tables)
     else:
-        shares = _search.shares(_boards(solutions, side), tables)
+        shares = sudoku_search.shares(_boards(solutions, side), tables)
     return [SPLITS[share] for share in shares]
 
 
@@ -210,7 +211,7 @@ def read_sudoku_csv(
         reason = "several solutions" if counts[i] else _conflict(question, side) or "no solution"
         raise _refused(path, rows.lines[asked[i]], f"question has {reason}", question, side)
     answers[missing] = solved[missing[asked]]
-    good = np.asarray(_search.valid_completion(rows.questions, answers, tables_of(side)))
+    good = np.asarray(sudoku_search.valid_completion(rows.questions, answers, tables_of(side)))
     for i in np.flatnonzero(~good)[:1]:
         conflict = _conflict(rows.questions[i], side)
         if conflict is not None:
@@ -502,7 +503,9 @@ def _solve_batch(boards: Int8Array, limit: int, side: int) -> tuple[NDArray[np.i
     solutions = np.zeros_like(boards)
     for start in range(0, len(boards), _CHUNK):
         rows = slice(start, start + _CHUNK)
-        counts[rows], solutions[rows] = _search.solve_batch(boards[rows], limit, tables_of(side))
+        counts[rows], solutions[rows] = sudoku_search.solve_batch(
+            boards[rows], limit, tables_of(side)
+        )
     return counts, solutions
 
 

@@ -11,11 +11,9 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-from llvmlite import ir
-from numba import njit, types
-from numba.core import cgutils
-from numba.extending import intrinsic
+from numba import njit
 
+from plan_envs.kernels import borrowed, copy_bytes, folded, lowest, phi, popcount
 from plan_envs.threads import in_shares, raise_flag
 
 FILL: Final = 0
@@ -33,83 +31,6 @@ DIGITS: Final = np.zeros((1 << TABLE_SIDE, 16), np.uint8)
 for _set in range(len(DIGITS)):
     _members = [digit for digit in range(TABLE_SIDE) if _set >> digit & 1]
     DIGITS[_set, : len(_members)] = _members
-
-
-@intrinsic
-def popcount(typingctx, bits):
-    """Number of set bits (the machine's instruction)."""
-    del typingctx
-
-    def codegen(context, builder, signature, args):
-        del context, signature
-        return builder.zext(builder.ctpop(builder.trunc(args[0], ir.IntType(32))), args[0].type)
-
-    return types.int64(types.int64), codegen
-
-
-@intrinsic
-def lowest(typingctx, bits):
-    """Index of the lowest set bit of a set that is not empty."""
-    del typingctx
-
-    def codegen(context, builder, signature, args):
-        del context, signature
-        return builder.cttz(args[0], ir.Constant(ir.IntType(1), 1))
-
-    return types.int64(types.int64), codegen
-
-
-@intrinsic
-def borrowed(typingctx, array):
-    """The array without its reference count, for an argument that the kernel's caller holds.
-
-    Never for an array that the kernel itself allocates: nothing would keep that alive.
-
-    Numba counts references of every array that a helper touches, atomically, also in inlined ones;
-    that took half of a step.
-    """
-    del typingctx
-
-    def codegen(context, builder, signature, args):
-        view = context.make_array(signature.args[0])(context, builder, value=args[0])
-        view.meminfo = cgutils.get_null_value(view.meminfo.type)
-        view.parent = cgutils.get_null_value(view.parent.type)
-        return view._getvalue()
-
-    return array(array), codegen
-
-
-@intrinsic
-def copy_bytes(typingctx, target, to, source, start, count):
-    """One memcpy between contiguous arrays, places in bytes; slices would copy byte by byte."""
-    del typingctx, to, start, count
-
-    def codegen(context, builder, signature, args):
-        first = []
-        for kind, array, place in zip(signature.args[:4:2], args[:4:2], args[1:4:2], strict=True):
-            data = context.make_array(kind)(context, builder, value=array).data
-            first.append(builder.gep(builder.bitcast(data, cgutils.voidptr_t), [place]))
-        cgutils.raw_memcpy(builder, *first, args[4], 1)
-        return context.get_dummy_value()
-
-    return types.void(target, types.int64, source, types.int64, types.int64), codegen
-
-
-@intrinsic
-def prefetch(typingctx, array, place):
-    """Ask for the cache line at a place of an array of bytes, which may lie behind its end."""
-    del typingctx
-
-    def codegen(context, builder, signature, args):
-        data = context.make_array(signature.args[0])(context, builder, value=args[0]).data
-        line = builder.gep(builder.bitcast(data, cgutils.voidptr_t), [args[1]])
-        number = ir.IntType(32)
-        kind = ir.FunctionType(ir.VoidType(), [cgutils.voidptr_t, number, number, number])
-        hint = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0i8")
-        builder.call(hint, [line, *(ir.Constant(number, value) for value in (1, 3, 1))])
-        return context.get_dummy_value()
-
-    return types.void(array, types.int64), codegen
 
 
 @njit(cache=True)
@@ -281,21 +202,6 @@ def check_plans(instances, plans, rules, peers, score, violations, solved, dead)
         complete = filled == side * side and pairs == 0
         solved[i] = complete and keeps_givens(instances[i], plans[i])
         dead[i] = rules[2] == FILL and (zero > 0 or pairs > 0) and not solved[i]
-
-
-@njit(cache=True, inline="always")
-def phi(score, cells):
-    """Potential, clip(score, 0, cells) / cells."""
-    return min(max(score, 0), cells) / cells
-
-
-@njit(cache=True, inline="always")
-def folded(solved, absorbed, before, after, gamma, shaped):
-    """Reward of an edit, `plan_envs.domain.edit_reward` in the same order of operations."""
-    base = 1.0 if solved else 0.0
-    if not shaped:
-        return base
-    return base + (0.0 if absorbed else gamma * after) - before
 
 
 def count_successors(instances: Any, *arguments: Any) -> None:

@@ -15,6 +15,7 @@ from numba import njit
 from numpy.typing import NDArray
 
 from plan_envs.instances import mix
+from plan_envs.kernels import GAMMA, draw_below, split_of_word
 from plan_envs.sudoku_geometry import BOX_SHAPES
 
 _PLACED = 1 << 20
@@ -52,6 +53,7 @@ class Tables(NamedTuple):
 
 @cache
 def tables_of(side: int) -> Tables:
+    """The tables of a side."""
     box_rows, box_columns = box_shape(side)
     cell = np.arange(side * side)
     row, column = cell // side, cell % side
@@ -93,15 +95,9 @@ def _geometric_images(side: int) -> NDArray[np.int32]:
 
 
 @njit(cache=True)
-def _below(rng, bound):  # uniform integer in [0, bound), bound < 2**31
-    rng[0] += np.uint64(0x9E3779B97F4A7C15)
-    return np.int64(((mix(rng[0]) >> np.uint64(32)) * np.uint64(bound)) >> np.uint64(32))
-
-
-@njit(cache=True)
 def _shuffle(values, rng):
     for i in range(len(values) - 1, 0, -1):
-        j = _below(rng, i + 1)
+        j = draw_below(rng, i + 1)
         values[i], values[j] = values[j], values[i]
 
 
@@ -241,7 +237,7 @@ def _search(states, queue, queued, branch, rest, limit, max_nodes, rng, solution
     count = 0
     nodes = 0
     depth = 0
-    branch[0] = _branch_cell(states[0], _below(rng, cells) if shuffled else 0)
+    branch[0] = _branch_cell(states[0], draw_below(rng, cells) if shuffled else 0)
     if branch[0] < 0:
         _read_out(states[0], solution)
         return 1
@@ -258,7 +254,7 @@ def _search(states, queue, queued, branch, rest, limit, max_nodes, rng, solution
             while mask:
                 mask &= mask - 1
                 size += 1
-            for _ in range(_below(rng, size)):
+            for _ in range(draw_below(rng, size)):
                 left &= left - 1
             bit = left & -left
         rest[depth] ^= bit
@@ -272,7 +268,7 @@ def _search(states, queue, queued, branch, rest, limit, max_nodes, rng, solution
         queue[0] = c
         if not _propagate(child, queue, 1, tables):
             continue
-        nxt = _branch_cell(child, _below(rng, cells) if shuffled else 0)
+        nxt = _branch_cell(child, draw_below(rng, cells) if shuffled else 0)
         if nxt < 0:
             if count == 0:
                 _read_out(child, solution)
@@ -288,6 +284,7 @@ def _search(states, queue, queued, branch, rest, limit, max_nodes, rng, solution
 
 @njit(cache=True)
 def solve_batch(boards, limit, tables):
+    """(solutions of every board, counted up to `limit`; the first one of each)."""
     num, cells = boards.shape
     counts = np.zeros(num, np.int64)
     solutions = np.zeros((num, cells), np.int8)
@@ -366,7 +363,7 @@ def _random_symmetry(rng, tables):
     columns = _random_order(side, box_columns, rng)
     digits = np.arange(side + 1)
     _shuffle(digits[1:], rng)
-    transposed = box_rows == box_columns and _below(rng, 2) == 1
+    transposed = box_rows == box_columns and draw_below(rng, 2) == 1
     source = np.empty(side * side, np.int64)
     for r in range(side):
         for c in range(side):
@@ -386,7 +383,7 @@ def _apply(board, source, digits):
 def _seed_uniform_4x4(grid, rng):
     """Fix box 1, draw the rest of rows and columns 1 and 2: 12 of 16 draws have one completion."""
     grid[0], grid[1], grid[4], grid[5] = 1, 2, 3, 4
-    swap = _below(rng, 16)
+    swap = draw_below(rng, 16)
     grid[2 + (swap & 1)], grid[3 - (swap & 1)] = 3, 4
     grid[6 + (swap >> 1 & 1)], grid[7 - (swap >> 1 & 1)] = 1, 2
     grid[8 + 4 * (swap >> 2 & 1)], grid[12 - 4 * (swap >> 2 & 1)] = 2, 4
@@ -485,19 +482,19 @@ def _canonical_hash(board, images):
             best[:] = image
     h = np.uint64(cells)
     for i in range(cells):
-        h = mix(h + np.uint64(0x9E3779B97F4A7C15) + np.uint64(best[i]))
+        h = mix(h + GAMMA + np.uint64(best[i]))
     return h
 
 
 @njit(cache=True)
 def _share(h):
     """Index into SPLITS of an invariant hash: 8 of 10, 1 of 10, 1 of 10."""
-    slot = np.int64(mix(h + np.uint64(_SPLIT_SALT)) % np.uint64(10))
-    return 0 if slot < 8 else slot - 7
+    return split_of_word(mix(h + np.uint64(_SPLIT_SALT)))
 
 
 @njit(cache=True)
 def shares(boards, tables):
+    """Index into `SPLITS` of every board: of the grid, or on 4x4 of the puzzle."""
     slots = np.empty(boards.shape[0], np.int64)
     for i in range(boards.shape[0]):
         if tables.images.shape[0] > 0:
@@ -610,18 +607,18 @@ def generate(
     grid = np.empty(cells, np.int8)
     rng = np.empty(1, np.uint64)
     for i in range(start, stop):
-        rng[0] = mix(stream + mix(np.uint64(i) + np.uint64(0x9E3779B97F4A7C15)))
-        target = low + _below(rng, high - low + 1)
+        rng[0] = mix(stream + mix(np.uint64(i) + GAMMA))
+        target = low + draw_below(rng, high - low + 1)
         order[:] = np.arange(cells)  # a row depends on its own stream alone
         done = False
         for attempt in range(max_attempts):
             if (
                 by_puzzle and attempt % 500 == 499
             ):  # this split may lack puzzles with so many givens
-                target = low + _below(rng, high - low + 1)
+                target = low + draw_below(rng, high - low + 1)
             _shuffle(order, rng)
             if target <= reach:
-                pick = _below(rng, len(patterns))
+                pick = draw_below(rng, len(patterns))
                 board = patterns[pick].copy()
                 grid[:] = pattern_solutions[pick]
                 _top_up(board, grid, target, order)
