@@ -16,10 +16,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from plan_envs import arc_kernels as kernels
+from plan_envs.boards import (
+    absorbs_dead,
+    as_actions,
+    as_boards,
+    check_batch,
+    check_choices,
+    choose_cells,
+    empty_successors,
+    is_shaped,
+    neighbours_of,
+    with_fixed_tables,
+)
 from plan_envs.domain import DeadEnd, DomainSpec, Int8Array, RewardKind, Successors, Verdict
 from plan_envs.engine import Engine, EngineOptions
 from plan_envs.rendering import Picture
-from plan_envs.sudoku import absorbs_dead, is_shaped
 
 if TYPE_CHECKING:
     from plan_envs.evaluation import Policy
@@ -101,11 +112,7 @@ class Arc:
             if not isinstance(value, int) or not low <= value <= high:
                 raise ValueError(f"{field} must be an integer in {low}..{high}, got {value!r}")
         choices = {"start": ("input", "blank"), "shaping": ("none", "agreement")}
-        for field, allowed in choices.items():
-            if getattr(self, field) not in allowed:
-                raise ValueError(
-                    f"{field} must be one of {list(allowed)}, got {getattr(self, field)!r}"
-                )
+        check_choices(self, choices)
 
     @property
     def spec(self) -> DomainSpec:
@@ -129,7 +136,7 @@ class Arc:
     def edit(self, instances: Int8Array, plans: Int8Array, actions: NDArray[np.int32]) -> Int8Array:
         """The plans after one edit a row; illegal actions and submit leave their row unchanged."""
         _, plans = self._pair(instances, plans)
-        actions = self._actions(actions, len(plans))
+        actions = as_actions(actions, len(plans), self.spec.num_actions)
         edited = plans.copy()
         kernels.apply_edits(edited, self.size, actions)
         return edited
@@ -175,11 +182,8 @@ class Arc:
         batch, cells = plans.shape
         offsets = np.zeros(batch + 1, np.int64)
         kernels.count_successors(plans, self.size, offsets)
-        total = int(offsets[-1])
-        state, action = np.empty((2, total), np.int32)
-        score, worth = np.empty((2, total), np.float32)
-        solved, terminated = np.empty((2, total), np.bool_)
-        plan = np.empty((total if with_plans else 0, cells), np.int8)
+        found = empty_successors(offsets, cells, with_plans=with_plans)
+        found.dead[:] = False
         kernels.write_successors(
             instances,
             plans,
@@ -189,25 +193,15 @@ class Arc:
             float(gamma),
             is_shaped(reward),
             offsets,
-            state,
-            action,
-            plan,
-            score,
-            worth,
-            solved,
-            terminated,
+            found.state,
+            found.action,
+            found.plan,
+            found.score,
+            found.reward,
+            found.solved,
+            found.terminated,
         )
-        return Successors(
-            offsets=offsets,
-            state=state,
-            action=action,
-            plan=plan,
-            score=score,
-            reward=worth,
-            solved=solved,
-            dead=np.zeros(total, np.bool_),
-            terminated=terminated,
-        )
+        return found
 
     def is_stop(self, actions: NDArray[np.int32]) -> NDArray[np.bool_]:
         """True for submit."""
@@ -363,11 +357,9 @@ class Arc:
         """
         start = self.initial(instances)
         wrong = self._wrong_after_resizing(start, solutions)
-        # Leave the `distance` wrong cells with the smallest random keys, paint the others.
-        keys = np.where(wrong, rng.random(wrong.shape), np.inf)
-        left = np.argsort(np.argsort(keys, axis=1), axis=1) < np.asarray(distance)[:, None]
+        left = choose_cells(wrong, distance, rng)
         resized = np.where(solutions > 0, np.maximum(start, 1), 0)
-        plans = np.where(wrong & left, resized, solutions)
+        plans = np.where(left, resized, solutions)
         paints: NDArray[np.bool_] = np.any(wrong, axis=1, keepdims=True)
         return np.ascontiguousarray(np.where(paints, plans, start), np.int8)
 
@@ -400,26 +392,11 @@ class Arc:
         return cast(Engine, ArcEngine(self, num_envs, pool, options))  # `instances` is a property
 
     def _instances(self, instances: Int8Array) -> Int8Array:
-        """Check shape, dtype and range; contiguous and writable, so that a kernel compiles once."""
-        instances = _int8_rows("instances", instances, self.spec.instance_size)
-        if instances.size and instances.view(np.uint8).max() > NUM_COLOURS:
-            wrong = instances[instances.view(np.uint8) > NUM_COLOURS][0]
-            raise ValueError(f"instances must hold 0..{NUM_COLOURS}, got {wrong}")
-        return instances
+        return as_boards("instances", instances, self.spec.instance_size, NUM_COLOURS)
 
     def _pair(self, instances: Int8Array, plans: Int8Array) -> tuple[Int8Array, Int8Array]:
-        if len(instances) != len(plans):
-            raise ValueError(f"got {len(instances)} instances but {len(plans)} plans")
+        check_batch(instances, plans)
         return self._instances(instances), _canvases("plans", plans, self.size)
-
-    def _actions(self, actions: NDArray[np.int32], batch: int) -> NDArray[np.int32]:
-        actions = np.require(actions, np.int32, ("C", "W"))
-        if actions.shape != (batch,):
-            raise ValueError(f"actions must have shape [{batch}], got {list(actions.shape)}")
-        if batch and not 0 <= actions.min() <= actions.max() < self.spec.num_actions:
-            wrong = actions[(actions < 0) | (actions >= self.spec.num_actions)][0]
-            raise ValueError(f"actions must lie in 0..{self.spec.num_actions - 1}, got {wrong}")
-        return actions
 
 
 @dataclass(frozen=True)
@@ -530,7 +507,7 @@ def translate(boards: Int8Array, *, size: int, down: Any, right: Any) -> Int8Arr
     Raises:
         ValueError: if a coloured cell would leave its board.
     """
-    boards = _int8_rows("boards", boards, size * size)
+    boards = as_boards("boards", boards, size * size)
     down, right = np.broadcast_to(down, len(boards)), np.broadcast_to(right, len(boards))
     which, cell = np.nonzero(boards)
     row, column = cell // size + down[which], cell % size + right[which]
@@ -571,20 +548,8 @@ def grid_of(board: Int8Array, size: int) -> Int8Array:
     return colours
 
 
-def _int8_rows(name: str, rows: Int8Array, width: int) -> Int8Array:
-    rows = np.asarray(rows)
-    if rows.ndim != 2 or rows.shape[1] != width or rows.dtype != np.int8:
-        raise ValueError(
-            f"{name} must be int8 of shape [batch, {width}], "
-            f"got {rows.dtype} of shape {list(rows.shape)}"
-        )
-    if not (rows.flags.c_contiguous and rows.flags.writeable):
-        rows = np.require(rows, requirements=("C", "W"))
-    return rows
-
-
 def _canvases(name: str, boards: Int8Array, size: int) -> Int8Array:
-    boards = _int8_rows(name, boards, size * size)
+    boards = as_boards(name, boards, size * size)
     wrong = kernels.first_malformed(boards, size)
     if wrong >= 0:
         raise ValueError(
@@ -715,7 +680,6 @@ def _spec(size: int, demonstrations: int) -> DomainSpec:
     every_cell = np.arange(cells, dtype=np.int32)
     no_cell = np.full(2 * size + 1, -1, np.int32)
     sizes = np.arange(1, size + 1, dtype=np.int32)
-    row, column = np.divmod(every_cell, size)
     spec = DomainSpec(
         name=f"arc{size}x{size}",
         num_cells=cells,
@@ -730,21 +694,10 @@ def _spec(size: int, demonstrations: int) -> DomainSpec:
         ),
         action_kind=np.repeat(np.arange(4, dtype=np.int32), [NUM_COLOURS * cells, size, size, 1]),
         kind_names=KIND_NAMES,
-        neighbours=np.stack(
-            [
-                np.where(row > 0, every_cell - size, -1),
-                np.where(row < size - 1, every_cell + size, -1),
-                np.where(column > 0, every_cell - 1, -1),
-                np.where(column < size - 1, every_cell + 1, -1),
-            ],
-            axis=1,
-        ).astype(np.int32),
+        neighbours=neighbours_of(size).copy(),
         instance_layers=1 + 2 * demonstrations,
         hidden_layers=1,
         num_instance_values=NUM_COLOURS,
         symbols=" 0123456789",
     )
-    assert spec.neighbours is not None
-    for table in (spec.action_cell, spec.action_value, spec.action_kind, spec.neighbours):
-        table.flags.writeable = False
-    return spec
+    return with_fixed_tables(spec)

@@ -12,6 +12,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from plan_envs.boards import absorbs_dead, is_shaped
 from plan_envs.domain import (
     DeadEnd,
     DomainSpec,
@@ -96,10 +97,8 @@ def general_successors(
     Raises:
         ValueError: for an unknown reward or dead end.
     """
-    if reward not in ("shaped", "sparse"):
-        raise ValueError(f"reward must be 'shaped' or 'sparse', got {reward!r}")
-    if dead_end not in ("absorb", "continue"):
-        raise ValueError(f"dead_end must be 'absorb' or 'continue', got {dead_end!r}")
+    is_shaped(reward)  # refuses other words
+    absorb = absorbs_dead(dead_end)
     masks = domain.action_mask(instances, plans)
     state, action = (index.astype(np.int32) for index in np.nonzero(masks))
     offsets = np.append(0, masks.sum(axis=1, dtype=np.int64).cumsum())
@@ -107,7 +106,7 @@ def general_successors(
     edited = domain.edit(instances[state], plans[state], action)
     verdict = domain.check(instances[state], edited)
     absorbed = verdict.solved | domain.is_stop(action)
-    if dead_end == "absorb":
+    if absorb:
         absorbed |= verdict.dead
     live = np.flatnonzero(~absorbed)
     length = max(1, _CHUNK_BYTES // domain.spec.num_actions)

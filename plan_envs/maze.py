@@ -13,10 +13,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from plan_envs import maze_kernels as kernels
+from plan_envs.boards import (
+    absorbs_dead,
+    as_actions,
+    as_boards,
+    check_batch,
+    check_choices,
+    empty_successors,
+    is_shaped,
+    neighbours_of,
+    outcome_arrays,
+    with_fixed_tables,
+)
 from plan_envs.domain import DeadEnd, DomainSpec, Int8Array, RewardKind, Successors, Verdict
 from plan_envs.engine import Engine, EngineOptions
 from plan_envs.maze_kernels import FREE, GOAL, HEAD, START, WALL
-from plan_envs.sudoku import absorbs_dead, is_shaped
 
 if TYPE_CHECKING:
     from plan_envs.evaluation import Policy
@@ -77,10 +88,7 @@ class Maze:
         """Check the options."""
         if self.size not in SIZES:
             raise ValueError(f"size must lie in {SIZES[0]}-{SIZES[-1]}, got {self.size!r}")
-        for field, allowed in (("edits", ("fill", "full")), ("shaping", ("none", "geodesic"))):
-            value = getattr(self, field)
-            if value not in allowed:
-                raise ValueError(f"{field} must be one of {list(allowed)}, got {value!r}")
+        check_choices(self, {"edits": ("fill", "full"), "shaping": ("none", "geodesic")})
 
     @property
     def spec(self) -> DomainSpec:
@@ -108,7 +116,7 @@ class Maze:
     def edit(self, instances: Int8Array, plans: Int8Array, actions: NDArray[np.int32]) -> Int8Array:
         """The plans after one edit a row; illegal actions leave their row unchanged."""
         instances, plans = self._pair(instances, plans)
-        actions = self._actions(actions, len(plans))
+        actions = as_actions(actions, len(plans), self.spec.num_actions)
         edited = plans.copy()
         kernels.apply_edits(instances, edited, actions, self.rules, neighbours_of(self.size))
         return edited
@@ -155,39 +163,12 @@ class Maze:
         facts = np.empty((batch, 4), np.int32)
         offsets = np.zeros(batch + 1, np.int64)
         kernels.count_successors(instances, plans, self.rules, neighbours, facts, offsets)
-        total = int(offsets[-1])
-        state, action = np.empty((2, total), np.int32)
-        score, worth = np.empty((2, total), np.float32)
-        solved, dead, terminated = np.empty((3, total), np.bool_)
-        plan = np.empty((total if with_plans else 0, cells), np.int8)
+        found = empty_successors(offsets, cells, with_plans=with_plans)
+        terms = (float(gamma), is_shaped(reward))
         kernels.write_successors(
-            instances,
-            plans,
-            self.rules,
-            neighbours,
-            facts,
-            (float(gamma), is_shaped(reward)),
-            offsets,
-            state,
-            action,
-            plan,
-            score,
-            worth,
-            solved,
-            dead,
-            terminated,
+            instances, plans, self.rules, neighbours, facts, terms, offsets, *outcome_arrays(found)
         )
-        return Successors(
-            offsets=offsets,
-            state=state,
-            action=action,
-            plan=plan,
-            score=score,
-            reward=worth,
-            solved=solved,
-            dead=dead,
-            terminated=terminated,
-        )
+        return found
 
     def is_stop(self, actions: NDArray[np.int32]) -> NDArray[np.bool_]:
         """No action ends the episode by itself."""
@@ -364,35 +345,11 @@ class Maze:
         )
 
     def _boards(self, name: str, boards: Int8Array) -> Int8Array:
-        """Check shape, dtype and range; contiguous and writable, so that a kernel compiles once."""
-        boards = np.asarray(boards)
-        cells = self.size**2
-        if boards.ndim != 2 or boards.shape[1] != cells or boards.dtype != np.int8:
-            raise ValueError(
-                f"{name} must be int8 of shape [batch, {cells}], "
-                f"got {boards.dtype} of shape {list(boards.shape)}"
-            )
-        if not (boards.flags.c_contiguous and boards.flags.writeable):
-            boards = np.require(boards, requirements=("C", "W"))
-        top = GOAL if name == "instances" else HEAD
-        if boards.size and boards.view(np.uint8).max() > top:
-            wrong = boards[boards.view(np.uint8) > top][0]
-            raise ValueError(f"{name} must hold 0..{top}, got {wrong}")
-        return boards
+        return as_boards(name, boards, self.size**2, GOAL if name == "instances" else HEAD)
 
     def _pair(self, instances: Int8Array, plans: Int8Array) -> tuple[Int8Array, Int8Array]:
-        if len(instances) != len(plans):
-            raise ValueError(f"got {len(instances)} instances but {len(plans)} plans")
+        check_batch(instances, plans)
         return self._boards("instances", instances), self._boards("plans", plans)
-
-    def _actions(self, actions: NDArray[np.int32], batch: int) -> NDArray[np.int32]:
-        actions = np.require(actions, np.int32, ("C", "W"))
-        if actions.shape != (batch,):
-            raise ValueError(f"actions must have shape [{batch}], got {list(actions.shape)}")
-        if batch and not 0 <= actions.min() <= actions.max() < self.spec.num_actions:
-            wrong = actions[(actions < 0) | (actions >= self.spec.num_actions)][0]
-            raise ValueError(f"actions must lie in 0..{self.spec.num_actions - 1}, got {wrong}")
-        return actions
 
 
 _PAPER: Final = (255, 255, 255)
@@ -459,21 +416,8 @@ class MazeSymmetry:
 
 
 @cache
-def neighbours_of(size: int) -> NDArray[np.int32]:
-    """The cells up, down, left and right of every cell, -1 outside; int32 [cell, direction]."""
-    row, column = np.divmod(np.arange(size * size, dtype=np.int32), np.int32(size))
-    found = np.full((size * size, 4), -1, np.int32)
-    for direction, (down, right) in enumerate(((-1, 0), (1, 0), (0, -1), (0, 1))):
-        r, c = row + down, column + right
-        inside = (r >= 0) & (r < size) & (c >= 0) & (c < size)
-        found[inside, direction] = (r * size + c)[inside]
-    return found
-
-
-@cache
 def _spec(size: int, undo: bool) -> DomainSpec:
     cells = size * size
-    neighbours = neighbours_of(size).copy()
     spec = DomainSpec(
         name=f"maze{size}x{size}",
         num_cells=cells,
@@ -486,10 +430,8 @@ def _spec(size: int, undo: bool) -> DomainSpec:
         action_value=np.append(np.full(cells, HEAD), [0] * undo).astype(np.int32),
         action_kind=np.append(np.zeros(cells), [1] * undo).astype(np.int32),
         kind_names=KIND_NAMES,
-        neighbours=neighbours,
+        neighbours=neighbours_of(size).copy(),
         num_instance_values=GOAL,
         symbols=".^v<>@",
     )
-    for table in (spec.action_cell, spec.action_value, spec.action_kind, neighbours):
-        table.flags.writeable = False
-    return spec
+    return with_fixed_tables(spec)

@@ -13,9 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from plan_envs import maze_engine_kernels as kernels
+from plan_envs.boards import neighbours_of
 from plan_envs.domain import DomainSpec, Int8Array
 from plan_envs.engine import SAME_STEP, EngineOptions, Finals, Refusal, StepArrays
-from plan_envs.maze import Maze, neighbours_of
+from plan_envs.maze import Maze
 
 _POOL_BYTES = 1 << 26
 """Distances to the goal are kept ready while they fit here; beyond, a reset computes its own."""

@@ -15,6 +15,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from plan_envs import queens_kernels as kernels
+from plan_envs.boards import (
+    absorbs_dead,
+    as_actions,
+    as_boards,
+    check_batch,
+    check_choices,
+    choose_cells,
+    empty_successors,
+    is_shaped,
+    outcome_arrays,
+    with_fixed_tables,
+)
 from plan_envs.domain import DeadEnd, DomainSpec, Int8Array, RewardKind, Successors, Verdict
 from plan_envs.engine import Engine, EngineOptions
 from plan_envs.queens_boards import (
@@ -30,7 +42,6 @@ from plan_envs.queens_boards import (
     symmetry_class,
 )
 from plan_envs.rendering import CONFLICT_INK, CONFLICT_PAPER, EDIT_INK, GIVEN_INK, Picture
-from plan_envs.sudoku import _allocate, absorbs_dead, is_shaped
 
 __all__ = [
     "KIND_NAMES",
@@ -92,12 +103,7 @@ class Queens:
         """Check the options."""
         if self.n not in SIDES:
             raise ValueError(f"n must lie in {SIDES[0]}..{SIDES[-1]}, got {self.n!r}")
-        choices = {"edits": ("fill", "full"), "mask": ("givens", "constraint")}
-        for field, allowed in choices.items():
-            if getattr(self, field) not in allowed:
-                raise ValueError(
-                    f"{field} must be one of {list(allowed)}, got {getattr(self, field)!r}"
-                )
+        check_choices(self, {"edits": ("fill", "full"), "mask": ("givens", "constraint")})
 
     @property
     def spec(self) -> DomainSpec:
@@ -118,7 +124,7 @@ class Queens:
     def edit(self, instances: Int8Array, plans: Int8Array, actions: NDArray[np.int32]) -> Int8Array:
         """The plans after one edit a row; illegal actions and STOP leave their row unchanged."""
         instances, plans = self._pair(instances, plans)
-        actions = self._actions(actions, len(plans))
+        actions = as_actions(actions, len(plans), self.spec.num_actions)
         edited = plans.copy()
         kernels.apply_edits(instances, edited, actions, self.n, self.mask == "constraint")
         return edited
@@ -150,36 +156,12 @@ class Queens:
         legal = np.empty((batch, self.n), np.int64)
         offsets = np.zeros(batch + 1, np.int64)
         kernels.count_successors(instances, plans, *self.rules, legal, offsets)
-        arrays = _allocate(int(offsets[-1]), cells if with_plans else 0, spare=0)
-        state, action, score, worth, solved, dead, terminated = arrays[:7]
-        plan = arrays[7] if with_plans else np.empty((0, cells), np.int8)
+        found = empty_successors(offsets, cells, with_plans=with_plans)
+        terms = (float(gamma), is_shaped(reward), absorbs_dead(dead_end))
         kernels.write_successors(
-            instances,
-            plans,
-            *self.rules,
-            legal,
-            (float(gamma), is_shaped(reward), absorbs_dead(dead_end)),
-            offsets,
-            state,
-            action,
-            plan,
-            score,
-            worth,
-            solved,
-            dead,
-            terminated,
+            instances, plans, *self.rules, legal, terms, offsets, *outcome_arrays(found)
         )
-        return Successors(
-            offsets=offsets,
-            state=state,
-            action=action,
-            plan=plan,
-            score=score,
-            reward=worth,
-            solved=solved,
-            dead=dead,
-            terminated=terminated,
-        )
+        return found
 
     def is_stop(self, actions: NDArray[np.int32]) -> NDArray[np.bool_]:
         """True for STOP; fill edits have none."""
@@ -282,10 +264,8 @@ class Queens:
         """
         instances, solutions = self._pair(instances, solutions)
         hidden = (solutions > 0) & (instances == 0)
-        # Leave the `distance` hidden queens with the smallest random keys, place the others.
-        keys = np.where(hidden, rng.random(hidden.shape), np.inf)
-        kept = np.argsort(np.argsort(keys, axis=1), axis=1) < np.asarray(distance)[:, None]
-        return np.ascontiguousarray(np.where(hidden & ~kept, solutions, instances))
+        left = choose_cells(hidden, distance, rng)
+        return np.ascontiguousarray(np.where(hidden & ~left, solutions, instances))
 
     def random_symmetry(self, rng: np.random.Generator) -> "QueensSymmetry":
         """One of the four symmetries that keep the score; see `QueensSymmetry`."""
@@ -323,34 +303,11 @@ class Queens:
         return self.n, self.edits == "full", self.mask == "constraint"
 
     def _boards(self, name: str, boards: Int8Array) -> Int8Array:
-        """Check shape, dtype and range; contiguous and writable, so that a kernel compiles once."""
-        boards = np.asarray(boards)
-        cells = self.n**2
-        if boards.ndim != 2 or boards.shape[1] != cells or boards.dtype != np.int8:
-            raise ValueError(
-                f"{name} must be int8 of shape [batch, {cells}], "
-                f"got {boards.dtype} of shape {list(boards.shape)}"
-            )
-        if not (boards.flags.c_contiguous and boards.flags.writeable):
-            boards = np.require(boards, requirements=("C", "W"))
-        if boards.size and boards.view(np.uint8).max() > 1:
-            wrong = boards[boards.view(np.uint8) > 1][0]
-            raise ValueError(f"{name} must hold 0 and 1, got {wrong}")
-        return boards
+        return as_boards(name, boards, self.n**2, 1)
 
     def _pair(self, instances: Int8Array, plans: Int8Array) -> tuple[Int8Array, Int8Array]:
-        if len(instances) != len(plans):
-            raise ValueError(f"got {len(instances)} instances but {len(plans)} plans")
+        check_batch(instances, plans)
         return self._boards("instances", instances), self._boards("plans", plans)
-
-    def _actions(self, actions: NDArray[np.int32], batch: int) -> NDArray[np.int32]:
-        actions = np.require(actions, np.int32, ("C", "W"))
-        if actions.shape != (batch,):
-            raise ValueError(f"actions must have shape [{batch}], got {list(actions.shape)}")
-        if batch and not 0 <= actions.min() <= actions.max() < self.spec.num_actions:
-            wrong = actions[(actions < 0) | (actions >= self.spec.num_actions)][0]
-            raise ValueError(f"actions must lie in 0..{self.spec.num_actions - 1}, got {wrong}")
-        return actions
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -439,6 +396,4 @@ def _spec(n: int, edits: EditSet) -> DomainSpec:
         at_most_one=("diagonal", "antidiagonal"),
         symbols=".Q",
     )
-    for table in (spec.action_cell, spec.action_value, spec.action_kind, *spec.groups.values()):
-        table.flags.writeable = False
-    return spec
+    return with_fixed_tables(spec)

@@ -8,12 +8,24 @@ numba calls each (`sudoku_kernels`). The shells and the learners stand on it; in
 
 from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from plan_envs import sudoku_kernels as kernels
+from plan_envs.boards import (
+    absorbs_dead,
+    as_actions,
+    as_boards,
+    check_batch,
+    check_choices,
+    choose_cells,
+    empty_successors,
+    is_shaped,
+    outcome_arrays,
+    with_fixed_tables,
+)
 from plan_envs.domain import DeadEnd, DomainSpec, Int8Array, RewardKind, Successors, Verdict
 from plan_envs.engine import Engine, EngineOptions
 from plan_envs.sudoku_geometry import BOX_SHAPES, peers_of, units_of
@@ -87,12 +99,10 @@ class Sudoku:
             "edits": tuple(_EDIT_SETS),
             "mask": ("givens", "constraint"),
         }
-        for field, allowed in choices.items():
-            value = getattr(self, field)
-            if value is None:
-                object.__setattr__(self, field, defaults[field])
-            elif value not in allowed:
-                raise ValueError(f"{field} must be one of {list(allowed)}, got {value!r}")
+        for field, default in defaults.items():
+            if getattr(self, field) is None:
+                object.__setattr__(self, field, default)
+        check_choices(self, choices)
         if self.edits == "full" and self.codec != "tokens":
             raise ValueError("edits='full' needs codec='tokens', got codec='digits'")
 
@@ -116,7 +126,7 @@ class Sudoku:
     def edit(self, instances: Int8Array, plans: Int8Array, actions: NDArray[np.int32]) -> Int8Array:
         """The plans after one edit a row; illegal actions and STOP leave their row unchanged."""
         instances, plans = self._pair(instances, plans)
-        actions = self._actions(actions, len(plans))
+        actions = as_actions(actions, len(plans), self.spec.num_actions)
         edited = plans.copy()
         kernels.apply_edits(instances, edited, actions, self.rules, peers_of(self.side))
         return edited
@@ -151,41 +161,12 @@ class Sudoku:
         facts = np.empty((batch, 4), np.int32)
         offsets = np.zeros(batch + 1, np.int64)
         kernels.count_successors(instances, plans, rules, peers, legal, facts, offsets)
-        total = int(offsets[-1])
-        arrays = _allocate(total, cells if with_plans else 0, spare=kernels.TABLE_SIDE)
-        state, action, score, worth, solved, dead, terminated = arrays[:7]
-        plan = arrays[7] if with_plans else np.empty((0, cells), np.int8)
+        found = empty_successors(offsets, cells, with_plans=with_plans, spare=kernels.TABLE_SIDE)
         fast = self.edits == "fill" and self.mask == "constraint"
         write = kernels.fill_constraint_successors if fast else kernels.general_successors
-        write(
-            instances,
-            plans,
-            rules,
-            peers,
-            legal,
-            facts,
-            (float(gamma), is_shaped(reward), absorbs_dead(dead_end)),
-            offsets,
-            state,
-            action,
-            plan,
-            score,
-            worth,
-            solved,
-            dead,
-            terminated,
-        )
-        return Successors(
-            offsets=offsets,
-            state=state,
-            action=action,
-            plan=plan,
-            score=score,
-            reward=worth,
-            solved=solved,
-            dead=dead,
-            terminated=terminated,
-        )
+        terms = (float(gamma), is_shaped(reward), absorbs_dead(dead_end))
+        write(instances, plans, rules, peers, legal, facts, terms, offsets, *outcome_arrays(found))
+        return found
 
     def is_stop(self, actions: NDArray[np.int32]) -> NDArray[np.bool_]:
         """True for STOP; the digits codec has none."""
@@ -260,10 +241,8 @@ class Sudoku:
         """
         instances, solutions = self._pair(instances, solutions)
         blank = instances == 0
-        # Keep the `distance` blank cells with the smallest random keys, fill the others.
-        keys = np.where(blank, rng.random(blank.shape), np.inf)
-        kept = np.argsort(np.argsort(keys, axis=1), axis=1) < np.asarray(distance)[:, None]
-        return np.ascontiguousarray(np.where(blank & ~kept, solutions, instances))
+        left = choose_cells(blank, distance, rng)
+        return np.ascontiguousarray(np.where(blank & ~left, solutions, instances))
 
     def random_symmetry(self, rng: np.random.Generator) -> "SudokuSymmetry":
         """A uniformly random symmetry; see `plan_envs.sudoku_instances.SudokuSymmetry`."""
@@ -284,79 +263,11 @@ class Sudoku:
         )
 
     def _boards(self, name: str, boards: Int8Array) -> Int8Array:
-        """Check shape, dtype and range; contiguous and writable, so that a kernel compiles once."""
-        boards = np.asarray(boards)
-        cells = self.side**2
-        if boards.ndim != 2 or boards.shape[1] != cells or boards.dtype != np.int8:
-            raise ValueError(
-                f"{name} must be int8 of shape [batch, {cells}], "
-                f"got {boards.dtype} of shape {list(boards.shape)}"
-            )
-        if not (boards.flags.c_contiguous and boards.flags.writeable):
-            boards = np.require(boards, requirements=("C", "W"))
-        if boards.size and boards.view(np.uint8).max() > self.side:
-            wrong = boards[boards.view(np.uint8) > self.side][0]
-            raise ValueError(f"{name} must hold 0..{self.side}, got {wrong}")
-        return boards
+        return as_boards(name, boards, self.side**2, self.side)
 
     def _pair(self, instances: Int8Array, plans: Int8Array) -> tuple[Int8Array, Int8Array]:
-        if len(instances) != len(plans):
-            raise ValueError(f"got {len(instances)} instances but {len(plans)} plans")
+        check_batch(instances, plans)
         return self._boards("instances", instances), self._boards("plans", plans)
-
-    def _actions(self, actions: NDArray[np.int32], batch: int) -> NDArray[np.int32]:
-        actions = np.require(actions, np.int32, ("C", "W"))
-        if actions.shape != (batch,):
-            raise ValueError(f"actions must have shape [{batch}], got {list(actions.shape)}")
-        if batch and not 0 <= actions.min() <= actions.max() < self.spec.num_actions:
-            wrong = actions[(actions < 0) | (actions >= self.spec.num_actions)][0]
-            raise ValueError(f"actions must lie in 0..{self.spec.num_actions - 1}, got {wrong}")
-        return actions
-
-
-_SUCCESSOR_DTYPES: Final = (
-    np.int32,
-    np.int32,
-    np.float32,
-    np.float32,
-    np.bool_,
-    np.bool_,
-    np.bool_,
-)
-_SUCCESSOR_SIZES: Final = (4, 4, 4, 4, 1, 1, 1)
-
-
-def _allocate(total: int, cells: int, *, spare: int) -> list[NDArray[Any]]:
-    """State, action, score, reward, solved, dead, terminated, and plans of `cells` cells.
-
-    All in one fresh block of memory, with room for `spare` more elements behind each vector. With
-    an allocation for each, glibc hands the pages back to the operating system at every call; the
-    page faults then cost as much as the successors do.
-    """
-    length = (total + spare + 15) // 16 * 16
-    vectors = length * sum(_SUCCESSOR_SIZES)
-    block = np.empty(vectors + total * cells, np.uint8)
-    arrays, begin = [], 0
-    for dtype, size in zip(_SUCCESSOR_DTYPES, _SUCCESSOR_SIZES, strict=True):
-        arrays.append(np.ndarray(total, dtype, block, begin))
-        begin += length * size
-    if cells:
-        arrays.append(np.ndarray((total, cells), np.int8, block, vectors))
-    return arrays
-
-
-def is_shaped(reward: RewardKind) -> bool:
-    """True for shaped rewards, False for sparse ones."""
-    if reward not in ("shaped", "sparse"):
-        raise ValueError(f"reward must be 'shaped' or 'sparse', got {reward!r}")
-    return reward == "shaped"
-
-
-def absorbs_dead(dead_end: DeadEnd) -> bool:
-    """True when entering a dead plan ends the episode."""
-    if dead_end not in ("absorb", "continue"):
-        raise ValueError(f"dead_end must be 'absorb' or 'continue', got {dead_end!r}")
-    return dead_end == "absorb"
 
 
 @cache
@@ -389,6 +300,4 @@ def _spec(side: int, codec: Codec) -> DomainSpec:
         kind_names=KIND_NAMES,
         groups=groups,
     )
-    for table in (spec.action_cell, spec.action_value, spec.action_kind, *spec.groups.values()):
-        table.flags.writeable = False
-    return spec
+    return with_fixed_tables(spec)
