@@ -1,11 +1,9 @@
-"""Numba kernels of `plan_envs.arc_engine`: one step of one environment or of all of them.
+"""Numba kernels of `plan_envs.arc_engine`: a paint touches one cell and two legal edits.
 
-Everything that a step of an environment needs lies in one row, so that a single environment passes
-one array: HEAD integers (counters, then the engine's options), then as bytes its canvas, its legal
-edits and its target. The rows of all environments are one flat vector, `head` as int64 and `data`
-as int8; `at` is where a row begins in `head`. Instances stay where they are, in the pool: a row
-has the index of its instance (SOURCE), or -1 when that lies in `own`, which has a row for each
-environment.
+The row of an environment (`plan_envs.packed_kernels`) has its target behind its legal edits.
+Instances stay where they are, in the pool: a row has the index of its instance (SOURCE), or -1 when
+that lies in `own`, which has a row for each environment. `resets` = (own, pool, integers of an
+instance), both flat.
 """
 # mypy: ignore-errors
 
@@ -23,67 +21,83 @@ from plan_envs.arc_kernels import (
     union,
     write_mask,
 )
-from plan_envs.engine import FINISHED as REASON_FINISHED
-from plan_envs.engine import ILLEGAL, NEVER, NEXT_STEP, OUT_OF_RANGE, SAME_STEP
-from plan_envs.kernels import below, borrowed, copy_bytes, folded, next_word
-from plan_envs.sudoku_engine_kernels import loans
+from plan_envs.kernels import below, borrowed, copy_bytes, next_word
+from plan_envs.packed_kernels import (
+    FINISHED,
+    OWN,
+    SAMPLER,
+    STEPS,
+    STREAM,
+    WIDTH,
+    draw_rows,
+    observe_rows,
+    step_rows,
+    step_single,
+)
+from plan_envs.threads import raise_flag
 
-STREAM, SAMPLER, STEPS, FINISHED, SOURCE = range(5)
-HEIGHT, WIDTH, AGREE, TOTAL, GOAL_HEIGHT, GOAL_WIDTH = range(5, 11)
-SIZE, LOOKS, BLANK, LIMIT, SHAPED, REFUSE, ACTIONS, ROW = range(11, 19)
-HEAD: Final = 19
-"""Integers at the beginning of a row, then their number."""
+SOURCE, ROWS, COLUMNS, AGREE, TOTAL, GOAL_ROWS, GOAL_COLUMNS = range(OWN, OWN + 7)
+SIZE, LOOKS, BLANK = range(OWN + 7, OWN + 10)
+HEAD: Final = OWN + 10
+"""Integers of a row: facts of the canvas, the options of the domain, then their number."""
 
 
 @njit(cache=True, forceinline=True)
-def offsets(head, at):
-    """Where in `data` a row's canvas, legal edits and target begin."""
-    cells = head[at + SIZE] * head[at + SIZE]
+def rules_of(head):
+    """(size, score looks at the target?, blank start?) of all rows."""
+    return head[SIZE], head[LOOKS] == 1, head[BLANK] == 1
+
+
+@njit(cache=True, forceinline=True)
+def places(at, rules):
+    """Where in `data` a row's instance (there is none), canvas, legal edits and target begin."""
+    size = rules[0]
     plan = 8 * (at + HEAD)
-    return plan, plan + cells, plan + cells + head[at + ACTIONS]
+    mask = plan + size * size
+    return plan, plan, mask, mask + COLOURS * size * size + 2 * size + 1
 
 
 @njit(cache=True, forceinline=True)
-def start(head, data, at, instances, instance, plans, plan):
+def start(head, data, at, rules, instances, instance, plans, plan):
     """Put an environment into the state of a flat instance and a flat plan, at these places."""
-    size = head[at + SIZE]
+    size = rules[0]
     cells = size * size
-    o_plan, o_mask, o_target = offsets(head, at)
+    _, o_plan, o_mask, o_target = places(at, rules)
     copy_bytes(data, o_plan, plans, plan, cells)
     copy_bytes(data, o_target, instances, instance, cells)
     height, width = extent(data, o_plan, size)
     goal_height, goal_width = extent(data, o_target, size)
     write_mask(data, o_plan, size, height, width, data, o_mask)
     head[at + STEPS] = head[at + FINISHED] = 0
-    head[at + HEIGHT], head[at + WIDTH] = height, width
+    head[at + ROWS], head[at + COLUMNS] = height, width
     head[at + AGREE] = common(data, o_plan, data, o_target, size, height, width)
     head[at + TOTAL] = union(height, width, goal_height, goal_width)
-    head[at + GOAL_HEIGHT], head[at + GOAL_WIDTH] = goal_height, goal_width
+    head[at + GOAL_ROWS], head[at + GOAL_COLUMNS] = goal_height, goal_width
 
 
 @njit(cache=True)
-def load_all(head, data, own, index, instances, plans):
+def load_all(head, data, index, own, instances, plans):
     """Put environments into given states, whose instances `own` keeps from now on."""
     width_of, cells = instances.shape[1], plans.shape[1]
-    own, instances = borrowed(own.reshape(-1)), borrowed(instances.reshape(-1))
-    plans = borrowed(plans.reshape(-1))
+    own, instances = borrowed(own), borrowed(instances.reshape(-1))
+    plans, rules = borrowed(plans.reshape(-1)), rules_of(head)
     for i in range(len(index)):
-        at = index[i] * head[ROW]
+        at = index[i] * head[WIDTH]
         copy_bytes(own, index[i] * width_of, instances, i * width_of, width_of)
-        start(head, data, at, instances, (i + 1) * width_of - cells, plans, i * cells)
+        start(head, data, at, rules, instances, (i + 1) * width_of - cells, plans, i * cells)
         head[at + SOURCE] = -1
 
 
 @njit(cache=True, forceinline=True)
-def draw(head, data, env, own, pool, width_of):
+def draw(head, data, at, rules, resets):
     """Reset one environment to an instance of the pool; a single one copies it into `own`."""
-    at = env * head[ROW]
+    own, pool, width_of = resets
     chosen = below(next_word(head, at + STREAM), len(pool) // width_of)
-    size = head[at + SIZE]
+    size, _, from_blank = rules
     first = chosen * width_of
-    start(head, data, at, pool, first + width_of - size * size, pool, first)
-    if head[at + BLANK]:
-        blank(head, data, at)
+    start(head, data, at, rules, pool, first + width_of - size * size, pool, first)
+    if from_blank:
+        blank(head, data, at, rules)
     if len(own) == width_of:
         copy_bytes(own, 0, pool, first, width_of)
         head[at + SOURCE] = -1
@@ -92,11 +106,11 @@ def draw(head, data, env, own, pool, width_of):
 
 
 @njit(cache=True, forceinline=True)
-def blank(head, data, at):
+def blank(head, data, at, rules):
     """Wipe the canvas to colour 0."""
-    size = head[at + SIZE]
-    o_plan, o_mask, o_target = offsets(head, at)
-    height, width = head[at + HEIGHT], head[at + WIDTH]
+    size = rules[0]
+    _, o_plan, o_mask, o_target = places(at, rules)
+    height, width = head[at + ROWS], head[at + COLUMNS]
     for row in range(height):
         data[o_plan + row * size : o_plan + row * size + width] = 1
     write_mask(data, o_plan, size, height, width, data, o_mask)
@@ -104,31 +118,24 @@ def blank(head, data, at):
 
 
 @njit(cache=True)
-def draw_all(head, data, index, own, pool):
+def draw_all(head, data, index, resets):
     """Reset environments to instances of the pool."""
-    width_of = pool.shape[1]
-    own, pool = borrowed(own.reshape(-1)), borrowed(pool.reshape(-1))
-    for i in range(len(index)):
-        draw(head, data, index[i], own, pool, width_of)
+    draw_rows(draw, rules_of(head), head, data, index, resets)
 
 
 @njit(cache=True, forceinline=True)
 def is_solved(head, at):
     """The canvas is the target, and there is one."""
-    return head[at + GOAL_HEIGHT] > 0 and head[at + AGREE] == head[at + TOTAL]
+    return head[at + GOAL_ROWS] > 0 and head[at + AGREE] == head[at + TOTAL]
 
 
 @njit(cache=True, forceinline=True)
-def score_of(head, at):
-    """Score of the canvas, rounded as the verdict rounds it."""
-    looks = head[at + LOOKS] == 1
-    return np.float64(points(head[at + AGREE], head[at + TOTAL], is_solved(head, at), looks))
-
-
-@njit(cache=True, forceinline=True)
-def disagreement(head, at):
-    """Violations of the canvas."""
-    return head[at + TOTAL] - head[at + AGREE] if head[at + LOOKS] else 0
+def figures(head, data, at, rules):
+    """(potential, score, violations, solved) of the canvas; rounded as the verdict rounds it."""
+    looks, solved = rules[1], is_solved(head, at)
+    score = np.float64(points(head[at + AGREE], head[at + TOTAL], solved, looks))
+    wrong = head[at + TOTAL] - head[at + AGREE] if looks else 0
+    return score, score, wrong, solved
 
 
 @njit(cache=True, forceinline=True)
@@ -144,170 +151,98 @@ def paint(head, data, o_plan, o_mask, o_target, at, action):
 
 
 @njit(cache=True)
-def change_size(head, data, at, action):
+def change_size(head, data, at, rules, action):
     """A legal change of height or width."""
-    size = head[at + SIZE]
-    o_plan, o_mask, o_target = offsets(head, at)
-    height, width = apply_edit(data, o_plan, size, head[at + HEIGHT], head[at + WIDTH], action)
+    size = rules[0]
+    _, o_plan, o_mask, o_target = places(at, rules)
+    height, width = apply_edit(data, o_plan, size, head[at + ROWS], head[at + COLUMNS], action)
     write_mask(data, o_plan, size, height, width, data, o_mask)
-    head[at + HEIGHT], head[at + WIDTH] = height, width
+    head[at + ROWS], head[at + COLUMNS] = height, width
     head[at + AGREE] = common(data, o_plan, data, o_target, size, height, width)
-    head[at + TOTAL] = union(height, width, head[at + GOAL_HEIGHT], head[at + GOAL_WIDTH])
+    head[at + TOTAL] = union(height, width, head[at + GOAL_ROWS], head[at + GOAL_COLUMNS])
 
 
 @njit(cache=True, forceinline=True)
-def take(head, data, at, gamma, action):
-    """One action that is in range: (reward, terminated, truncated, illegal)."""
-    o_plan, o_mask, o_target = offsets(head, at)
-    before = score_of(head, at)
-    illegal = data[o_mask + action] == 0
-    ended = False
-    if not illegal:
-        if action < o_target - o_mask - 2 * head[at + SIZE] - 1:
-            paint(head, data, o_plan, o_mask, o_target, at, action)
-        elif action < o_target - o_mask - 1:
-            change_size(head, data, at, action)
-        else:
-            ended = True
-        ended |= is_solved(head, at)
-    right = ended and is_solved(head, at)
-    worth = folded(right, ended, before, score_of(head, at), gamma, head[SHAPED] == 1)
-    head[at + STEPS] += 1
-    timeout = 0 < head[LIMIT] <= head[at + STEPS]
-    head[at + FINISHED] = ended or timeout
-    return worth, ended, timeout, illegal
+def move(head, data, at, rules, action):
+    """(ended, solved) of a legal action, carried out."""
+    _, o_plan, o_mask, o_target = places(at, rules)
+    submits = False
+    if action < o_target - o_mask - 2 * rules[0] - 1:
+        paint(head, data, o_plan, o_mask, o_target, at, action)
+    elif action < o_target - o_mask - 1:
+        change_size(head, data, at, rules, action)
+    else:
+        submits = True
+    solved = is_solved(head, at)
+    return submits or solved, solved
+
+
+@njit(cache=True, forceinline=True)
+def show(places, head, data, at, rules, resets, instance, row):
+    """Write what learners see of an environment's instance into a row."""
+    own, pool, width_of = resets
+    observed, source = instance.shape[1], head[at + SOURCE]
+    if source < 0:
+        copy_bytes(instance, row * observed, own, at // head[WIDTH] * width_of, observed)
+    else:
+        copy_bytes(instance, row * observed, pool, source * width_of, observed)
 
 
 @njit(cache=True)
 def step_one(head, gamma, action):
     """Step the only environment; see `plan_envs.engine.Engine.step_one`."""
-    head = borrowed(head)
-    data = borrowed(head.view(np.int8))
-    reason = 0
-    if head[FINISHED] == 1:
-        reason = REASON_FINISHED
-    elif not 0 <= action < head[ACTIONS]:
-        reason = OUT_OF_RANGE
-    elif head[REFUSE] == 1 and data[offsets(head, 0)[1] + action] == 0:
-        reason = ILLEGAL
-    if reason:
-        return 0.0, False, False, 1 + reason, 0.0, 0, False
-    worth, ended, timeout, illegal = take(head, data, 0, gamma, action)
-    code = 1 if illegal else 0
-    return worth, ended, timeout, code, score_of(head, 0), disagreement(head, 0), is_solved(head, 0)
+    return step_single(places, move, figures, rules_of(head), head, gamma, action)
 
 
-@njit(cache=True, forceinline=True)
-def show(head, data, env, own, pool, width_of, instance, observed, place):
-    """Write what learners see of an environment's instance into row `place`."""
-    source = head[env * head[ROW] + SOURCE]
-    if source < 0:
-        copy_bytes(instance, place * observed, own, env * width_of, observed)
-    else:
-        copy_bytes(instance, place * observed, pool, source * width_of, observed)
-
-
-@njit(cache=True, forceinline=True)
-def observe(head, data, at, plan, mask, score, wrong, solved, place):
-    """Write the current state of an environment, but its instance, into row `place`."""
-    o_plan, o_mask, o_target = offsets(head, at)
-    cells, num_actions = o_mask - o_plan, o_target - o_mask
-    copy_bytes(plan, place * cells, data, o_plan, cells)
-    copy_bytes(mask, place * num_actions, data, o_mask, num_actions)
-    score[place] = score_of(head, at)
-    wrong[place] = disagreement(head, at)
-    solved[place] = is_solved(head, at)
-
-
-@njit(cache=True)
-def observe_all(head, data, own, pool, out):
-    """Write the current state of every environment into `out`: no reward, no flags."""
-    width_of, observed = pool.shape[1], out[0].shape[1]
-    own, pool = borrowed(own.reshape(-1)), borrowed(pool.reshape(-1))
-    instance, plan, mask, reward, ended, timeout, score, wrong, solved, illegal = loans(out)
-    for env in range(len(reward)):
-        show(head, data, env, own, pool, width_of, instance, observed, env)
-        observe(head, data, env * head[ROW], plan, mask, score, wrong, solved, env)
-        reward[env] = 0.0
-        ended[env] = timeout[env] = illegal[env] = False
-
-
-@njit(cache=True)
-def refuse(head, data, actions, autoreset):
-    """(environment, reason) of the first action that must not be taken; reason 0 when all may."""
-    for env in range(len(actions)):
-        at = env * head[ROW]
-        if head[at + FINISHED] and autoreset == NEXT_STEP:
-            continue
-        if head[at + FINISHED] and autoreset == NEVER:
-            return env, REASON_FINISHED
-        if not 0 <= actions[env] < head[ACTIONS]:
-            return env, OUT_OF_RANGE
-        if head[REFUSE] and data[offsets(head, at)[1] + actions[env]] == 0:
-            return env, ILLEGAL
-    return 0, 0
-
-
-@njit(cache=True)
-def step_all(head, data, gamma, own, pool, actions, autoreset, shown, out, index, finals):
-    """One step of every environment: (number of final states, 0), or (environment, reason).
-
-    `shown` = the rows of instances in `out` hold already, but for environments that are reset now.
-    """
-    env, reason = refuse(head, data, actions, autoreset)
-    if reason:
-        return env, reason
-    width_of, observed = pool.shape[1], out[0].shape[1]
-    head, data, actions = borrowed(head), borrowed(data), borrowed(actions)
-    own, pool = borrowed(own.reshape(-1)), borrowed(pool.reshape(-1))
-    instance, plan, mask, reward, ended, timeout, score, wrong, solved, illegal = loans(out)
-    instance_, plan_, mask_, reward_, ended_, timeout_, score_, wrong_, solved_, illegal_ = loans(
-        finals
+@njit(cache=True, nogil=True)
+def step_share(
+    flags, head, data, gamma, resets, actions, autoreset, shown, out, index, finals, first, stop
+):
+    """Step environments first to stop - 1, none refuses: (first, stop) of their final states."""
+    return step_rows(
+        places,
+        move,
+        figures,
+        draw,
+        show,
+        rules_of(head),
+        False,
+        flags,
+        head,
+        data,
+        gamma,
+        resets,
+        actions,
+        autoreset,
+        shown,
+        out,
+        index,
+        finals,
+        first,
+        stop,
     )
-    num_final = 0
-    for env in range(len(actions)):
-        at = env * head[ROW]
-        reset = False
-        if head[at + FINISHED] and autoreset == NEXT_STEP:
-            draw(head, data, env, own, pool, width_of)
-            reward[env] = 0.0
-            ended[env] = timeout[env] = illegal[env] = False
-            reset = True
-        else:
-            worth, end, late, refused = take(head, data, at, gamma, actions[env])
-            reward[env] = worth
-            ended[env] = end
-            timeout[env] = late
-            illegal[env] = refused
-            if (end or late) and autoreset == SAME_STEP:
-                index[num_final] = env
-                reward_[num_final] = worth
-                ended_[num_final] = end
-                timeout_[num_final] = late
-                illegal_[num_final] = refused
-                show(head, data, env, own, pool, width_of, instance_, observed, num_final)
-                observe(head, data, at, plan_, mask_, score_, wrong_, solved_, num_final)
-                num_final += 1
-                illegal[env] = False
-                draw(head, data, env, own, pool, width_of)
-                reset = True
-        if reset or not shown:
-            show(head, data, env, own, pool, width_of, instance, observed, env)
-        observe(head, data, at, plan, mask, score, wrong, solved, env)
-    return num_final, 0
 
 
-@njit(cache=True)
-def sample_all(head, data, actions):
+@njit(cache=True, nogil=True)
+def observe_share(flags, head, data, resets, out, first, stop):
+    """Write the current states of environments into `out`: no reward, no flags."""
+    rules = rules_of(head)
+    observe_rows(places, figures, show, rules, flags, head, data, resets, out, first, stop)
+
+
+@njit(cache=True, nogil=True)
+def sample_share(flags, head, data, actions, first, stop):
     """Draw a legal action an environment, uniformly; -1 where there is none.
 
     Legal edits need not be searched: 9 paints a cell, the other heights, the other widths, submit.
     """
-    head, data = borrowed(head), borrowed(data)
-    for env in range(len(actions)):
-        at = env * head[ROW]
-        size, height, width = head[at + SIZE], head[at + HEIGHT], head[at + WIDTH]
-        o_plan, _, o_target = offsets(head, at)
+    raise_flag(flags)
+    head, data, rules = borrowed(head), borrowed(data), rules_of(head)
+    size = rules[0]
+    for env in range(first, stop):
+        at = env * head[WIDTH]
+        height, width = head[at + ROWS], head[at + COLUMNS]
+        _, o_plan, _, o_target = places(at, rules)
         word = next_word(head, at + SAMPLER)
         if data[o_target - 1] == 0:  # even submit is illegal: the environment was never reset
             actions[env] = -1

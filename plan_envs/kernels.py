@@ -45,7 +45,7 @@ def lowest(typingctx, bits):
 
 @intrinsic
 def borrowed(typingctx, array):
-    """The array without its reference count, for an argument that the kernel's caller holds.
+    """An array, or a tuple of arrays, without reference counts, which the kernel's caller holds.
 
     Never for an array that the kernel itself allocates: nothing would keep that alive.
 
@@ -54,11 +54,20 @@ def borrowed(typingctx, array):
     """
     del typingctx
 
-    def codegen(context, builder, signature, args):
-        view = context.make_array(signature.args[0])(context, builder, value=args[0])
+    def borrow(context, builder, kind, value):
+        if isinstance(kind, types.BaseTuple):
+            parts = zip(kind, cgutils.unpack_tuple(builder, value), strict=True)
+            loans = [borrow(context, builder, part, item) for part, item in parts]
+            return context.make_tuple(builder, kind, loans)
+        if not isinstance(kind, types.Array):
+            return value
+        view = context.make_array(kind)(context, builder, value=value)
         view.meminfo = cgutils.get_null_value(view.meminfo.type)
         view.parent = cgutils.get_null_value(view.parent.type)
         return view._getvalue()
+
+    def codegen(context, builder, signature, args):
+        return borrow(context, builder, signature.args[0], args[0])
 
     return array(array), codegen
 

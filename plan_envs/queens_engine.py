@@ -1,167 +1,45 @@
-"""The engine of N-Queens: `plan_envs.engine.Engine` with one row of memory an environment.
+"""The engine of N-Queens: `plan_envs.engine.Engine` in which an edit changes four bits.
 
 Input: a `Queens` domain and a pool of instances; output: the arrays that the Gymnasium shells hand
-out (`queens_engine_kernels`).
+out. The kernels are in `queens_engine_kernels`.
 """
 
-from functools import partial
-from itertools import pairwise
 from typing import Any
-from weakref import WeakValueDictionary
 
 import numpy as np
 from numpy.typing import NDArray
 
 from plan_envs import queens_engine_kernels as kernels
-from plan_envs.domain import DomainSpec, Int8Array
-from plan_envs.engine import SAME_STEP, EngineOptions, Finals, Refusal, StepArrays
+from plan_envs.domain import Int8Array
+from plan_envs.engine import EngineOptions
+from plan_envs.packed_engine import Layout, PooledEngine
 from plan_envs.queens import Queens
 
-_POOL_BYTES = 1 << 26
-"""Reset states are kept ready while they fit here; beyond, a reset computes its own."""
 
-
-class QueensEngine:
+class QueensEngine(PooledEngine):
     """Plans of n N-Queens environments; see `plan_envs.engine.Engine` for the contract."""
+
+    kernels = kernels
 
     def __init__(
         self, domain: Queens, num_envs: int, pool: Int8Array, options: EngineOptions
     ) -> None:
         """Same arguments as `make_engine`; every environment starts finished, to be reset."""
-        self._arguments = (domain, num_envs, pool, options)
-        self._rows = rows = _Rows(domain, num_envs, options)
-        self._pool = _ready_pool(domain, pool, options)
-        self._gamma, self._spec = float(options.gamma), domain.spec
-        self.instances, self.plans, self.masks = rows.boards
-        rows.counters[:, kernels.FINISHED] = 1
-        self.streams = rows.counters.view(np.uint64)[:, kernels.STREAM]
-        self.samplers = rows.counters.view(np.uint64)[:, kernels.SAMPLER]
-        self.steps = rows.counters[:, kernels.STEPS]
-        self.finished = rows.counters[:, kernels.FINISHED]
-        self._no_finals = _finals(0, domain.spec)
-        self.step_one = partial(kernels.step_one, rows.head, self._gamma)
-        """Step the only environment; see `Engine.step_one`."""
+        super().__init__(domain, num_envs, pool, options)
+        if domain == Queens(8, "fill", "constraint"):
+            self._step_share = kernels.step_share_8x8
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        """Copies and pickles share no memory, and their views are views again."""
-        return _restore, (*self._arguments, self._rows.head.copy())
-
-    def load(self, index: NDArray[np.int64], instances: Int8Array, plans: Int8Array) -> None:
-        """Put environments `index` into given states at step 0."""
-        self._rows.load(index, instances, plans)
-
-    def draw(self, index: NDArray[np.int64]) -> None:
-        """Reset environments `index` to instances drawn from the pool."""
-        rows, pool = self._rows, self._pool
-        kernels.draw_all(rows.head, rows.data, index, pool.instances, pool.rows.head)
-
-    def step(self, actions: NDArray[np.int64], autoreset: int, out: StepArrays) -> Finals | None:
-        """Take one action in every environment; see `Engine.step`."""
-        rows, pool = self._rows, self._pool
-        index, finals = self._no_finals
-        if autoreset == SAME_STEP:
-            index, finals = _finals(len(actions), self._spec)
-        num_final, reason = kernels.step_all(
-            rows.head,
-            rows.data,
-            self._gamma,
-            pool.instances,
-            pool.rows.head,
-            actions,
-            autoreset,
-            out.arrays(),
-            index,
-            finals.arrays(),
+    @staticmethod
+    def layout(domain: Queens) -> Layout:
+        """Behind the legal edits: the queens of each line."""
+        return Layout(
+            num_facts=kernels.SIDE - kernels.QUEENS,
+            rules=domain.rules,
+            instance=domain.spec.num_cells,
+            behind=6 * domain.n,
         )
-        if reason:
-            raise Refusal(reason, num_final)
-        if num_final == 0:
-            return None
-        # copied, so that a caller who keeps final observations keeps no more than these
-        return Finals(index=index[:num_final], arrays=finals.at(np.arange(num_final)))
 
-    def observe(self, out: StepArrays) -> None:
-        """Fill `out` with the current states: no reward, no flags."""
-        kernels.observe_all(self._rows.head, self._rows.data, out.arrays())
-
-    def sample(self) -> NDArray[np.int64]:
-        """A uniformly drawn legal action an environment; -1 where there is none."""
-        actions = np.empty(len(self.plans), np.int64)
-        kernels.sample_all(self._rows.head, self._rows.data, actions)
-        return actions
-
-
-def _restore(*arguments: Any) -> QueensEngine:
-    """An engine from its constructor's arguments and its memory."""
-    engine = QueensEngine(*arguments[:-1])
-    engine._rows.head[:] = arguments[-1]
-    return engine
-
-
-def _finals(room: int, spec: DomainSpec) -> tuple[NDArray[np.int64], StepArrays]:
-    """Memory for final states: which environments, and their outcomes."""
-    return np.empty(room, np.int64), StepArrays.empty(room, spec)
-
-
-class _Rows:
-    """The memory of a number of environments."""
-
-    def __init__(self, domain: Queens, num: int, options: EngineOptions) -> None:
-        cells, num_actions = domain.spec.num_cells, domain.spec.num_actions
-        width = row_bytes(domain) // 8
-        table = np.zeros((num, width), np.int64)
-        self.head = table.reshape(-1)
-        self.data = self.head.view(np.int8)
-        self.counters = table[:, : kernels.HEAD]
-        """Shape [num, HEAD]; the engine's options fill its second part."""
-        self.counters[:, kernels.SIDE :] = (
-            *domain.rules,
-            options.limit,
-            options.reward == "shaped",
-            options.dead_end == "absorb",
-            options.refuse_illegal,
-            num_actions,
-            width,
-        )
-        ends = 8 * kernels.HEAD + np.cumsum([0, cells, cells, num_actions])
-        bytes_of = self.data.reshape(num, 8 * width)
-        self.boards = tuple(bytes_of[:, a:b] for a, b in pairwise(ends))
-        """Instances, plans and legal edits, shape [num, ...]."""
-
-    def load(self, index: NDArray[np.int64], instances: Int8Array, plans: Int8Array) -> None:
-        """Put rows into given states."""
-        index = np.ascontiguousarray(index, np.int64)
-        instances = np.require(instances, np.int8, ("C", "W"))
-        plans = np.require(plans, np.int8, ("C", "W"))
-        kernels.load_all(self.head, self.data, index, instances, plans)
-
-
-class _Pool:
-    """Instances to reset to, with their rows ready as far as these fit into `_POOL_BYTES`."""
-
-    def __init__(self, domain: Queens, instances: Int8Array, options: EngineOptions) -> None:
-        self.source = instances
-        self.instances = np.require(instances, np.int8, ("C", "W"))
-        fits = len(instances) * row_bytes(domain) <= _POOL_BYTES
-        ready = self.instances if fits else self.instances[:0]
-        self.rows = _Rows(domain, len(ready), options)
-        self.rows.load(np.arange(len(ready)), ready, ready)
-
-
-def row_bytes(domain: Queens) -> int:
-    """Memory of one environment, a multiple of a cache line."""
-    spec = domain.spec
-    num_bytes = 8 * kernels.HEAD + 2 * spec.num_cells + spec.num_actions + 6 * domain.n
-    return -(-num_bytes // 64) * 64
-
-
-_pools: WeakValueDictionary[Any, _Pool] = WeakValueDictionary()
-
-
-def _ready_pool(domain: Queens, instances: Int8Array, options: EngineOptions) -> _Pool:
-    """Environments with equal rules and options that share an array of instances share its pool."""
-    key = (domain, options, id(instances))
-    pool = _pools.get(key)
-    if pool is None or pool.source is not instances:
-        pool = _pools[key] = _Pool(domain, instances, options)
-    return pool
+    @staticmethod
+    def tables(domain: Queens) -> NDArray[Any]:
+        """None: squares attack each other by arithmetic."""
+        return np.empty(0, np.int8)

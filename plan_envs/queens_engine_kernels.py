@@ -1,11 +1,9 @@
-"""Numba kernels of `plan_envs.queens_engine`: one step of one environment or of all of them.
+"""Numba kernels of `plan_envs.queens_engine`: an edit changes four bits.
 
-Everything that an environment knows lies in one row: HEAD integers (counters, the lines that hold
-a queen, then the engine's options), then as bytes its instance, plan, legal edits, and the queens
-of each line (unused under fill edits and the constraint mask, where no two queens share one). The
-rows of all environments are one flat vector, `head` as int64 and `data` as int8; `at` is where a
-row begins in `head`. An edit changes four bits; from these, `refresh` computes all legal squares,
-eight bytes at a time.
+The row of an environment (`plan_envs.packed_kernels`) has the lines that hold a queen among its
+integers, and behind its legal edits the queens of each line (unused under fill edits and the
+constraint mask, where no two queens share one). From the lines, `refresh` computes all legal
+squares, eight bytes at a time.
 """
 # mypy: ignore-errors
 
@@ -14,9 +12,21 @@ from typing import Final
 import numpy as np
 from numba import njit
 
-from plan_envs.engine import FINISHED as REASON_FINISHED
-from plan_envs.engine import ILLEGAL, NEVER, NEXT_STEP, OUT_OF_RANGE, SAME_STEP
-from plan_envs.kernels import below, borrowed, copy_bytes, count_ones, folded, next_word, phi
+from plan_envs.kernels import copy_bytes, phi
+from plan_envs.packed_kernels import (
+    ABSORB,
+    FINISHED,
+    OWN,
+    STEPS,
+    draw_ready,
+    draw_rows,
+    load_rows,
+    observe_rows,
+    sample_share,
+    show_packed,
+    step_rows,
+    step_single,
+)
 from plan_envs.queens_kernels import (
     free_squares,
     keeps_givens,
@@ -24,13 +34,15 @@ from plan_envs.queens_kernels import (
     survey,
     write_mask,
 )
-from plan_envs.sudoku_engine_kernels import loans
 
-STREAM, SAMPLER, STEPS, FINISHED = range(4)
-QUEENS, VIOLATIONS, STARVED, ROWS, COLUMNS, DIAGONALS, ANTIDIAGONALS, KEEPS, LEFT = range(4, 13)
-SIDE, FULL, CONSTRAINT, LIMIT, SHAPED, ABSORB, REFUSE, ACTIONS, WIDTH = range(13, 22)
-HEAD: Final = 22
-"""Integers at the beginning of a row, then their number."""
+__all__ = ["draw_all", "load_all", "observe_share", "sample_share", "step_one", "step_share"]
+
+QUEENS, VIOLATIONS, STARVED, ROWS, COLUMNS, DIAGONALS, ANTIDIAGONALS, KEEPS, LEFT = range(
+    OWN, OWN + 9
+)
+SIDE, FULL, CONSTRAINT = range(OWN + 9, OWN + 12)
+HEAD: Final = OWN + 12
+"""Integers of a row: facts of the plan, the options of the domain, then their number."""
 
 BYTES: Final = (np.arange(256, dtype=np.uint64)[:, None] >> np.arange(8, dtype=np.uint64) & 1) @ (
     np.uint64(1) << np.arange(0, 64, 8, dtype=np.uint64)
@@ -47,15 +59,20 @@ def offsets(at, n, full):
     return instance, instance + cells, mask, mask + cells + full * (cells + 1)
 
 
-@njit(cache=True)
-def load_all(head, data, index, instances, plans):
-    """Put environments into given states and compute their caches."""
-    for i in range(len(index)):
-        load(head, data, index[i] * head[WIDTH], instances[i], plans[i])
+@njit(cache=True, forceinline=True)
+def rules_of(head):
+    """(n, full edits?, constraint mask?) of all rows."""
+    return head[SIDE], head[FULL] == 1, head[CONSTRAINT] == 1
+
+
+@njit(cache=True, forceinline=True)
+def places(at, rules):
+    """Where in `data` a row's instance, plan and legal edits begin, and where these end."""
+    return offsets(at, rules[0], rules[1])
 
 
 @njit(cache=True)
-def load(head, data, at, instance, plan):
+def load(head, data, at, tables, instance, plan):
     """Put one environment into a given state."""
     n, full, constraint = head[at + SIDE], head[at + FULL] == 1, head[at + CONSTRAINT] == 1
     o_instance, o_plan, o_mask, o_counts = offsets(at, n, full)
@@ -78,22 +95,9 @@ def load(head, data, at, instance, plan):
 
 
 @njit(cache=True, forceinline=True)
-def draw(head, data, at, pool, pool_head):
-    """Reset one environment to an instance of the pool; `pool_head` has its ready rows, if any."""
-    chosen = below(next_word(head, at + STREAM), len(pool))
-    width = head[at + WIDTH]
-    if len(pool_head):
-        first = chosen * width + STEPS
-        copy_bytes(head, 8 * (at + STEPS), pool_head, 8 * first, 8 * (width - STEPS))
-    else:
-        load(head, data, at, pool[chosen], pool[chosen])
-
-
-@njit(cache=True)
-def draw_all(head, data, index, pool, pool_head):
-    """Reset environments to instances of the pool."""
-    for i in range(len(index)):
-        draw(head, data, index[i] * head[WIDTH], pool, pool_head)
+def draw(head, data, at, rules, resets):
+    """Reset one environment to an instance of the pool."""
+    draw_ready(load, head, data, at, resets)
 
 
 @njit(cache=True, forceinline=True)
@@ -183,207 +187,111 @@ def points(head, at):
 
 
 @njit(cache=True, forceinline=True)
-def take(head, data, at, n, full, constraint, gamma, action):
-    """One action that is in range: (reward, terminated, truncated, illegal)."""
+def figures(head, data, at, rules):
+    """(potential, score, violations, solved) of the plan."""
+    n, score = rules[0], points(head, at)
+    return phi(score, n), score, head[at + VIOLATIONS], is_solved(head, at, n)
+
+
+@njit(cache=True, forceinline=True)
+def move(head, data, at, rules, action):
+    """(ended, solved) of a legal action, carried out."""
+    n, full, constraint = rules
     cells = n * n
-    before = phi(points(head, at), n)
-    illegal = data[offsets(at, n, full)[2] + action] == 0
-    ended = False
-    solved = False
-    if not illegal:
-        if action == 2 * cells:  # STOP
-            ended = True
-        else:
-            value = action < cells
-            cell = action if value else action - cells
-            put(head, data, at, n, full, constraint, cell, np.int64(value))
-            solved = is_solved(head, at, n)
-            ended = solved
-            if not full:
-                lost = head[at + STARVED] > 0 or head[at + VIOLATIONS] > 0
-                ended |= (head[at + ABSORB] == 1 and lost) or head[at + LEFT] == 0
-    after = phi(points(head, at), n)
-    worth = folded(solved, ended, before, after, gamma, head[at + SHAPED] == 1)
-    head[at + STEPS] += 1
-    timeout = 0 < head[at + LIMIT] <= head[at + STEPS]
-    head[at + FINISHED] = ended or timeout
-    return worth, ended, timeout, illegal
+    if action == 2 * cells:  # STOP
+        return True, False
+    value = action < cells
+    cell = action if value else action - cells
+    put(head, data, at, n, full, constraint, cell, np.int64(value))
+    solved = is_solved(head, at, n)
+    ended = solved
+    if not full:
+        lost = head[at + STARVED] > 0 or head[at + VIOLATIONS] > 0
+        ended |= (head[at + ABSORB] == 1 and lost) or head[at + LEFT] == 0
+    return ended, solved
+
+
+@njit(cache=True)
+def load_all(head, data, index, tables, instances, plans):
+    """Put environments into given states and compute their caches."""
+    load_rows(load, head, data, index, tables, instances, plans)
+
+
+@njit(cache=True)
+def draw_all(head, data, index, resets):
+    """Reset environments to instances of the pool."""
+    draw_rows(draw, rules_of(head), head, data, index, resets)
 
 
 @njit(cache=True)
 def step_one(head, gamma, action):
     """Step the only environment; see `plan_envs.engine.Engine.step_one`."""
-    head = borrowed(head)
-    data = borrowed(head.view(np.int8))
-    n, full, constraint = head[SIDE], head[FULL] == 1, head[CONSTRAINT] == 1
-    reason = 0
-    if head[FINISHED] == 1:
-        reason = REASON_FINISHED
-    elif not 0 <= action < head[ACTIONS]:
-        reason = OUT_OF_RANGE
-    elif head[REFUSE] == 1 and data[offsets(0, n, full)[2] + action] == 0:
-        reason = ILLEGAL
-    if reason:
-        return 0.0, False, False, 1 + reason, 0.0, 0, False
+    n, full, constraint = rules_of(head)
     if constraint and not full:
-        worth, ended, timeout, illegal = take(head, data, 0, n, False, True, gamma, action)
-    else:
-        worth, ended, timeout, illegal = take(head, data, 0, n, full, constraint, gamma, action)
-    code = 1 if illegal else 0
-    solved = is_solved(head, 0, n)
-    return worth, ended, timeout, code, float(points(head, 0)), head[VIOLATIONS], solved
+        return step_single(places, move, figures, (n, False, True), head, gamma, action)
+    return step_single(places, move, figures, (n, full, constraint), head, gamma, action)
 
 
-@njit(cache=True, forceinline=True)
-def observe(head, data, at, n, full, instance, plan, mask, score, pairs, solved, env):
-    """Write the current state of an environment into row `env` of the arrays."""
-    o_instance, o_plan, o_mask, o_counts = offsets(at, n, full)
-    cells, num_actions = n * n, o_counts - o_mask
-    copy_bytes(instance, env * cells, data, o_instance, cells)
-    copy_bytes(plan, env * cells, data, o_plan, cells)
-    copy_bytes(mask, env * num_actions, data, o_mask, num_actions)
-    score[env] = points(head, at)
-    pairs[env] = head[at + VIOLATIONS]
-    solved[env] = is_solved(head, at, n)
-
-
-@njit(cache=True)
-def observe_all(head, data, out):
-    """Write the current state of every environment into `out`: no reward, no flags."""
-    head, data = borrowed(head), borrowed(data)
-    instance, plan, mask, reward, ended, timeout, score, pairs, solved, illegal = loans(out)
-    width, n, full = head[WIDTH], head[SIDE], head[FULL] == 1
-    for env in range(len(reward)):
-        at = env * width
-        observe(head, data, at, n, full, instance, plan, mask, score, pairs, solved, env)
-        reward[env] = 0.0
-        ended[env] = timeout[env] = illegal[env] = False
-
-
-@njit(cache=True)
-def refuse(head, data, actions, autoreset):
-    """(environment, reason) of the first action that must not be taken; reason 0 when all may."""
-    num_actions = head[ACTIONS]
-    outside = 0
-    for env in range(len(actions)):
-        outside |= not 0 <= actions[env] < num_actions
-    if outside == 0 and autoreset != NEVER and not head[REFUSE]:
-        return 0, 0
-    for env in range(len(actions)):
-        at = env * head[WIDTH]
-        if head[at + FINISHED] and autoreset == NEXT_STEP:
-            continue
-        if head[at + FINISHED] and autoreset == NEVER:
-            return env, REASON_FINISHED
-        if not 0 <= actions[env] < num_actions:
-            return env, OUT_OF_RANGE
-        o_mask = offsets(at, head[SIDE], head[FULL])[2]
-        if head[REFUSE] and data[o_mask + actions[env]] == 0:
-            return env, ILLEGAL
-    return 0, 0
-
-
-@njit(cache=True)
-def step_all(head, data, gamma, pool, pool_head, actions, autoreset, out, index, finals):
-    """One step of every environment: (number of final states, 0), or (environment, reason)."""
-    env, reason = refuse(head, data, actions, autoreset)
-    if reason:
-        return env, reason
-    rules = (head[SIDE], head[FULL] == 1, head[CONSTRAINT] == 1)
-    if rules[0] == 8 and rules[2] and not rules[1]:  # the usual rules as constants
-        num_final = step_rows(
-            head,
-            data,
-            (8, False, True),
-            gamma,
-            pool,
-            pool_head,
-            actions,
-            autoreset,
-            out,
-            index,
-            finals,
-        )
-    else:
-        num_final = step_rows(
-            head, data, rules, gamma, pool, pool_head, actions, autoreset, out, index, finals
-        )
-    return num_final, 0
-
-
-@njit(cache=True, forceinline=True)
-def step_rows(head, data, rules, gamma, pool, pool_head, actions, autoreset, out, index, finals):
-    """The loop of `step_all`: the number of final states."""
-    head, data, actions = borrowed(head), borrowed(data), borrowed(actions)
-    pool, pool_head = borrowed(pool), borrowed(pool_head)
-    instance, plan, mask, reward, ended, timeout, score, pairs, solved, illegal = loans(out)
-    instance_, plan_, mask_, reward_, ended_, timeout_, score_, pairs_, solved_, illegal_ = loans(
-        finals
+@njit(cache=True, nogil=True)
+def step_share(
+    flags, head, data, gamma, resets, actions, autoreset, shown, out, index, finals, first, stop
+):
+    """Step environments first to stop - 1, none refuses: (first, stop) of their final states."""
+    return step_rows(
+        places,
+        move,
+        figures,
+        draw,
+        show_packed,
+        rules_of(head),
+        False,
+        flags,
+        head,
+        data,
+        gamma,
+        resets,
+        actions,
+        autoreset,
+        shown,
+        out,
+        index,
+        finals,
+        first,
+        stop,
     )
-    n, full, constraint = rules
-    num_final = 0
-    width = head[WIDTH]
-    for env in range(len(actions)):
-        at = env * width
-        if head[at + FINISHED] and autoreset == NEXT_STEP:
-            draw(head, data, at, pool, pool_head)
-            reward[env] = 0.0
-            ended[env] = timeout[env] = illegal[env] = False
-        else:
-            worth, end, late, refused = take(
-                head, data, at, n, full, constraint, gamma, actions[env]
-            )
-            reward[env] = worth
-            ended[env] = end
-            timeout[env] = late
-            illegal[env] = refused
-            if (end or late) and autoreset == SAME_STEP:
-                index[num_final] = env
-                reward_[num_final] = worth
-                ended_[num_final] = end
-                timeout_[num_final] = late
-                illegal_[num_final] = refused
-                observe(
-                    head,
-                    data,
-                    at,
-                    n,
-                    full,
-                    instance_,
-                    plan_,
-                    mask_,
-                    score_,
-                    pairs_,
-                    solved_,
-                    num_final,
-                )
-                num_final += 1
-                illegal[env] = False
-                draw(head, data, at, pool, pool_head)
-        observe(head, data, at, n, full, instance, plan, mask, score, pairs, solved, env)
-    return num_final
 
 
-@njit(cache=True)
-def sample_all(head, data, actions):
-    """Draw a legal action an environment, uniformly; -1 where there is none."""
-    head, data = borrowed(head), borrowed(data)
-    for env in range(len(actions)):
-        at = env * head[WIDTH]
-        _, _, o_mask, o_counts = offsets(at, head[SIDE], head[FULL])
-        total = count_ones(data, o_mask, o_counts)
-        rank = below(next_word(head, at + SAMPLER), max(total, 1))
-        if total == 0:
-            actions[env] = -1
-            continue
-        first = o_mask
-        while True:  # skip blocks of 32 actions, then look for the action in its block
-            ones = count_ones(data, first, min(first + 32, o_counts))
-            if rank < ones:
-                break
-            rank -= ones
-            first += 32
-        while rank > 0 or data[first] == 0:
-            rank -= data[first]
-            first += 1
-        actions[env] = first - o_mask
+@njit(cache=True, nogil=True)
+def step_share_8x8(
+    flags, head, data, gamma, resets, actions, autoreset, shown, out, index, finals, first, stop
+):
+    """`step_share` for the default rules of 8x8, with these as constants."""
+    return step_rows(
+        places,
+        move,
+        figures,
+        draw,
+        show_packed,
+        (8, False, True),
+        False,
+        flags,
+        head,
+        data,
+        gamma,
+        resets,
+        actions,
+        autoreset,
+        shown,
+        out,
+        index,
+        finals,
+        first,
+        stop,
+    )
+
+
+@njit(cache=True, nogil=True)
+def observe_share(flags, head, data, resets, out, first, stop):
+    """Write the current states of environments into `out`: no reward, no flags."""
+    rules = rules_of(head)
+    observe_rows(places, figures, show_packed, rules, flags, head, data, resets, out, first, stop)

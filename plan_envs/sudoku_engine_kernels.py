@@ -1,11 +1,9 @@
-"""Numba kernels of `plan_envs.sudoku_engine`: one step of one environment or of all of them.
+"""Numba kernels of `plan_envs.sudoku_engine`: caches that an edit patches at its peers only.
 
-Everything that an environment knows lies in one row, so that a step of a single environment passes
-one array: HEAD integers (counters, then the engine's options), then as bytes its instance, plan,
-legal edits, number of free digits of each cell, and how many peers show each digit. The rows of all
-environments are one flat vector, `head` as int64 and `data` as int8; `at` is where a row begins in
-`head`. Under fill edits and the constraint mask the legal edits of a blank cell are its candidates,
-the free digits count these, and the last part is absent.
+The row of an environment (`plan_envs.packed_kernels`) has behind its legal edits the number of free
+digits of each cell, and how many peers show each digit. Under fill edits and the constraint mask
+the legal edits of a blank cell are its candidates, the free digits count these, and the last part
+is absent.
 """
 # mypy: ignore-errors
 
@@ -14,18 +12,20 @@ from typing import Final
 import numpy as np
 from numba import njit
 
-from plan_envs.engine import FINISHED as REASON_FINISHED
-from plan_envs.engine import ILLEGAL, NEVER, NEXT_STEP, OUT_OF_RANGE, SAME_STEP
-from plan_envs.kernels import (
-    below,
-    borrowed,
-    copy_bytes,
-    count_ones,
-    folded,
-    next_word,
-    phi,
-    popcount,
-    prefetch,
+from plan_envs.kernels import borrowed, phi, popcount
+from plan_envs.packed_kernels import (
+    ABSORB,
+    FINISHED,
+    OWN,
+    STEPS,
+    draw_ready,
+    draw_rows,
+    load_rows,
+    observe_rows,
+    sample_share,
+    show_packed,
+    step_rows,
+    step_single,
 )
 from plan_envs.sudoku_geometry import peers_of
 from plan_envs.sudoku_kernels import (
@@ -38,37 +38,19 @@ from plan_envs.sudoku_kernels import (
     tally,
     write_mask,
 )
-from plan_envs.threads import raise_flag
 
-STREAM, SAMPLER, STEPS, FINISHED, FILLED, VIOLATIONS, ZERO = range(7)
-SIDE, BOX_ROWS, EDITS, CONSTRAINT, TOKENS, LIMIT, SHAPED, ABSORB, REFUSE, ACTIONS, WIDTH = range(
-    7, 18
-)
-HEAD: Final = 18
-"""Integers at the beginning of a row, then their number."""
+__all__ = ["draw_all", "load_all", "observe_share", "sample_share", "step_one", "step_share"]
+
+FILLED, VIOLATIONS, ZERO = range(OWN, OWN + 3)
+SIDE, BOX_ROWS, EDITS, CONSTRAINT, TOKENS = range(OWN + 3, OWN + 8)
+HEAD: Final = OWN + 8
+"""Integers of a row: three facts of the plan, the options of the domain, then their number."""
 
 PEERS: Final = np.zeros((4, 256, 39), np.uint8)
 """Peers of each cell for the sides 4, 6, 9 and 16."""
 for _k, _side in enumerate((4, 6, 9, 16)):
     _table = peers_of(_side)
     PEERS[_k, : len(_table), : _table.shape[1]] = _table
-
-
-@njit(cache=True, forceinline=True)
-def loans(out):
-    """The arrays of `StepArrays.arrays()`, borrowed."""
-    return (
-        borrowed(out[0]),
-        borrowed(out[1]),
-        borrowed(out[2]),
-        borrowed(out[3]),
-        borrowed(out[4]),
-        borrowed(out[5]),
-        borrowed(out[6]),
-        borrowed(out[7]),
-        borrowed(out[8]),
-        borrowed(out[9]),
-    )
 
 
 @njit(cache=True, forceinline=True)
@@ -81,11 +63,17 @@ def offsets(at, side, tokens):
     return instance, instance + cells, mask, free, free + cells
 
 
-@njit(cache=True)
-def load_all(head, data, index, peers, instances, plans):
-    """Put environments into given states and compute their caches."""
-    for i in range(len(index)):
-        load(head, data, index[i] * head[WIDTH], peers, instances[i], plans[i])
+@njit(cache=True, forceinline=True)
+def rules_of(head):
+    """(side, edit set, constraint mask?, tokens codec?) of all rows."""
+    return head[SIDE], head[EDITS], head[CONSTRAINT] == 1, head[TOKENS]
+
+
+@njit(cache=True, forceinline=True)
+def places(at, rules):
+    """Where in `data` a row's instance, plan and legal edits begin, and where these end."""
+    instance, plan, mask, free, _ = offsets(at, rules[0], rules[3])
+    return instance, plan, mask, free
 
 
 @njit(cache=True)
@@ -118,22 +106,9 @@ def load(head, data, at, peers, instance, plan):
 
 
 @njit(cache=True, forceinline=True)
-def draw(head, data, at, peers, pool, pool_head):
-    """Reset one environment to an instance of the pool; `pool_head` has its ready rows, if any."""
-    chosen = below(next_word(head, at + STREAM), len(pool))
-    width = head[at + WIDTH]
-    if len(pool_head):
-        first = chosen * width + STEPS
-        copy_bytes(head, 8 * (at + STEPS), pool_head, 8 * first, 8 * (width - STEPS))
-    else:
-        load(head, data, at, peers, pool[chosen], pool[chosen])
-
-
-@njit(cache=True)
-def draw_all(head, data, index, peers, pool, pool_head):
-    """Reset environments to instances of the pool."""
-    for i in range(len(index)):
-        draw(head, data, index[i] * head[WIDTH], peers, pool, pool_head)
+def draw(head, data, at, rules, resets):
+    """Reset one environment to an instance of the pool."""
+    draw_ready(load, head, data, at, resets)
 
 
 @njit(cache=True, forceinline=True)
@@ -246,143 +221,76 @@ def points(head, at):
 
 
 @njit(cache=True, forceinline=True)
-def take(head, data, at, side, edits, constraint, tokens, gamma, action):
-    """One action that is in range: (reward, terminated, truncated, illegal)."""
+def figures(head, data, at, rules):
+    """(potential, score, violations, solved) of the plan."""
+    score, cells = points(head, at), rules[0] * rules[0]
+    solved = head[at + FILLED] == cells and head[at + VIOLATIONS] == 0
+    return phi(score, cells), score, head[at + VIOLATIONS], solved
+
+
+@njit(cache=True, forceinline=True)
+def move(head, data, at, rules, action):
+    """(ended, solved) of a legal action, carried out."""
+    side, edits, constraint, tokens = rules
     cells = side * side
-    before = phi(points(head, at), cells)
-    _, _, o_mask, o_free, _ = offsets(at, side, tokens)
-    illegal = data[o_mask + action] == 0
-    ended = False
-    solved = False
-    if not illegal:
-        cell, value = decode(action, (side, 0, edits, constraint, tokens == 1))
-        if value == -2:  # STOP
-            ended = True
-        else:
-            if edits == FILL and constraint:
-                fill_cell(head, data, at, side, tokens, cell, value)
-            else:
-                put(head, data, at, side, edits, constraint, tokens, cell, value)
-            filled, violations, zero = head[at + FILLED], head[at + VIOLATIONS], head[at + ZERO]
-            solved = filled == cells and violations == 0
-            ended = solved
-            if edits == FILL:
-                ended |= head[ABSORB] == 1 and (zero > 0 or violations > 0)
-                ended |= filled == cells or (constraint and zero == cells - filled)
-            elif edits == OVERWRITE and constraint and not solved:
-                ended = not data[o_mask:o_free].any()
-    after = phi(points(head, at), cells)
-    worth = folded(solved, ended, before, after, gamma, head[SHAPED] == 1)
-    head[at + STEPS] += 1
-    timeout = 0 < head[LIMIT] <= head[at + STEPS]
-    head[at + FINISHED] = ended or timeout
-    return worth, ended, timeout, illegal
+    cell, value = decode(action, (side, 0, edits, constraint, tokens == 1))
+    if value == -2:  # STOP
+        return True, False
+    if edits == FILL and constraint:
+        fill_cell(head, data, at, side, tokens, cell, value)
+    else:
+        put(head, data, at, side, edits, constraint, tokens, cell, value)
+    filled, violations, zero = head[at + FILLED], head[at + VIOLATIONS], head[at + ZERO]
+    solved = filled == cells and violations == 0
+    ended = solved
+    if edits == FILL:
+        ended |= head[at + ABSORB] == 1 and (zero > 0 or violations > 0)
+        ended |= filled == cells or (constraint and zero == cells - filled)
+    elif edits == OVERWRITE and constraint and not solved:
+        _, _, o_mask, o_free, _ = offsets(at, side, tokens)
+        ended = not data[o_mask:o_free].any()
+    return ended, solved
+
+
+@njit(cache=True)
+def load_all(head, data, index, peers, instances, plans):
+    """Put environments into given states and compute their caches."""
+    load_rows(load, head, data, index, peers, instances, plans)
+
+
+@njit(cache=True)
+def draw_all(head, data, index, resets):
+    """Reset environments to instances of the pool."""
+    draw_rows(draw, rules_of(head), head, data, index, resets)
 
 
 @njit(cache=True)
 def step_one(head, gamma, action):
     """Step the only environment; see `plan_envs.engine.Engine.step_one`."""
-    head = borrowed(head)
-    data = borrowed(head.view(np.int8))
-    side, tokens = head[SIDE], head[TOKENS]
-    reason = 0
-    if head[FINISHED] == 1:
-        reason = REASON_FINISHED
-    elif not 0 <= action < head[ACTIONS]:
-        reason = OUT_OF_RANGE
-    elif head[REFUSE] == 1 and data[offsets(0, side, tokens)[2] + action] == 0:
-        reason = ILLEGAL
-    if reason:
-        return 0.0, False, False, 1 + reason, 0.0, 0, False
-    edits, constraint = head[EDITS], head[CONSTRAINT] == 1
-    worth, ended, timeout, illegal = take(
-        head, data, 0, side, edits, constraint, tokens, gamma, action
-    )
-    solved = head[FILLED] == side * side and head[VIOLATIONS] == 0
-    code = 1 if illegal else 0
-    return worth, ended, timeout, code, float(points(head, 0)), head[VIOLATIONS], solved
-
-
-@njit(cache=True, forceinline=True)
-def observe(head, data, at, side, tokens, instance, plan, mask, score, pairs, solved, env):
-    """Write the current state of an environment into row `env` of the arrays."""
-    o_instance, o_plan, o_mask, o_free, _ = offsets(at, side, tokens)
-    cells, num_actions = o_plan - o_instance, o_free - o_mask
-    copy_bytes(instance, env * cells, data, o_instance, cells)
-    copy_bytes(plan, env * cells, data, o_plan, cells)
-    copy_bytes(mask, env * num_actions, data, o_mask, num_actions)
-    score[env] = points(head, at)
-    pairs[env] = head[at + VIOLATIONS]
-    solved[env] = head[at + FILLED] == side * side and head[at + VIOLATIONS] == 0
-
-
-@njit(cache=True, nogil=True)
-def observe_share(flags, head, data, out, first, stop):
-    """Write the current states of environments into `out`: no reward, no flags."""
-    raise_flag(flags)
-    head, data = borrowed(head), borrowed(data)
-    instance, plan, mask, reward, ended, timeout, score, pairs, solved, illegal = loans(out)
-    width, side, tokens = head[WIDTH], head[SIDE], head[TOKENS]
-    for env in range(first, stop):
-        at = env * width
-        observe(head, data, at, side, tokens, instance, plan, mask, score, pairs, solved, env)
-        reward[env] = 0.0
-        ended[env] = timeout[env] = illegal[env] = False
-
-
-@njit(cache=True)
-def refuse(head, data, actions, autoreset):
-    """(environment, reason) of the first action that must not be taken; reason 0 when all may."""
-    num_actions = head[ACTIONS]
-    outside = 0
-    for env in range(len(actions)):
-        outside |= not 0 <= actions[env] < num_actions
-    if outside == 0 and autoreset != NEVER and not head[REFUSE]:
-        return 0, 0
-    for env in range(len(actions)):
-        at = env * head[WIDTH]
-        if head[at + FINISHED] and autoreset == NEXT_STEP:
-            continue
-        if head[at + FINISHED] and autoreset == NEVER:
-            return env, REASON_FINISHED
-        if not 0 <= actions[env] < num_actions:
-            return env, OUT_OF_RANGE
-        o_mask = offsets(at, head[SIDE], head[TOKENS])[2]
-        if head[REFUSE] and data[o_mask + actions[env]] == 0:
-            return env, ILLEGAL
-    return 0, 0
+    return step_single(places, move, figures, rules_of(head), head, gamma, action)
 
 
 @njit(cache=True, nogil=True)
 def step_share(
-    flags,
-    head,
-    data,
-    gamma,
-    peers,
-    pool,
-    pool_head,
-    actions,
-    autoreset,
-    out,
-    index,
-    finals,
-    first,
-    stop,
+    flags, head, data, gamma, resets, actions, autoreset, shown, out, index, finals, first, stop
 ):
     """Step environments first to stop - 1, none refuses: (first, stop) of their final states."""
-    raise_flag(flags)
-    rules = (head[SIDE], head[EDITS], head[CONSTRAINT] == 1, head[TOKENS])
     return step_rows(
+        places,
+        move,
+        figures,
+        draw,
+        show_packed,
+        rules_of(head),
+        True,
+        flags,
         head,
         data,
-        rules,
         gamma,
-        peers,
-        pool,
-        pool_head,
+        resets,
         actions,
         autoreset,
+        shown,
         out,
         index,
         finals,
@@ -393,34 +301,25 @@ def step_share(
 
 @njit(cache=True, nogil=True)
 def step_share_9x9(
-    flags,
-    head,
-    data,
-    gamma,
-    peers,
-    pool,
-    pool_head,
-    actions,
-    autoreset,
-    out,
-    index,
-    finals,
-    first,
-    stop,
+    flags, head, data, gamma, resets, actions, autoreset, shown, out, index, finals, first, stop
 ):
     """`step_share` for the default rules of 9x9, with these as constants."""
-    raise_flag(flags)
-    rules = (9, FILL, True, 0)
     return step_rows(
+        places,
+        move,
+        figures,
+        draw,
+        show_packed,
+        (9, FILL, True, 0),
+        True,
+        flags,
         head,
         data,
-        rules,
         gamma,
-        peers,
-        pool,
-        pool_head,
+        resets,
         actions,
         autoreset,
+        shown,
         out,
         index,
         finals,
@@ -429,100 +328,8 @@ def step_share_9x9(
     )
 
 
-@njit(cache=True, forceinline=True)
-def step_rows(
-    head,
-    data,
-    rules,
-    gamma,
-    peers,
-    pool,
-    pool_head,
-    actions,
-    autoreset,
-    out,
-    index,
-    finals,
-    first,
-    stop,
-):
-    """The loop of `step_share`; its final states are written from place `first` on.
-
-    Tuples are unpacked before the loop: taking an array out of one counts a reference.
-    """
-    head, data, actions = borrowed(head), borrowed(data), borrowed(actions)
-    pool, pool_head = borrowed(pool), borrowed(pool_head)
-    instance, plan, mask, reward, ended, timeout, score, pairs, solved, illegal = loans(out)
-    instance_, plan_, mask_, reward_, ended_, timeout_, score_, pairs_, solved_, illegal_ = loans(
-        finals
-    )
-    side, edits, constraint, tokens = rules
-    num_final = first
-    width = head[WIDTH]
-    for env in range(first, stop):
-        at = env * width
-        for line in range(0, 8 * width, 64):  # the next row, while this one is at work
-            prefetch(data, 8 * (at + width) + line)
-        if head[at + FINISHED] and autoreset == NEXT_STEP:
-            draw(head, data, at, peers, pool, pool_head)
-            reward[env] = 0.0
-            ended[env] = timeout[env] = illegal[env] = False
-        else:
-            worth, end, late, refused = take(
-                head, data, at, side, edits, constraint, tokens, gamma, actions[env]
-            )
-            reward[env] = worth
-            ended[env] = end
-            timeout[env] = late
-            illegal[env] = refused
-            if (end or late) and autoreset == SAME_STEP:
-                index[num_final] = env
-                reward_[num_final] = worth
-                ended_[num_final] = end
-                timeout_[num_final] = late
-                illegal_[num_final] = refused
-                observe(
-                    head,
-                    data,
-                    at,
-                    side,
-                    tokens,
-                    instance_,
-                    plan_,
-                    mask_,
-                    score_,
-                    pairs_,
-                    solved_,
-                    num_final,
-                )
-                num_final += 1
-                illegal[env] = False
-                draw(head, data, at, peers, pool, pool_head)
-        observe(head, data, at, side, tokens, instance, plan, mask, score, pairs, solved, env)
-    return first, num_final
-
-
 @njit(cache=True, nogil=True)
-def sample_share(flags, head, data, actions, first_env, stop_env):
-    """Draw a legal action an environment, uniformly; -1 where there is none."""
-    raise_flag(flags)
-    head, data = borrowed(head), borrowed(data)
-    for env in range(first_env, stop_env):
-        at = env * head[WIDTH]
-        _, _, o_mask, o_free, _ = offsets(at, head[SIDE], head[TOKENS])
-        total = count_ones(data, o_mask, o_free)
-        rank = below(next_word(head, at + SAMPLER), max(total, 1))
-        if total == 0:
-            actions[env] = -1
-            continue
-        first = o_mask
-        while True:  # skip blocks of 32 actions, then look for the action in its block
-            ones = count_ones(data, first, min(first + 32, o_free))
-            if rank < ones:
-                break
-            rank -= ones
-            first += 32
-        while rank > 0 or data[first] == 0:
-            rank -= data[first]
-            first += 1
-        actions[env] = first - o_mask
+def observe_share(flags, head, data, resets, out, first, stop):
+    """Write the current states of environments into `out`: no reward, no flags."""
+    rules = rules_of(head)
+    observe_rows(places, figures, show_packed, rules, flags, head, data, resets, out, first, stop)

@@ -623,11 +623,11 @@ def test_the_vector_environment_draws_every_plan() -> None:
 def test_a_pool_too_large_to_keep_ready_gives_the_same_resets(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from plan_envs import sudoku_engine
+    from plan_envs import packed_engine
 
     instances = sudoku_instances(num=30, seed=5)
     ready = PlanEditVectorEnv("sudoku9x9", num_envs=4, instances=instances)
-    monkeypatch.setattr(sudoku_engine, "_POOL_BYTES", 0)
+    monkeypatch.setattr(packed_engine, "POOL_BYTES", 0)
     copied = instances.subset(slice(None))
     computed = PlanEditVectorEnv("sudoku9x9", num_envs=4, instances=copied)
     for env in (ready, computed):

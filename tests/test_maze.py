@@ -358,7 +358,7 @@ def test_the_fast_engine_equals_the_engine_of_pure_functions(
 def test_an_engine_whose_pool_keeps_no_distances_gives_the_same_numbers(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("plan_envs.maze_engine._POOL_BYTES", 0)
+    monkeypatch.setattr("plan_envs.packed_engine.POOL_BYTES", 0)
     domain = Maze(4, "full", "geodesic")
     testing.check_engines(domain, pool(4).instances[:30], EngineOptions(), seed=1, steps=40)
 

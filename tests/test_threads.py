@@ -17,6 +17,13 @@ from plan_envs.sudoku import Sudoku
 from plan_envs.testing import random_states
 from plan_envs.threads import in_shares, num_threads, set_num_threads
 
+TASKS = [
+    pytest.param("sudoku9x9", {}, id="sudoku-fill-constraint"),
+    pytest.param("sudoku9x9", {"edits": "overwrite", "mask": "givens"}, id="sudoku-overwrite"),
+    pytest.param("nqueens8", {}, id="queens"),
+    pytest.param("maze10", {"edits": "full", "shaping": "geodesic"}, id="maze"),
+    pytest.param("arc-tiny", {}, id="arc"),
+]
 RULES = [
     pytest.param({}, id="fill-constraint"),
     pytest.param({"edits": "overwrite", "mask": "givens"}, id="overwrite-givens"),
@@ -29,30 +36,33 @@ def _one_thread_again() -> Iterator[None]:
     set_num_threads(1)
 
 
-def _play(threads: int | None, mode: str, rules: dict[str, Any]) -> list[Any]:
+def _play(
+    threads: int | None, mode: str, rules: dict[str, Any], task: str = "sudoku9x9"
+) -> list[Any]:
     """Everything that 800 environments return in 16 steps, part of the actions illegal."""
     if threads is not None:
         set_num_threads(threads)
-    env = PlanEditVectorEnv(
-        "sudoku9x9", num_envs=800, autoreset_mode=mode, max_episode_steps=6, **rules
-    )
+    env = PlanEditVectorEnv(task, num_envs=800, autoreset_mode=mode, max_episode_steps=6, **rules)
+    num_actions = int(env.single_action_space.n)  # type: ignore[attr-defined]
     rng = np.random.default_rng(0)
     seen: list[Any] = [env.reset(seed=0)]
     for _ in range(16):
         legal = env.sample_legal()
-        actions = np.where(rng.random(800) < 0.7, legal, rng.integers(0, 729, 800))
+        actions = np.where(rng.random(800) < 0.7, legal, rng.integers(0, num_actions, 800))
         *outcome, infos = env.step(actions)
         seen.append((legal, *outcome, {**infos, "final_obs": list(infos.get("final_obs", ()))}))
     return seen
 
 
-@pytest.mark.parametrize("rules", RULES)
+@pytest.mark.parametrize(("task", "rules"), TASKS)
 @pytest.mark.parametrize("mode", ["NextStep", "SameStep"])
-def test_environments_do_not_notice_the_number_of_threads(mode: str, rules: dict[str, Any]) -> None:
-    expected = _play(1, mode, rules)
+def test_environments_do_not_notice_the_number_of_threads(
+    mode: str, task: str, rules: dict[str, Any]
+) -> None:
+    expected = _play(1, mode, rules, task)
     assert any("final_info" in step[-1] for step in expected) == (mode == "SameStep")
     for threads in (2, 3):
-        np.testing.assert_equal(_play(threads, mode, rules), expected)
+        np.testing.assert_equal(_play(threads, mode, rules, task), expected)
 
 
 @pytest.mark.parametrize("rules", RULES)
