@@ -9,6 +9,8 @@ from typing import Any
 
 import click
 
+_EXIT_FAILED = 1
+_EXIT_INTERRUPTED = 130
 _NEEDS = "baselines need stable-baselines3 and sb3-contrib: pip install 'upi-trm[baselines]'"
 
 
@@ -116,6 +118,79 @@ def train(
     if eval_num:
         _show_evaluation(run, placement=placement, num=eval_num)
     click.echo(f"\nThe run is in {run.path}; upi-trm eval {run.path} plays more unseen puzzles")
+
+
+@baselines.command()
+@click.argument("space", metavar="SPACE.yaml|NAME")
+@click.option("--env", required=True, help="sudoku4x4, ... or any PlanEdit id.")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    help="The search's folder.  [default: runs/tune-NAME-ENV]",
+)
+@click.option("--workers", type=click.IntRange(1), help="Runs at once.  [default: one a core]")
+@click.option(
+    "--backend",
+    type=click.Choice(["local", "ray"]),
+    default="local",
+    show_default=True,
+    help="Processes of this machine, or a Ray cluster (extra `cluster`).",
+)
+@click.option("--address", help="Of the Ray cluster, e.g. auto.  [default: start a local one]")
+def tune(
+    *,
+    space: str,
+    env: str,
+    out: Path | None,
+    workers: int | None,
+    backend: Any,
+    address: str | None,
+) -> None:
+    """Search hyper-parameters on validation puzzles.
+
+    Give a search-space file or the name of a shipped one: ppo, a2c, dqn, maskable-ppo. The same
+    command goes on after an interruption. Leaves tuning.json and winner.yaml in the search's
+    folder; exit code 1 when a run failed, 130 after Ctrl-C, which lets runs save.
+    """
+    require_sb3()
+    import shlex
+    import sys
+
+    from baselines.tuning import best_of, read_search, run_search
+
+    search = read_search(space, env=env)
+    out = Path("runs") / f"tune-{search.name}-{search.env}" if out is None else out
+
+    def show(result: Any) -> None:
+        text = f"{result.key}: {result.state}"
+        text += f" ({result.seconds:.0f} s)" if result.seconds else ""
+        click.echo(f"{text}: {result.detail}" if result.detail else text, err=True)
+        for line in result.log_lines:
+            click.echo(f"  {line}", err=True)
+
+    trials = run_search(
+        search,
+        out,
+        backend=backend,
+        workers=workers,
+        address=address,
+        command=shlex.join(["upi-trm", *sys.argv[1:]]),
+        report=show,
+    )
+    if len(trials) < search.spec.trials:
+        click.echo(f"stopped after {len(trials)} trials; the same command goes on", err=True)
+        sys.exit(_EXIT_INTERRUPTED)
+    best = best_of(trials)
+    rate = sum(run["success_rate"] for run in best.runs) / len(best.runs)
+    values = ", ".join(f"{name}={value}" for name, value in best.values.items())
+    click.echo(
+        f"{search.env}: trial {best.number} of {len(trials)} solves {rate:.1%} of the validation"
+        f" puzzles ({values or 'the recipe as it ships'}); {out / 'winner.yaml'}"
+    )
+    failed = sum(trial.value is None for trial in trials)
+    if failed:
+        click.echo(f"{failed} trials failed: see {out / 'logs'}", err=True)
+        sys.exit(_EXIT_FAILED)
 
 
 def find_recipe(recipe: str | None, *, algorithm: str | None, env: str) -> Path | None:

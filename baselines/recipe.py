@@ -145,11 +145,11 @@ def read_recipe(
         ValueError: one line naming file, field and value; the file is of another algorithm.
     """
     check_algorithm(algorithm)
-    if path is None:
-        if algorithm is None:
-            raise ValueError(f"--algo is missing: one of {', '.join(METHODS)} (or a --recipe)")
+    if path is None and algorithm is not None:
         name = SECTIONS[cast(Algorithm, algorithm)]
         overrides = [f"algorithm={algorithm}", f"{name}={{}}", *overrides]
+    elif path is None and not any(word.startswith("algorithm=") for word in overrides):
+        raise ValueError(f"--algo is missing: one of {', '.join(METHODS)} (or a --recipe)")
     recipe = load_recipe(BaselineRecipe, path, overrides)
     if algorithm not in (None, recipe.algorithm):
         raise ValueError(f"{path}: algorithm is {recipe.algorithm!r}, --algo says {algorithm!r}")
@@ -170,7 +170,7 @@ def check_algorithm(name: str | None) -> None:
 
 def recipe_names() -> list[str]:
     """Names of the shipped recipes, sorted: `<algorithm>-<task>`."""
-    return sorted(path.stem for path in _folder().glob("*.yaml"))
+    return sorted(path.stem for path in config_folder().glob("*.yaml"))
 
 
 def recipe_path(name: str) -> Path:
@@ -184,8 +184,9 @@ def recipe_path(name: str) -> Path:
         near = difflib.get_close_matches(stem, names, n=1)
         hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(names) or 'none'}"
         raise ValueError(f"recipe: no recipe is called {name!r}; {hint}")
-    return _folder() / f"{stem}.yaml"
+    return config_folder() / f"{stem}.yaml"
 
 
-def _folder() -> Path:
+def config_folder() -> Path:
+    """Where the shipped recipes and search spaces lie."""
     return next((folder for folder in _FOLDERS if folder.is_dir()), _FOLDERS[-1])
