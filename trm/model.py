@@ -7,7 +7,7 @@ Sec. 2, Fig. 1).
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
@@ -69,6 +69,10 @@ class ModelConfig:
     """d: size of the latent (of each variable's or cell's latent where there are many)."""
     depth: int = 4
     """n: unrolls of the latent recursion in training and use."""
+    latent: Literal["episodic", "persistent"] = "episodic"
+    """Where the recursion of an edit starts: at z = 0, or where the edit before left z (UPI-TRM
+    Sec. 2, App. F), 0 at the start of an episode. A variable keeps its latent as long as it takes
+    part; one that comes in starts at 0."""
     tolerance: float | None = None
     """A state's recursion ends before n once ||z^(t+1) - z^(t)|| is at most this; null = always n
     unrolls."""
@@ -122,6 +126,9 @@ class StateBatch:
     plan: Int[Tensor, "batch cell"]
     mask: Int[Tensor, "batch action"]
     """1 = legal."""
+    start: Float[Tensor, "batch place channel"] | None = None
+    """Persistent z: latents that the recursion starts from, for every variable or cell, or one for
+    the flat map; what takes no part is ignored."""
 
     def __len__(self) -> int:
         """Number of states."""
@@ -130,7 +137,10 @@ class StateBatch:
     def select(self, index: Int[Tensor, " chosen"] | slice) -> "StateBatch":
         """The chosen states."""
         return StateBatch(
-            instance=self.instance[index], plan=self.plan[index], mask=self.mask[index]
+            instance=self.instance[index],
+            plan=self.plan[index],
+            mask=self.mask[index],
+            start=None if self.start is None else self.start[index],
         )
 
 
@@ -146,6 +156,8 @@ class Encoding:
     """Relational map: the variables that the plan has set."""
     editable: Bool[Tensor, "batch cell"] | None = None
     """Maps over cells: the cells that a legal edit writes."""
+    start: Float[Tensor, "row channel"] | None = None
+    """z^(0) where it is not 0."""
 
     @property
     def row_state(self) -> Int[Tensor, " row"]:
@@ -160,8 +172,9 @@ class Encoding:
 class TinyRecursiveModel(nn.Module):
     """Evaluator and edit policy over one latent recursion.
 
-    `encode` -> `recur` -> `value` / `edit_logits`; `forward` does all four. The latent is episodic:
-    it starts at zero for every state.
+    `encode` -> `recur` -> `value` / `edit_logits`; `forward` does all four. An episodic latent
+    starts at zero for every state; a persistent one at `StateBatch.start`, which `memory` makes of
+    the latent of the state before.
     """
 
     write_action: Tensor
@@ -265,6 +278,35 @@ class TinyRecursiveModel(nn.Module):
 
     def encode(self, states: StateBatch) -> Encoding:
         """(x, y, mask) -> injection u; nothing here is limited by the contraction."""
+        encoding = self._encode(states)
+        if states.start is None:
+            return encoding
+        if encoding.variables is not None:
+            start = states.start[encoding.variables.state, encoding.variables.variable]
+        else:
+            start = states.start.flatten(0, 1)
+        return replace(encoding, start=start.to(encoding.injection.dtype))
+
+    @property
+    def num_places(self) -> int:
+        """Latents of a state: one for each variable or cell, or one alone (the flat map)."""
+        if self.config.update_map == "mlp":
+            return 1
+        variables = self.shape.num_values if self.config.update_map == "relational" else 1
+        return self.shape.num_cells * variables
+
+    def memory(
+        self, z: Float[Tensor, "row channel"], encoding: Encoding
+    ) -> Float[Tensor, "batch place channel"]:
+        """The latents of a batch aligned by place, 0 for what takes no part; without gradient."""
+        rows = z.detach()
+        if encoding.variables is None:
+            return rows.view(encoding.batch, self.num_places, -1)
+        aligned = rows.new_zeros(encoding.batch, self.num_places, rows.shape[1])
+        aligned[encoding.variables.state, encoding.variables.variable] = rows
+        return aligned
+
+    def _encode(self, states: StateBatch) -> Encoding:
         if self.config.update_map == "mlp":
             boards = ((states.instance, self.most), (states.plan, self.shape.num_values))
             one_hot = [
@@ -323,7 +365,11 @@ class TinyRecursiveModel(nn.Module):
     def recur(
         self, encoding: Encoding, *, depth: int | None = None
     ) -> Float[Tensor, "row channel"]:
-        """z^(n) from z^(0) = 0; `depth` overrides the recipe's n."""
+        """z^(n) from z^(0); `depth` overrides the recipe's n.
+
+        Raises:
+            ValueError: for a persistent latent whose states do not say where it starts.
+        """
         if self.config.tolerance is not None:
             return self.recur_counted(encoding, depth=depth).z
         return unroll(
@@ -346,6 +392,12 @@ class TinyRecursiveModel(nn.Module):
         )
 
     def _start(self, encoding: Encoding) -> Float[Tensor, "row channel"]:
+        if encoding.start is not None:
+            return encoding.start
+        if self.config.latent == "persistent":
+            raise ValueError(
+                "model.latent 'persistent': a state alone does not say where its latent starts"
+            )
         return torch.zeros_like(encoding.injection)
 
     def _pooled(

@@ -1,7 +1,7 @@
 """The latent recursion z^(t+1) = Pi_R(f(z^(t), u)), unrolled n times (UPI-TRM Sec. 2).
 
 Episodic z: the latent starts from zero at every edit, so the evaluator is a function of the state
-alone.
+alone. Persistent z: it starts from where the edit before left it (`StateBatch.start`).
 """
 
 from collections.abc import Callable

@@ -19,6 +19,11 @@ from plan_envs.domain import DeadEnd, Int8Array, PlanDomain
 StateValue = Callable[[Int8Array, Int8Array, Int8Array, NDArray[np.float32]], Tensor]
 """(instances, plans, masks, scores) -> U_n of each state, shape [batch]."""
 
+SuccessorValue = Callable[
+    [Int8Array, Int8Array, Int8Array, NDArray[np.float32], NDArray[np.int64]], Tensor
+]
+"""The same with the state that each is a successor of, by its place in the batch, last."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Lookahead:
@@ -38,16 +43,19 @@ def look_ahead(
     domain: PlanDomain,
     instances: Int8Array,
     plans: Int8Array,
-    state_value: StateValue,
+    state_value: StateValue | None,
     *,
     gamma: float,
     dead_end: DeadEnd,
     device: torch.device,
+    successor_value: SuccessorValue | None = None,
 ) -> Lookahead:
     """Q(s, a) = r(s, a, s') + gamma U_n(s') for every legal edit of every state (Sec. 3, phase 2).
 
     Equal successors are evaluated once; terminal ones cost nothing (their folded reward is their
-    whole return).
+    whole return). With a persistent latent a value depends on the state before: give
+    `successor_value` in place of `state_value`; equal successors of different states are then told
+    apart.
     """
     found = domain.successors(instances, plans, gamma=gamma, dead_end=dead_end)
     q_row = found.reward.astype(np.float32)
@@ -55,14 +63,21 @@ def look_ahead(
     num_evaluated = 0
     if len(live):
         owner = found.state[live]
-        joined = np.concatenate([instances[owner], found.plan[live]], axis=1)
+        parent = np.ascontiguousarray(owner, np.int64)
+        where = instances[owner] if successor_value is None else parent[:, None].view(np.int8)
+        joined = np.concatenate([where, found.plan[live]], axis=1)
         key = np.ascontiguousarray(joined).view(f"V{joined.shape[1]}").ravel()
         _, first, back = np.unique(key, return_index=True, return_inverse=True)
         chosen = live[first]
         next_instances, next_plans = instances[found.state[chosen]], found.plan[chosen]
         masks = domain.action_mask(next_instances, next_plans)
-        values = state_value(next_instances, next_plans, masks, found.score[chosen]).cpu().numpy()
-        q_row[live] += gamma * values[back.ravel()]
+        score = found.score[chosen]
+        if successor_value is not None:
+            value = successor_value(next_instances, next_plans, masks, score, parent[first])
+        else:
+            assert state_value is not None
+            value = state_value(next_instances, next_plans, masks, score)
+        q_row[live] += gamma * value.cpu().numpy()[back.ravel()]
         num_evaluated = len(chosen)
     shape = (len(plans), domain.spec.num_actions)
     q, mask = np.zeros(shape, np.float32), np.zeros(shape, np.bool_)

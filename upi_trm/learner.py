@@ -22,7 +22,14 @@ from torch import Tensor, nn
 from plan_envs.domain import DeadEnd, Int8Array, PlanDomain, potential
 from trm.device import Placement
 from trm.model import ModelConfig, StateBatch, TinyRecursiveModel
-from upi_trm.advantage import Lookahead, centred_advantage, centring_defect, gae, look_ahead
+from upi_trm.advantage import (
+    Lookahead,
+    SuccessorValue,
+    centred_advantage,
+    centring_defect,
+    gae,
+    look_ahead,
+)
 from upi_trm.bounds import best_alpha, improvement_bound, operational_alpha
 from upi_trm.chain import MixturePolicy
 from upi_trm.contraction import (
@@ -52,6 +59,7 @@ from upi_trm.improvement import (
     policy_probabilities,
     success_posterior,
 )
+from upi_trm.persistence import Latents, latent_drift, memories
 from upi_trm.rollout import Roller, Transitions, to_states
 
 
@@ -137,6 +145,11 @@ class LearnerConfig:
                 "improvement.candidate 'success_posterior' needs evaluator.value 'success', "
                 f"got {self.evaluator.value!r}"
             )
+        if self.model.latent == "persistent" and not self.improvement.distil:
+            raise ValueError(
+                "model.latent must be 'episodic' where improvement.distil is false (each network"
+                f" of a mixture would carry its own), got {self.model.latent!r}"
+            )
         if self.contraction.schedule != "constant" and not self.improvement.distil:
             raise ValueError(
                 "contraction.schedule must be 'constant' where improvement.distil is false"
@@ -220,6 +233,14 @@ class UpiLearner:
         if not config.improvement.distil:
             self.chain = MixturePolicy(self.phi_network, length=config.improvement.chain_length)
         self.replay: deque[Transitions] = deque(maxlen=config.evaluator.replay_iterations)
+        # Persistent z: where the running plans' recursions start next, and where those of the
+        # replayed transitions did.
+        self.carried: Latents | None = None
+        self.traces: deque[Latents] = deque(maxlen=config.evaluator.replay_iterations)
+        if config.model.latent == "persistent":
+            places = (self.evaluator.num_places, config.model.channels)
+            blank = torch.zeros(config.rollout.plans, *places, device=device)
+            self.carried = Latents(policy=blank, evaluator=blank)
 
     @property
     def policy(self) -> TinyRecursiveModel:
@@ -277,32 +298,83 @@ class UpiLearner:
     def iterate(self, roller: Roller, *, steps: int) -> dict[str, float]:
         """Phases 1 to 3 on `steps` edits of every plan; returns the iteration's metrics."""
         clock = _Clock()
-        fresh = roller.collect(
-            self.probabilities, steps=steps, generator=self.actions, device=self.device
-        )
+        fresh, trace = self.collect(roller, steps=steps)
         clock.mark("rollout")
-        fresh, metrics = self.improve(fresh, clock)
+        drift = {} if trace is None else self.drift_metrics(fresh, trace)
+        fresh, metrics = self.improve(fresh, clock, trace)
+        metrics |= drift
         self.replay.append(fresh)
+        if trace is not None:
+            self.traces.append(trace)
         metrics |= self.fit_evaluator()
         clock.mark("value")
         if self.config.model.tolerance is not None:
-            metrics |= self.unroll_metrics(self.states(fresh.instance[-1], fresh.plan[-1]))
+            last = None if trace is None else trace.select(slice(-1, None))
+            metrics |= self.unroll_metrics(*self.views(fresh.instance[-1], fresh.plan[-1], last))
         finished = fresh.terminated | fresh.truncated
         metrics["train_success"] = float(fresh.solved.sum() / max(1, finished.sum()))
         metrics["episodes"] = float(finished.sum())
         return metrics | clock.seconds
 
+    def collect(self, roller: Roller, *, steps: int) -> tuple[Transitions, Latents | None]:
+        """Roll pi out; a persistent latent is carried along, and where each edit's started kept."""
+        if self.carried is None:
+            fresh = roller.collect(
+                self.probabilities, steps=steps, generator=self.actions, device=self.device
+            )
+            return fresh, None
+        parts, starts = [], []
+        for _ in range(steps):
+            starts.append(self.carried)
+            reached = self.carried
+
+            def policy(states: StateBatch, start: Latents = reached) -> Tensor:
+                nonlocal reached
+                probability, reached = self._carry(states, start)
+                return probability
+
+            part = roller.collect(policy, steps=1, generator=self.actions, device=self.device)
+            ended = self._tensor(part.terminated[0] | part.truncated[0])
+            self.carried = reached.restarted(ended)
+            parts.append(part)
+        names = [f.name for f in fields(Transitions)]
+        whole = {name: np.concatenate([getattr(part, name) for part in parts]) for name in names}
+        return Transitions(**whole), Latents.stack(starts)
+
+    @torch.no_grad()
+    def _carry(
+        self, states: StateBatch, start: Latents
+    ) -> tuple[Float[Tensor, "batch action"], Latents]:
+        """pi(a | s, z) and the latents of policy and evaluator after these states."""
+        seen = replace(states, start=start.policy)
+        encoding = self.phi_network.encode(seen)
+        z = self.phi_network.recur(encoding)
+        logits = self.phi_network.edit_logits(z, encoding, seen)
+        reached = Latents(
+            # Under autocast the recursion may answer in bfloat16.
+            policy=self.phi_network.memory(z, encoding).to(start.policy.dtype),
+            evaluator=memories(self.evaluator, replace(states, start=start.evaluator)).to(
+                start.evaluator.dtype
+            ),
+        )
+        return torch.softmax(logits, dim=1), reached
+
     def fit_evaluator(self) -> dict[str, float]:
         """Phase 1: K-step bootstrapped regression of U_n on the replayed transitions."""
         config = self.config.evaluator
         instances, plans, phis, targets = [], [], [], []
-        for past in self.replay:
-            targets.append(self.targets_of(past, self.target.model).flatten())
+        for past, trace in self._replayed():
+            starts = None if trace is None else trace.evaluator.flatten(0, 1)
+            targets.append(self.targets_of(past, self.target.model, starts).flatten())
             instances.append(_flat(past.instance))
             plans.append(_flat(past.plan))
             phis.append(self.phi(past.score.ravel()))
         target, phi = torch.cat(targets), torch.cat(phis)
-        states = self.states(np.concatenate(instances), np.concatenate(plans))
+        _, states = self.views(
+            np.concatenate(instances),
+            np.concatenate(plans),
+            Latents.join(self.traces) if self.traces else None,
+        )
         losses = []
         for chosen in minibatches(
             len(states), batch_size=config.batch_size, passes=config.passes, generator=self.noise
@@ -329,7 +401,14 @@ class UpiLearner:
             metrics["value_head_norm"] = self.head_clamp.norm()
         return metrics
 
-    def improve(self, fresh: Transitions, clock: "_Clock") -> tuple[Transitions, dict[str, float]]:
+    def _replayed(self) -> list[tuple[Transitions, Latents | None]]:
+        """The replayed transitions, oldest first, with their latents where they are persistent."""
+        traces: list[Latents | None] = list(self.traces) or [None] * len(self.replay)
+        return list(zip(self.replay, traces, strict=True))
+
+    def improve(
+        self, fresh: Transitions, clock: "_Clock", trace: Latents | None = None
+    ) -> tuple[Transitions, dict[str, float]]:
         """Phases 2 and 3: lookahead, centred advantages, candidate, mixture, distillation.
 
         Returns the transitions with the advantages of the edits made, and metrics.
@@ -337,13 +416,19 @@ class UpiLearner:
         config = self.config.improvement
         older = config.distil_iterations - 1
         sources = [fresh, *(list(self.replay)[-older:] if older else [])]
+        latents: Latents | None = None
+        if trace is not None:
+            latents = Latents.join([trace, *(list(self.traces)[-older:] if older else [])])
         total = sum(past.action.size for past in sources)
         count = min(total, config.lookahead_states or total)
         order = torch.randperm(total, generator=self.noise)[:count].numpy()
         instances = np.concatenate([_flat(past.instance) for past in sources])[order]
         plans = np.concatenate([_flat(past.plan) for past in sources])[order]
         score = np.concatenate([past.score.ravel() for past in sources])[order]
-        states = self.states(instances, plans)
+        if latents is not None:
+            latents = latents.select(torch.from_numpy(order).to(self.device))
+        starts = None if latents is None else latents.evaluator
+        states, value_states = self.views(instances, plans, latents)
         policy = self.probabilities(states)
         num_held_out = min(max(1, round(config.held_out * count)), count - 1)
         held_out = (torch.arange(count) < num_held_out).to(self.device)
@@ -351,7 +436,7 @@ class UpiLearner:
         weight = torch.ones(count, device=self.device)
         alpha = config.alpha
         if config.advantage == "exact":
-            ahead = self.look_ahead(instances, plans)
+            ahead = self.look_ahead(instances, plans, starts)
             clock.mark("lookahead")
             advantage = centred_advantage(ahead.q, policy, ahead.mask)
             fresh = self._with_advantage(fresh, order, advantage)
@@ -368,19 +453,23 @@ class UpiLearner:
             metrics["candidate_advantage"] = float(gain.mean())
             # The residual costs a pass of the evaluator: on few states where it only informs.
             rows = slice(0, count if config.alpha_rule == "proven" else num_held_out)
-            value = self._values(self.evaluator, states.select(rows), score[rows])
+            value = self._values(self.evaluator, value_states.select(rows), score[rows])
             residual = ((policy[rows] * ahead.q[rows]).sum(dim=1) - value).abs().max()
             alpha, found = choose_alpha(
                 gain, float(residual), config=config, gamma=self.config.evaluator.gamma
             )
             metrics |= found
         else:
-            advantage, made = self.gae_advantage(fresh, order)
+            advantage, made = self.gae_advantage(fresh, order, trace)
             clock.mark("lookahead")
             formed = self._gradient_candidate(states, policy, advantage * made)
             candidate = self._deployable(formed, states, weight, held_out, metrics)
+            check = slice(0, num_held_out)
             metrics["centring_defect"] = self._td_centring_defect(
-                instances[:num_held_out], plans[:num_held_out], policy[:num_held_out]
+                instances[check],
+                plans[check],
+                policy[check],
+                None if starts is None else starts[check],
             )
         if self.chain is not None:
             metrics["chain_dropped"] = (
@@ -520,6 +609,18 @@ class UpiLearner:
         masks = self.domain.action_mask(instances, plans)
         return self._seen(instances, plans, masks)
 
+    def views(
+        self, instances: Int8Array, plans: Int8Array, latents: Latents | None = None
+    ) -> tuple[StateBatch, StateBatch]:
+        """The same states for policy and evaluator, each with its own latents to start from."""
+        states = self.states(instances, plans)
+        if latents is None:
+            return states, states
+        return (
+            replace(states, start=latents.policy.flatten(0, -3)),
+            replace(states, start=latents.evaluator.flatten(0, -3)),
+        )
+
     def _seen(self, instances: Int8Array, plans: Int8Array, masks: Int8Array) -> StateBatch:
         visible = instances[:, : self.domain.spec.observed_size]
         return to_states(visible, plans, masks, self.device)
@@ -540,24 +641,72 @@ class UpiLearner:
     ) -> Float[Tensor, " batch"]:
         return evaluate_states(model, states, self.phi(score), value=self.config.evaluator.value)
 
-    def look_ahead(self, instances: Int8Array, plans: Int8Array) -> Lookahead:
-        """Q(s, a) of every legal edit under the online evaluator."""
+    def look_ahead(
+        self,
+        instances: Int8Array,
+        plans: Int8Array,
+        starts: Float[Tensor, "batch place channel"] | None = None,
+    ) -> Lookahead:
+        """Q(s, a) of every legal edit under the online evaluator.
+
+        Persistent z: `starts` are the evaluator's latents at these states; a successor's recursion
+        starts where that of its parent ends.
+        """
+        successor_value = None if starts is None else self._from_parents(instances, plans, starts)
         return look_ahead(
             self.domain,
             instances,
             plans,
-            self.state_value,
+            self.state_value if successor_value is None else None,
             gamma=self.config.evaluator.gamma,
             dead_end=self.dead_end,
             device=self.device,
+            successor_value=successor_value,
         )
 
+    def _from_parents(
+        self,
+        instances: Int8Array,
+        plans: Int8Array,
+        starts: Float[Tensor, "batch place channel"],
+        *,
+        chunk: int = 1024,
+    ) -> SuccessorValue:
+        """U_n of successors, each from the latent that its parent's recursion ends with."""
+        parents = memories(self.evaluator, replace(self.states(instances, plans), start=starts))
+
+        def value(
+            instances: Int8Array,
+            plans: Int8Array,
+            masks: Int8Array,
+            score: NDArray[np.float32],
+            parent: NDArray[np.int64],
+        ) -> Tensor:
+            found = []
+            for first in range(0, len(plans), chunk):
+                part = slice(first, first + chunk)
+                states = self._seen(instances[part], plans[part], masks[part])
+                start = parents[self._tensor(parent[part])]
+                found.append(
+                    self._values(self.evaluator, replace(states, start=start), score[part])
+                )
+            return torch.cat(found)
+
+        return value
+
     def targets_of(
-        self, past: Transitions, model: TinyRecursiveModel
+        self,
+        past: Transitions,
+        model: TinyRecursiveModel,
+        starts: Float[Tensor, "batch place channel"] | None = None,
     ) -> Float[Tensor, "step plan"]:
-        """K-step targets of a rollout with `model` as V_bar."""
+        """K-step targets of a rollout with `model` as V_bar.
+
+        Persistent z: `starts` are the evaluator's latents at the states before the edits; that of
+        the state after starts where `model` brings them.
+        """
         shape = past.action.shape
-        states = self.states(_flat(past.instance), _flat(past.next_plan))
+        states = self._after(past, model, starts)
         next_value = self._values(model, states, past.next_score.ravel()).view(shape)
         reward = past.reward
         if self.config.evaluator.control_variate:
@@ -571,13 +720,26 @@ class UpiLearner:
             gamma=self.config.evaluator.gamma,
         )
 
+    def _after(
+        self,
+        past: Transitions,
+        model: TinyRecursiveModel,
+        starts: Float[Tensor, "batch place channel"] | None,
+    ) -> StateBatch:
+        """The states after the edits, with their latents where these are persistent."""
+        after = self.states(_flat(past.instance), _flat(past.next_plan))
+        if starts is None:
+            return after
+        before = self.states(_flat(past.instance), _flat(past.plan))
+        return replace(after, start=memories(model, replace(before, start=starts)))
+
     def gae_advantage(
-        self, fresh: Transitions, order: NDArray[np.int64]
+        self, fresh: Transitions, order: NDArray[np.int64], trace: Latents | None = None
     ) -> tuple[Float[Tensor, "batch 1"], Float[Tensor, "batch action"]]:
         """GAE of the edits made, and the one-hot edits, at the chosen states."""
         shape = fresh.action.shape
-        before = self.states(_flat(fresh.instance), _flat(fresh.plan))
-        after = self.states(_flat(fresh.instance), _flat(fresh.next_plan))
+        _, before = self.views(_flat(fresh.instance), _flat(fresh.plan), trace)
+        after = self._after(fresh, self.evaluator, before.start)
         advantage = gae(
             self._tensor(fresh.reward),
             self._values(self.evaluator, before, fresh.score.ravel()).view(shape),
@@ -593,12 +755,17 @@ class UpiLearner:
         return advantage.flatten()[torch.from_numpy(order).to(self.device)][:, None], made.float()
 
     def _td_centring_defect(
-        self, instances: Int8Array, plans: Int8Array, policy: Float[Tensor, "batch action"]
+        self,
+        instances: Int8Array,
+        plans: Int8Array,
+        policy: Float[Tensor, "batch action"],
+        starts: Float[Tensor, "batch place channel"] | None,
     ) -> float:
         """Largest |E_{a~pi}[r + gamma U_n(s') - U_n(s)]|: what GAE takes for zero."""
-        ahead = self.look_ahead(instances, plans)
+        ahead = self.look_ahead(instances, plans, starts)
         score = self.domain.check(instances, plans).score
-        value = self._values(self.evaluator, self.states(instances, plans), score)
+        states = replace(self.states(instances, plans), start=starts)
+        value = self._values(self.evaluator, states, score)
         error = torch.where(ahead.mask, ahead.q - value[:, None], torch.zeros_like(ahead.q))
         return float(centring_defect(error, policy).max())
 
@@ -613,14 +780,31 @@ class UpiLearner:
             found["modulus"] = self.clamps[0].modulus
         return found
 
+    def drift_metrics(
+        self, fresh: Transitions, trace: Latents, *, plans: int = 8
+    ) -> dict[str, float]:
+        """How the evaluator's persistent latent tracks its fixed points, on a few plans (App. F).
+
+        Nothing without a certified contraction, where there need be no fixed point.
+        """
+        modulus = self.certificates[0].bound() if self.certificates else 1.0
+        if modulus >= 1:
+            return {}
+        few = slice(0, plans)
+        states = self.states(_flat(fresh.instance[:, few]), _flat(fresh.plan[:, few]))
+        states = replace(states, start=trace.evaluator[:, few].flatten(0, 1))
+        ended = self._tensor(fresh.terminated[:, few] | fresh.truncated[:, few])
+        return latent_drift(self.evaluator, states, ended, modulus=modulus).metrics()
+
     @torch.no_grad()
-    def unroll_metrics(self, states: StateBatch) -> dict[str, float]:
+    def unroll_metrics(self, states: StateBatch, value_states: StateBatch) -> dict[str, float]:
         """Unrolls that an adaptive recursion takes, and what is missing to the fixed point.
 
-        Over the states and over evaluator and policy; the bound L_z / (1 - L_z) ||z^(n) - z^(n-1)||
-        where both are certified contractions.
+        Over the states, as policy and evaluator see them; the bound L_z / (1 - L_z) ||z^(n) -
+        z^(n-1)|| where both are certified contractions.
         """
-        traces = [m.recur_counted(m.encode(states)) for m in (self.evaluator, self.phi_network)]
+        views = ((self.evaluator, value_states), (self.phi_network, states))
+        traces = [model.recur_counted(model.encode(seen)) for model, seen in views]
         unrolls = torch.cat([trace.unrolls for trace in traces]).double()
         metrics = {"unrolls": float(unrolls.mean()), "unrolls_max": float(unrolls.max())}
         bounds = [certificate.bound() for certificate in self.certificates]
@@ -668,7 +852,11 @@ class UpiLearner:
 
     def state(self) -> dict[str, Any]:
         """Optimisers and replay; the generators belong to whoever passed them in."""
-        return {
+        persistent: dict[str, Any] = {}
+        if self.carried is not None:
+            persistent["carried"] = self.carried.state()
+            persistent["traces"] = [trace.state() for trace in self.traces]
+        return persistent | {
             "evaluator_optimiser": self.evaluator_optimiser.state_dict(),
             "policy_optimiser": self.policy_optimiser.state_dict(),
             "replay": [
@@ -682,6 +870,10 @@ class UpiLearner:
         self.policy_optimiser.load_state_dict(state["policy_optimiser"])
         self.replay.clear()
         self.replay.extend(Transitions(**past) for past in state["replay"])
+        if self.carried is not None:
+            self.carried = Latents(**state["carried"]).to(self.device)
+            self.traces.clear()
+            self.traces.extend(Latents(**trace).to(self.device) for trace in state["traces"])
 
 
 def part_of(weights: Mapping[str, Tensor], part: str) -> dict[str, Tensor]:
