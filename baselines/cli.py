@@ -100,7 +100,7 @@ def train(
     from baselines import train as trainer
 
     if resume is not None:
-        run = trainer.resume(resume, steps=steps, placement=placement)
+        run = trainer.resume(resume, algorithm=algo, steps=steps, placement=placement)
     else:
         assert env is not None
         run = trainer.train(
@@ -222,12 +222,15 @@ def require_sb3() -> None:
 
 
 def _refuse_mixed_resume(ctx: click.Context, *, resume: Path | None, env: str | None) -> None:
-    """A run goes on as it began: what its folder records can't be given again."""
+    """A run goes on as it began: what its folder records can't be given again.
+
+    But for --algo, which a sweep's command may hold.
+    """
     if resume is None:
         if env is None:
             raise click.UsageError("--env is missing (or --resume RUN); `upi-trm envs` lists them")
         return
-    for parameter in ("algo", "env", "recipe", "overrides", "seed", "out"):
+    for parameter in ("env", "recipe", "overrides", "seed", "out"):
         if ctx.get_parameter_source(parameter) is not click.core.ParameterSource.DEFAULT:
             flag = "set" if parameter == "overrides" else parameter
             raise click.UsageError(f"--{flag} can't be combined with --resume: the run records it")

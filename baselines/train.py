@@ -26,7 +26,7 @@ from stable_baselines3.common.type_aliases import TrainFreq, TrainFrequencyUnit
 
 from baselines.algorithms import METHODS, compile_steps, make_algorithm, networks_of
 from baselines.policy import RUN_KIND, GreedyEdits, load_weights, weights_of
-from baselines.recipe import BaselineRecipe, read_recipe
+from baselines.recipe import BaselineRecipe, check_algorithm, read_recipe
 from baselines.replay import load_replay, prune_replays, save_replay
 from baselines.sealed import SealedRandomness
 from baselines.vec_adapter import PlanEditVecEnv
@@ -101,19 +101,28 @@ def train(
     return run
 
 
-def resume(run_path: Path, *, steps: int | None = None, placement: Placement) -> Run:
+def resume(
+    run_path: Path,
+    *,
+    algorithm: str | None = None,
+    steps: int | None = None,
+    placement: Placement,
+) -> Run:
     """Go on with a run from its newest checkpoint; see `train`.
 
-    `steps` extends or shortens the budget; the recipe stays as it was. Without a thread count in
-    `placement` the run keeps the one it started with.
+    `algorithm` may say again what the run records. `steps` extends or shortens the budget; the
+    recipe stays as it was. Without a thread count in `placement` the run keeps its own.
     """
     _require_full_precision(placement)
+    check_algorithm(algorithm)
     with Run.open(run_path, kind=RUN_KIND, write=True) as run:
         if placement.threads is None:
             recorded = run.info.provenance.get("torch_threads")
             placement = dataclasses.replace(placement, threads=recorded)
         placement.apply()
         recipe = run.load_recipe(BaselineRecipe)
+        if algorithm not in (None, recipe.algorithm):
+            raise ValueError(f"{run_path}: is a run of {recipe.algorithm}, --algo says {algorithm}")
         training = _Training(run, recipe, placement)
         if run.checkpoint_steps():
             training.restore()

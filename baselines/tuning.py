@@ -88,14 +88,8 @@ class Search:
     env: str
     spec: SearchSpace
     recipe_file: Path
-
-    def overrides(self, values: Mapping[str, Any]) -> list[str]:
-        """`--set` words of a trial."""
-        spec = self.spec
-        merged = {**spec.set, **values, "schedule.evaluate_num": spec.evaluate_num}
-        if spec.steps is not None:
-            merged["schedule.edits"] = spec.steps
-        return [f"{name}={json.dumps(value)}" for name, value in merged.items()]
+    base: BaselineRecipe
+    """The recipe as it ships, with the budget and the overrides of every trial."""
 
     def recipe(self, values: Mapping[str, Any]) -> BaselineRecipe:
         """The recipe of a trial.
@@ -103,7 +97,7 @@ class Search:
         Raises:
             ValueError: one line, for values that the recipe refuses together.
         """
-        return load_recipe(BaselineRecipe, self.recipe_file, self.overrides(values))
+        return _load(self.spec, self.recipe_file, values) if values else self.base
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -145,13 +139,14 @@ def read_search(name: str, *, env: str) -> Search:
     task = resolve_task(env).name
     wanted = spec.recipe.replace("{env}", task)
     beside = path.parent / wanted
+    recipe_file = beside if beside.is_file() else recipe_path(wanted)
     search = Search(
         name=path.stem,
         env=task,
         spec=spec,
-        recipe_file=beside if beside.is_file() else recipe_path(wanted),
+        recipe_file=recipe_file,
+        base=_load(spec, recipe_file, {}),
     )
-    search.recipe({})
     ends = {
         name: values if isinstance(values, list) else [values["low"], values["high"]]
         for name, values in spec.space.items()
@@ -271,6 +266,14 @@ def train_trial(folder: Path, record: Path, *, env: str, recipe: str, seed: int)
     replace_durably(record, (json.dumps(figures) + "\n").encode())
 
 
+def _load(spec: SearchSpace, recipe_file: Path, values: Mapping[str, Any]) -> BaselineRecipe:
+    merged = {**spec.set, **values, "schedule.evaluate_num": spec.evaluate_num}
+    if spec.steps is not None:
+        merged["schedule.edits"] = spec.steps
+    overrides = [f"{name}={json.dumps(value)}" for name, value in merged.items()]
+    return load_recipe(BaselineRecipe, recipe_file, overrides)
+
+
 # --- Trials
 
 
@@ -293,7 +296,7 @@ def _propose(search: Search, number: int, earlier: Sequence[Trial]) -> dict[str,
     sampler = optuna.samplers.TPESampler(seed=number, n_startup_trials=_STARTUP)
     study = optuna.create_study(direction="maximize", sampler=sampler)
     for trial in earlier:
-        values = trial.values or _values_of(search.recipe({}), search.spec.space)
+        values = trial.values or _values_of(search.base, search.spec.space)
         inside = all(_inside(values[name], given) for name, given in search.spec.space.items())
         if trial.value is not None and inside:
             study.add_trial(
@@ -350,7 +353,7 @@ def _trial_folder(out: Path, number: int) -> Path:
 def _claim(search: Search, out: Path) -> None:
     """Refuse a folder of another search; one with more trials is the same."""
     spec = {key: value for key, value in asdict(search.spec).items() if key != "trials"}
-    own = json.dumps({"env": search.env, "recipe": recipe_hash(search.recipe({})), "spec": spec})
+    own = json.dumps({"env": search.env, "recipe": recipe_hash(search.base), "spec": spec})
     file = out / "search.json"
     if not file.exists():
         replace_durably(file, own.encode())
@@ -366,7 +369,7 @@ def _write_record(search: Search, out: Path, trials: Sequence[Trial], command: s
         "format_version": FORMAT_VERSION,
         "search": search.name,
         "env": search.env,
-        "algorithm": search.recipe({}).algorithm,
+        "algorithm": search.base.algorithm,
         "recipe": search.recipe_file.stem,
         "command": command,
         "spec": asdict(search.spec),

@@ -15,6 +15,7 @@ import upi_trm
 from upi_trm import recipes
 
 REPO = Path(__file__).resolve().parent.parent
+PACKAGES = ("plan_envs", "trm", "upi_trm", "baselines")
 PROJECT: dict[str, Any] = tomllib.loads((REPO / "pyproject.toml").read_text())
 
 
@@ -41,12 +42,12 @@ def _pins() -> dict[str, str]:
 
 def test_the_wheel_holds_every_module_and_marker_and_no_test(wheel: Path) -> None:
     shipped = set(zipfile.ZipFile(wheel).namelist())
-    for package in ("plan_envs", "trm", "upi_trm"):
+    for package in PACKAGES:
         for path in (REPO / package).rglob("*"):
             if path.suffix == ".py" or path.name == "py.typed":
                 assert str(path.relative_to(REPO)) in shipped
     tops = {name.split("/")[0] for name in shipped}
-    assert tops == {"plan_envs", "trm", "upi_trm", f"upi_trm-{upi_trm.__version__}.dist-info"}
+    assert tops == {*PACKAGES, f"upi_trm-{upi_trm.__version__}.dist-info"}
 
 
 def test_an_installed_wheel_finds_the_recipes_outside_the_checkout(

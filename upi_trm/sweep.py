@@ -20,7 +20,7 @@ import shlex
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from datetime import UTC, datetime
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -215,7 +215,9 @@ def _find_command(text: str) -> tuple[SweepCommand, list[str], list[str]]:
     for count in range(len(words), 0, -1):
         point = points.get(".".join(words[:count]))
         if point is not None:
-            return point.load(), words[:count], words[count:]
+            module = point.load()
+            values = {one.name: getattr(module, one.name) for one in fields(SweepCommand)}
+            return SweepCommand(**values), words[:count], words[count:]
     known = ["train", *(name.replace(".", " ") for name in sorted(points))]
     near = difflib.get_close_matches(text, known, n=1)
     hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}"
