@@ -208,6 +208,7 @@ class PlanDomain(Protocol):
         ...
 
 
+@runtime_checkable
 class Symmetry(Protocol):
     """A symmetry of a domain: it commutes with mask, edit and checker (a law test shows it)."""
 

@@ -15,7 +15,7 @@ import upi_trm
 from upi_trm import recipes
 
 REPO = Path(__file__).resolve().parent.parent
-PACKAGES = ("plan_envs", "trm", "upi_trm", "baselines")
+PACKAGES = ("plan_envs", "trm", "upi_trm", "baselines", "supervised")
 PROJECT: dict[str, Any] = tomllib.loads((REPO / "pyproject.toml").read_text())
 
 
