@@ -350,3 +350,24 @@ def test_a_checkpoint_holds_what_was_trained(tmp_path: Path) -> None:
     assert checkpoint.state["torch_threads"] == 1
     assert len(checkpoint.state["learner"]["replay"]) == 2
     assert checkpoint.state["usage"]["wall_seconds"] > 0
+
+
+@pytest.mark.parametrize(
+    ("overrides", "plays"),
+    [
+        ((), "GreedyPolicy"),
+        (("improvement.distil=off",), "GreedyMixture"),
+        (("model.latent=persistent",), "GreedyPersistent"),
+    ],
+)
+def test_a_loaded_policy_is_what_the_recipe_deploys_and_logs(
+    tmp_path: Path, overrides: tuple[str, ...], plays: str
+) -> None:
+    run = start(tmp_path / "run", *overrides, steps=64)
+    policy = load_policy(run, placement=HERE)
+    assert type(policy).__name__ == plays
+    validation = resolve_task("sudoku4x4-hard").instances("validation", num=6)
+    report = evaluate_policy(policy, resolve_task("sudoku4x4-hard").domain, validation)
+    last = list(run.read_metrics())[-1]
+    assert report.mean_score == last["mean_score"]
+    assert report.success_rate == last["success_rate"]

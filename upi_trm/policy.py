@@ -1,13 +1,10 @@
 """The trained policy of a run, as evaluation and the command line use it: greedy, one pass."""
 
-import torch
-
 from plan_envs.catalogue import Task, resolve_task
+from plan_envs.evaluation import Policy
 from trm.device import Placement
-from trm.model import TinyRecursiveModel
 from trm.run import Run, RunError
-from upi_trm.evaluator import model_shape
-from upi_trm.rollout import GreedyPolicy
+from upi_trm.deployment import load_greedy_policy
 from upi_trm.trainer import RUN_KIND, UpiRecipe
 
 
@@ -16,8 +13,8 @@ def task_of(run: Run) -> Task:
     return resolve_task(run.info.env)
 
 
-def load_policy(run: Run, *, placement: Placement, step: int | str | None = None) -> GreedyPolicy:
-    """The greedy policy of a checkpoint.
+def load_policy(run: Run, *, placement: Placement, step: int | str | None = None) -> Policy:
+    """The greedy policy of a checkpoint: what `deployment` makes of its recipe.
 
     Args:
         run: a run of this learner.
@@ -34,20 +31,10 @@ def load_policy(run: Run, *, placement: Placement, step: int | str | None = None
     placement.apply()
     recipe = run.load_recipe(UpiRecipe)
     checkpoint = run.load_checkpoint(step)
-    model = TinyRecursiveModel(
-        model_shape(task_of(run).domain.spec), recipe.model, generator=torch.Generator()
-    )
-    prefix = "policy." if recipe.improvement.average_rate is None else "average."
-    weights = {
-        name.removeprefix(prefix): tensor
-        for name, tensor in checkpoint.weights.items()
-        if name.startswith(prefix)
-    }
     try:
-        model.load_state_dict(weights)
+        return load_greedy_policy(task_of(run).domain, recipe, checkpoint.weights, placement)
     except RuntimeError as error:
         detail = " ".join(str(error).split())
         raise RunError(
             f"{run.path}: checkpoint {checkpoint.step} does not fit: {detail}"
         ) from error
-    return GreedyPolicy(model.to(placement.torch_device).eval(), placement)
