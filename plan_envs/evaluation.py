@@ -7,6 +7,8 @@ stand beside reference policies on the same instances: random-legal, fewest-cand
 oracle.
 """
 
+import math
+import statistics
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -130,6 +132,15 @@ def evaluate_policy(
             name: float(figure.mean(dtype=np.float64)) for name, figure in final.details.items()
         },
     )
+
+
+def wilson_interval(rate: float, count: int, *, confidence: float = 0.95) -> tuple[float, float]:
+    """Score interval of a share `rate` of `count` independent trials (Wilson 1927)."""
+    z = statistics.NormalDist().inv_cdf((1 + confidence) / 2)
+    centre = (rate + z * z / (2 * count)) / (1 + z * z / count)
+    spread = math.sqrt(rate * (1 - rate) / count + z * z / (4 * count * count))
+    half = z / (1 + z * z / count) * spread
+    return max(0.0, centre - half), min(1.0, centre + half)
 
 
 def reference_policies(domain: PlanDomain, instances: InstanceSet) -> dict[str, Policy]:

@@ -22,7 +22,6 @@ from upi_trm.compare import (
     stratified_bootstrap,
     student_t_interval,
     t_quantile,
-    wilson_interval,
 )
 from upi_trm.experiments_cli import compare
 from upi_trm.records import Record, keep_record, parse_record, read_records
@@ -89,17 +88,6 @@ def test_the_interval_over_three_seeds_is_the_one_worked_out_by_hand() -> None:
     # mean 0.9, s = 0.1, t = 4.3027: 0.9 -+ 4.3027 * 0.1 / sqrt(3) = 0.9 -+ 0.24841
     low, high = student_t_interval([0.8, 0.9, 1.0])
     assert (low, high) == pytest.approx((0.65159, 1.14841), abs=1e-5)
-
-
-@pytest.mark.parametrize(
-    ("rate", "count", "low", "high"),
-    # 5 of 10, a textbook value; 0 of n: [0, z^2 / (n + z^2)] = [0, 3.8415 / 23.8415]
-    [(0.5, 10, 0.23659, 0.76341), (0.0, 20, 0.0, 0.16113), (1.0, 20, 0.83887, 1.0)],
-)
-def test_wilson_intervals_are_those_of_the_formula_worked_out_by_hand(
-    rate: float, count: int, low: float, high: float
-) -> None:
-    assert wilson_interval(rate, count) == pytest.approx((low, high), abs=1e-5)
 
 
 def test_the_interquartile_mean_cuts_a_quarter_off_each_end() -> None:

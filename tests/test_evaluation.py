@@ -17,6 +17,7 @@ from plan_envs.evaluation import (
     oracle,
     random_legal,
     reference_policies,
+    wilson_interval,
 )
 from plan_envs.instances import InstanceSet
 from plan_envs.sudoku import Sudoku
@@ -346,3 +347,14 @@ def test_reference_policies_solve_as_many_9x9_puzzles_as_measured() -> None:
     assert rates["random-legal"] == 0
     assert 0.16 <= rates["fewest-candidates"] <= 0.24  # 19-21%
     assert 0.73 <= rates["singles"] <= 0.82  # 76.5%
+
+
+@pytest.mark.parametrize(
+    ("rate", "count", "low", "high"),
+    # 5 of 10, a textbook value; 0 of n: [0, z^2 / (n + z^2)] = [0, 3.8415 / 23.8415]
+    [(0.5, 10, 0.23659, 0.76341), (0.0, 20, 0.0, 0.16113), (1.0, 20, 0.83887, 1.0)],
+)
+def test_wilson_intervals_are_those_of_the_formula_worked_out_by_hand(
+    rate: float, count: int, low: float, high: float
+) -> None:
+    assert wilson_interval(rate, count) == pytest.approx((low, high), abs=1e-5)

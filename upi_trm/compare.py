@@ -19,6 +19,7 @@ from jaxtyping import Float
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
+from plan_envs.evaluation import wilson_interval
 from upi_trm.records import Record
 
 _CONFIDENCE = 0.95
@@ -180,15 +181,6 @@ def _t_mass(t: float, freedom: int) -> float:
         term *= math.cos(angle) ** 2 * k / (k + 1)
     total *= math.sin(angle)
     return 2 / math.pi * (angle + total) if odd else total
-
-
-def wilson_interval(rate: float, count: int) -> tuple[float, float]:
-    """95% score interval of a share `rate` of `count` independent trials (Wilson 1927)."""
-    z = statistics.NormalDist().inv_cdf((1 + _CONFIDENCE) / 2)
-    centre = (rate + z * z / (2 * count)) / (1 + z * z / count)
-    spread = math.sqrt(rate * (1 - rate) / count + z * z / (4 * count * count))
-    half = z / (1 + z * z / count) * spread
-    return max(0.0, centre - half), min(1.0, centre + half)
 
 
 def interquartile_mean(scores: Float[np.ndarray, "*batch run"]) -> Float[np.ndarray, "*batch"]:
