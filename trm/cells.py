@@ -6,7 +6,7 @@ passes messages between cells next to each other, `MixerMap` and `AttentionMap` 
 boards, output goes back to its heads; nothing here knows a puzzle.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, no_type_check
 
 import numba
@@ -14,16 +14,28 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+Draw = Callable[[tuple[int, ...], torch.Generator], Tensor]
+"""Draws a tensor of independent values of mean 0 and variance 1."""
+
+
+def normal(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+    """Standard normal values."""
+    return torch.randn(shape, generator=generator)
+
 
 def linear(
-    inputs: int, outputs: int, generator: torch.Generator, *, gain: float = 1.0, bias: bool = True
+    inputs: int,
+    outputs: int,
+    generator: torch.Generator,
+    *,
+    gain: float = 1.0,
+    bias: bool = True,
+    draw: Draw = normal,
 ) -> nn.Linear:
-    """nn.Linear with N(0, gain^2 / inputs) weights from `generator` and zero bias."""
+    """nn.Linear with weights of variance gain^2 / inputs from `generator` and zero bias."""
     layer: nn.Linear = nn.utils.skip_init(nn.Linear, inputs, outputs, bias=bias)
     with torch.no_grad():
-        layer.weight.copy_(
-            torch.randn(outputs, inputs, generator=generator) * (gain * inputs**-0.5)
-        )
+        layer.weight.copy_(draw((outputs, inputs), generator) * (gain * inputs**-0.5))
         if bias:
             layer.bias.zero_()
     return layer
@@ -204,21 +216,63 @@ class AttentionMap(nn.Module):
     ) -> Float[Tensor, "row channel"]:
         """One latent update."""
         hidden = (z + injection).view(-1, self.num_cells, z.shape[1])
-        parts = self.qkv(hidden).view(*hidden.shape[:2], 3, self.heads, -1).permute(2, 0, 3, 1, 4)
-        mixed = nn.functional.scaled_dot_product_attention(parts[0], parts[1], parts[2])
-        hidden = rms_norm(hidden + self.out(mixed.transpose(1, 2).flatten(2)))
+        hidden = rms_norm(hidden + self.out(attend(self.qkv(hidden), heads=self.heads)))
         return rms_norm(hidden + self.channels(hidden)).flatten(0, 1)
 
 
-class SwiGLU(nn.Module):
-    """W_down(silu(W_gate x) * W_up x) over the last axis, 4/3 times as wide inside."""
+def attend(
+    qkv: Float[Tensor, "batch place three_channels"],
+    *,
+    heads: int,
+    rotary: tuple[Float[Tensor, "place head"], Float[Tensor, "place head"]] | None = None,
+) -> Float[Tensor, "batch place channel"]:
+    """Self-attention of every place to every place, no mask.
 
-    def __init__(self, width: int, *, generator: torch.Generator) -> None:
-        """`width` of input and output."""
+    Args:
+        qkv: queries, keys and values one after the other, each `heads` x head size.
+        heads: number of heads.
+        rotary: cosines and sines of the rotary position encoding (`rotary_table`), None for none.
+    """
+    batch, places = qkv.shape[:2]
+    query, key, value = qkv.view(batch, places, 3, heads, -1).permute(2, 0, 3, 1, 4)
+    if rotary is not None:
+        query, key = (_rotate(part, *rotary) for part in (query, key))
+    mixed = nn.functional.scaled_dot_product_attention(query, key, value)
+    return mixed.transpose(1, 2).flatten(2)
+
+
+def rotary_table(
+    places: int, head: int, *, base: float = 10_000.0
+) -> tuple[Float[Tensor, "place head"], Float[Tensor, "place head"]]:
+    """Cosines and sines of place / base^(2k / head), written twice: channel k pairs k + head/2."""
+    frequency = 1 / base ** (torch.arange(0, head, 2, dtype=torch.float32) / head)
+    angle = torch.outer(torch.arange(places, dtype=torch.float32), frequency).repeat(1, 2)
+    return angle.cos(), angle.sin()
+
+
+def _rotate(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
+    """Turn each pair of channels by its place's angle, in float32."""
+    first, second = x.chunk(2, dim=-1)
+    turned = x * cosine + torch.cat((-second, first), dim=-1) * sine
+    return turned.to(x.dtype)
+
+
+class SwiGLU(nn.Module):
+    """W_down(silu(W_gate x) * W_up x) over the last axis, by default 4/3 times as wide inside."""
+
+    def __init__(
+        self,
+        width: int,
+        *,
+        inner: int | None = None,
+        generator: torch.Generator,
+        draw: Draw = normal,
+    ) -> None:
+        """`width` of input and output, `inner` between."""
         super().__init__()
-        inner = max(8, 4 * width // 3)
-        self.up = linear(width, 2 * inner, generator, bias=False)
-        self.down = linear(inner, width, generator, bias=False)
+        inner = max(8, 4 * width // 3) if inner is None else inner
+        self.up = linear(width, 2 * inner, generator, bias=False, draw=draw)
+        self.down = linear(inner, width, generator, bias=False, draw=draw)
 
     def forward(self, x: Float[Tensor, "*batch width"]) -> Float[Tensor, "*batch width"]:
         """Same shape as the input."""

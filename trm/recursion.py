@@ -2,13 +2,17 @@
 
 Episodic z: the latent starts from zero at every edit, so the evaluator is a function of the state
 alone. Persistent z: it starts from where the edit before left it (`StateBatch.start`).
+
+The supervised models recur on two latents instead, the answer z_H and the scratch pad z_L, in
+cycles of which only the last carries a gradient (`recur_pair`; TRM, REFERENCE.md A).
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 Step = Callable[[Tensor], Tensor]
@@ -100,3 +104,103 @@ def unroll_until(
             if not bool(going.any()):
                 break
     return Unrolled(z=z, unrolls=unrolls, last_step=last_step)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecursionSchedule:
+    """The `recursion` section of a supervised recipe: how often the network is called."""
+
+    cycles: int = 3
+    """T: cycles of one supervision step (official: H_cycles)."""
+    inner: int = 6
+    """n: updates of z_L before each update of z_H (official: L_cycles)."""
+    supervision: int = 16
+    """N_sup: supervision steps on one sample; for ACT the most, for DIS the number."""
+    gradient: Literal["last_cycle", "last_updates"] = "last_cycle"
+    """What carries a gradient: the last cycle whole (TRM), or of it only the last update of z_L and
+    that of z_H (HRM)."""
+
+    def __post_init__(self) -> None:
+        """Check ranges."""
+        for name in ("cycles", "inner", "supervision"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"recursion.{name} must be at least 1, got {getattr(self, name)}")
+
+    @property
+    def calls_per_step(self) -> int:
+        """Calls of a network in one supervision step: T (n + 1)."""
+        return self.cycles * (self.inner + 1)
+
+    @property
+    def gradient_calls_per_step(self) -> int:
+        """Those of them that carry a gradient."""
+        return self.inner + 1 if self.gradient == "last_cycle" else 2
+
+    @property
+    def calls(self) -> int:
+        """Forward passes of one sample, N_sup T (n + 1): 336 for TRM, 18 for DIS (DIS Sec. 4.4)."""
+        return self.supervision * self.calls_per_step
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Latents:
+    """The two latents of a batch of token sequences."""
+
+    z_h: Float[Tensor, "batch place channel"]
+    """The answer: what the heads read."""
+    z_l: Float[Tensor, "batch place channel"]
+    """The scratch pad."""
+
+    def detach(self) -> "Latents":
+        """The same values without their gradient."""
+        return Latents(z_h=self.z_h.detach(), z_l=self.z_l.detach())
+
+    def restarted(self, fresh: Bool[Tensor, " batch"], start: "Latents") -> "Latents":
+        """`start` where `fresh`, these latents elsewhere."""
+        chosen = fresh[:, None, None]
+        return Latents(
+            z_h=torch.where(chosen, start.z_h, self.z_h),
+            z_l=torch.where(chosen, start.z_l, self.z_l),
+        )
+
+
+PairUpdate = Callable[[Tensor, Tensor], Tensor]
+"""One update (z, injection) -> z."""
+
+
+def recur_pair(
+    latents: Latents,
+    injection: Float[Tensor, "batch place channel"],
+    *,
+    update_l: PairUpdate,
+    update_h: PairUpdate,
+    schedule: RecursionSchedule,
+) -> Latents:
+    """One supervision step: T times (n times z_L <- f_L(z_L, z_H + x), then z_H <- f_H(z_H, z_L)).
+
+    Args:
+        latents: where the step before left them, without gradient.
+        injection: x, the embedded input.
+        update_l: f_L; for TRM the same network as f_H.
+        update_h: f_H.
+        schedule: T, n and which calls carry a gradient; the others run under `no_grad`.
+    """
+    z_h, z_l = latents.z_h, latents.z_l
+    for cycle in range(schedule.cycles):
+        last_cycle = cycle == schedule.cycles - 1
+        for update in range(schedule.inner):
+            last_update = last_cycle and update == schedule.inner - 1
+            graded = last_update or (last_cycle and schedule.gradient == "last_cycle")
+            with _gradient(graded):
+                z_l = update_l(z_l, z_h + injection)
+        with _gradient(last_cycle):
+            z_h = update_h(z_h, z_l)
+        if torch.is_autocast_enabled(z_h.device.type):
+            # Autocast remembers the weights that it has cast: those cast under no_grad would cut
+            # the gradient off from the calls that follow.
+            torch.clear_autocast_cache()
+    return Latents(z_h=z_h, z_l=z_l)
+
+
+def _gradient(wanted: bool) -> torch.set_grad_enabled:
+    return torch.set_grad_enabled(wanted and torch.is_grad_enabled())
