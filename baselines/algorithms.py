@@ -62,6 +62,8 @@ class PpoConfig:
     """The update ends when the policy has moved 1.5 times as far; null = never."""
     own_critic: bool = False
     """Give the critic a backbone of its own, as UPI-TRM's evaluator has."""
+    advantage: Literal["gae", "exact"] = "gae"
+    """PPO has GAE; "exact" puts UPI-TRM's lookahead over all legal edits in its place."""
 
     def __post_init__(self) -> None:
         """Check ranges."""

@@ -19,12 +19,13 @@ import numpy as np
 import torch
 from gymnasium.vector import AutoresetMode
 from stable_baselines3.common.buffers import DictReplayBuffer
-from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.callbacks import BaseCallback, CallbackList
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.type_aliases import TrainFreq, TrainFrequencyUnit
 
 from baselines.algorithms import METHODS, compile_steps, make_algorithm, networks_of
+from baselines.lookahead import ExactAdvantages
 from baselines.policy import RUN_KIND, GreedyEdits, load_weights, weights_of
 from baselines.recipe import BaselineRecipe, check_algorithm, read_recipe
 from baselines.replay import load_replay, prune_replays, save_replay
@@ -207,6 +208,9 @@ class _Training:
         compile_steps(self.sb3, placement.compiled)
         self.networks = networks_of(self.sb3)
         self.rollout = OneRollout()
+        self.callbacks: list[BaseCallback] = [self.rollout]
+        if recipe.ppo is not None and recipe.ppo.advantage == "exact":
+            self.callbacks.append(ExactAdvantages(self.env))
         self.best = -1.0
         self.meter = ResourceMeter()
 
@@ -259,7 +263,7 @@ class _Training:
         with contextlib.suppress(RolloutDone):
             self.sb3.learn(
                 budget - self.edits,
-                callback=self.rollout,
+                callback=CallbackList(self.callbacks),
                 log_interval=cast(int, None),  # SB3 prints nothing then
                 reset_num_timesteps=False,
             )

@@ -54,6 +54,15 @@ def _write(folder: Path, text: str, name: str = "mine") -> Path:
 # From the file to points
 
 
+def test_a_recipe_may_be_named_after_environment_and_case(tmp_path: Path) -> None:
+    for name, alpha in (("a-sudoku4x4", 0.25), ("b-sudoku4x4", 0.5)):
+        (tmp_path / f"{name}.yaml").write_text(f"improvement: {{alpha: {alpha}}}\n")
+    text = "envs: [sudoku4x4]\nrecipe: '{case}-{env}.yaml'\ncases: {a: {}, b: {}}\n"
+    first, second = plan_sweep(_write(tmp_path, text)).points
+    assert (first.recipe.improvement.alpha, second.recipe.improvement.alpha) == (0.25, 0.5)
+    assert first.start[3:5] == ("--recipe", str(tmp_path / "a-sudoku4x4.yaml"))
+
+
 def test_a_spec_stands_for_every_case_with_every_point_of_the_grid(tmp_path: Path) -> None:
     planned = plan_sweep(
         _write(

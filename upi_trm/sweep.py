@@ -52,7 +52,8 @@ class SweepSpec:
     envs: tuple[str, ...]
     """Environments, as `--env` takes them."""
     recipe: str | None = None
-    """A shipped recipe, or a file beside the spec; null for each environment's own."""
+    """A shipped recipe, or a file beside the spec; `{env}` and `{case}` in it stand for a point's
+    environment and case. Null for each environment's own."""
     set: dict[str, Any] = field(default_factory=dict)
     """Overrides of every point: dotted field -> value."""
     cases: dict[str, Any] = field(default_factory=dict)
@@ -273,8 +274,8 @@ def _variants(spec: SweepSpec, path: Path, command: SweepCommand) -> Iterator[_V
     short = _short_names(list(spec.grid))
     budget = [] if spec.steps is None else [f"{command.steps_field}={spec.steps}"]
     for env in [resolve_task(env).name for env in spec.envs]:
-        recipe_word, recipe_file = _find_recipe(spec.recipe, env, path, command)
         for (case, changes), point in itertools.product(cases, combinations):
+            recipe_word, recipe_file = _find_recipe(spec.recipe, env, case, path, command)
             parts = [env, *([case] if case else [])]
             parts += [f"{short[name]}={_as_text(value)}" for name, value in point.items()]
             label = _safe(",".join(parts))
@@ -295,12 +296,13 @@ def _variants(spec: SweepSpec, path: Path, command: SweepCommand) -> Iterator[_V
 
 
 def _find_recipe(
-    name: str | None, env: str, spec_path: Path, command: SweepCommand
+    name: str | None, env: str, case: str | None, spec_path: Path, command: SweepCommand
 ) -> tuple[str | None, Path | None]:
     """What `--recipe` gets, and the file; both None for the defaults of the dataclass."""
     if name is None:
         shipped = env in command.recipe_names()
         return (env, command.recipe_path(env)) if shipped else (None, None)
+    name = name.replace("{env}", env).replace("{case}", case or "")
     beside = spec_path.parent / name
     if beside.is_file():
         return str(beside), beside
