@@ -248,11 +248,19 @@ def read_queens_csv(
     solutions = np.stack(boards)
     n = round(solutions.shape[1] ** 0.5)
     low, high = _given_range(given, n)
-    rng = np.random.default_rng(seed)
-    kept = rng.integers(low, high + 1, len(solutions))
+    instances = keep_queens(solutions, (low, high), np.random.default_rng(seed))
+    return InstanceSet.of(Path(path).name, instances, solutions, n - instances.sum(axis=1))
+
+
+def keep_queens(
+    solutions: Int8Array, given: tuple[int, int], rng: np.random.Generator
+) -> Int8Array:
+    """Solved boards with a random number of their queens, from the inclusive range; [num, cell]."""
+    n = round(solutions.shape[1] ** 0.5)
+    kept = rng.integers(given[0], given[1] + 1, len(solutions))
     ranks = np.argsort(np.argsort(rng.random((len(solutions), n)), axis=1), axis=1)
-    instances = solutions * np.repeat(ranks < kept[:, None], n, axis=1)
-    return InstanceSet.of(Path(path).name, instances, solutions, n - kept)
+    boards: Int8Array = solutions * np.repeat(ranks < kept[:, None], n, axis=1)
+    return boards
 
 
 @cache
