@@ -116,13 +116,20 @@ def evaluate_policy(
             policy, domain, instances.instances[rows], rng=rng, dead_end=dead_end, horizon=horizon
         )
         edits += taken
+    return report_of(domain, instances, plans, edits=edits)
+
+
+def report_of(
+    domain: PlanDomain, instances: InstanceSet, plans: Int8Array, *, edits: int
+) -> EvalReport:
+    """What the checker says of final plans, shape [num, cell], that took `edits` edits in all."""
     initial = domain.check(instances.instances, domain.initial(instances.instances))
     final = domain.check(instances.instances, plans)
     return EvalReport(
         success_rate=float(final.solved.mean()),
         mean_score=float(final.score.mean(dtype=np.float64)),
         improvement=float((final.score - initial.score).mean(dtype=np.float64)),
-        num_instances=num,
+        num_instances=len(instances),
         edits=edits,
         solved=final.solved,
         final_score=final.score,

@@ -211,7 +211,7 @@ def test_a_learners_command_that_does_not_load_is_an_error_of_one_line(
         (["train", "--resume", "nowhere", "--seed", "3"], "--seed"),
         (["eval", "nowhere"], "nowhere"),
         (["eval"], "RUN"),
-        (["solve", EASY_4X4], "--run"),
+        (["solve", EASY_4X4, "--search", "5", "--samples", "5"], "--search"),
         (["solve", EASY_4X4, "--run", "nowhere"], "nowhere"),
         (["envs", "sudoku5x5"], "sudoku5x5"),
     ],

@@ -44,7 +44,8 @@ def test_the_wheel_holds_every_module_and_marker_and_no_test(wheel: Path) -> Non
     shipped = set(zipfile.ZipFile(wheel).namelist())
     for package in PACKAGES:
         for path in (REPO / package).rglob("*"):
-            if path.suffix == ".py" or path.name == "py.typed":
+            pretrained = path.is_file() and "pretrained" in path.parts
+            if path.suffix == ".py" or path.name == "py.typed" or pretrained:
                 assert str(path.relative_to(REPO)) in shipped
     tops = {name.split("/")[0] for name in shipped}
     assert tops == {*PACKAGES, f"upi_trm-{upi_trm.__version__}.dist-info"}

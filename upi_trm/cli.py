@@ -11,7 +11,7 @@ import os
 import shlex
 import shutil
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any
@@ -148,6 +148,28 @@ def _placement_options(command: Any) -> Any:
     return command
 
 
+def _more_compute_options(command: Any) -> Any:
+    """Further passes of the same policy, kept apart from its greedy one."""
+    options = (
+        click.option(
+            "--search",
+            type=click.IntRange(1),
+            metavar="N",
+            help="Search, led by the policy and verified by the checker: the network may look at N"
+            " plans a puzzle.",
+        ),
+        click.option(
+            "--samples",
+            type=click.IntRange(1),
+            metavar="N",
+            help="Play N sampled episodes a puzzle and keep the best plan.",
+        ),
+    )
+    for option in options:
+        command = option(command)
+    return command
+
+
 @cli.command()
 @click.option("--env", help="sudoku4x4, ... or any PlanEdit id; `upi-trm envs` lists them.")
 @click.option(
@@ -210,6 +232,7 @@ def train(
     reference policies.
     """
     _refuse_mixed_resume(ctx, resume=resume, env=env)
+    _refuse_shipped(resume)
     placement = _placement(
         device=device,
         precision=precision,
@@ -263,6 +286,7 @@ def train(
     type=_CheckpointName(),
     help="Checkpoint to use: a number of edits, or best.  [default: the newest]",
 )
+@_more_compute_options
 @click.option(
     "--json", "as_json", is_flag=True, help="One JSON object on one line, last on stdout."
 )
@@ -274,17 +298,30 @@ def evaluate(
     num: int | None,
     seed: int,
     step: int | str | None,
+    samples: int | None,
+    search: int | None,
     as_json: bool,
     device: str,
     precision: str,
     compiled: bool,
     threads: int | None,
 ) -> None:
-    """Measure a run beside the reference policies."""
+    """Measure a run beside the reference policies.
+
+    Greedy, one pass. --samples and --search add rows of their own.
+    """
     placement = _placement(device=device, precision=precision, compiled=compiled, threads=threads)
     run = _open_run(run_path)
     record = _show_scoreboard(
-        run, placement=placement, source=source, num=num, seed=seed, step=step, as_json=as_json
+        run,
+        placement=placement,
+        source=source,
+        num=num,
+        seed=seed,
+        step=step,
+        samples=samples,
+        search=search,
+        as_json=as_json,
     )
     if as_json:
         click.echo(json.dumps(record))
@@ -296,21 +333,24 @@ def evaluate(
     "--run",
     "run_path",
     metavar="RUN",
-    required=True,
     type=click.Path(path_type=Path),
-    help="Run folder of a trained model.",
+    help="Run folder of a trained model, or pretrained:NAME.  [default: the pretrained one that"
+    " fits the puzzle]",
 )
 @click.option(
     "--step",
     type=_CheckpointName(),
     help="Checkpoint to use: a number of edits, or best.  [default: the newest]",
 )
+@_more_compute_options
 @_placement_options
 def solve(
     *,
     puzzle: str,
-    run_path: Path,
+    run_path: Path | None,
     step: int | str | None,
+    samples: int | None,
+    search: int | None,
     device: str,
     precision: str,
     compiled: bool,
@@ -321,32 +361,32 @@ def solve(
     The puzzle is text as the environment's page shows it (Sudoku: a line or a grid of digits with .
     for blanks), a file of it, or - for stdin.
 
-    Prints the final plan. Exit code 1 when it is not a solution.
+    Prints the final plan: greedy, one pass, unless --search or --samples asks for more. Exit code 1
+    when it is not a solution.
     """
+    if samples is not None and search is not None:
+        raise click.UsageError("--samples and --search exclude each other")
     placement = _placement(device=device, precision=precision, compiled=compiled, threads=threads)
-    run = _open_run(run_path)
-    from plan_envs.evaluation import evaluate_policy
-    from plan_envs.gym_envs import read_instance
     from plan_envs.instances import InstanceSet
     from plan_envs.rendering import render_ansi
-    from upi_trm.policy import load_policy, task_of
+    from upi_trm.policy import task_of
 
-    task = task_of(run)
     source, text = _read_puzzle(puzzle)
     try:
-        instance = read_instance(task.domain, text, dead_end="continue")[None]
+        run, instance = _run_for(text, run_path)
     except ValueError as error:
-        raise ValueError(f"{source}: {error} (the run was trained on {task.name})") from error
-
-    policy = load_policy(run, placement=placement, step=step)
-    lone = InstanceSet.of(source, instance, task.domain.initial(instance))
-    report = evaluate_policy(policy, task.domain, lone)
+        raise ValueError(f"{source}: {error}") from error
+    domain = task_of(run).domain
+    lone = InstanceSet.of(source, instance[None], domain.initial(instance[None]))
+    report, how = _play_one(
+        run, lone, placement=placement, step=step, samples=samples, search=search
+    )
     plan = report.final_plans[0]
-    click.echo(render_ansi(task.domain, instance[0], plan, color=sys.stdout.isatty()))
+    click.echo(render_ansi(domain, instance, plan, color=sys.stdout.isatty()))
     if report.solved[0]:
-        click.echo(f"solved in {report.edits} edit{'' if report.edits == 1 else 's'}")
+        click.echo(f"solved {how}")
         return
-    click.echo(_why_not_solved(task.domain, instance, plan))
+    click.echo(_why_not_solved(domain, instance[None], plan))
     sys.exit(_EXIT_NOT_SOLVED)
 
 
@@ -388,6 +428,16 @@ def _refuse_mixed_resume(ctx: click.Context, *, resume: Path | None, env: str | 
         if ctx.get_parameter_source(parameter) is not click.core.ParameterSource.DEFAULT:
             flag = "set" if parameter == "overrides" else parameter
             raise click.UsageError(f"--{flag} can't be combined with --resume: the run records it")
+
+
+def _refuse_shipped(resume: Path | None) -> None:
+    from upi_trm.shipped_runs import PREFIX
+
+    if resume is not None and str(resume).startswith(PREFIX):
+        raise click.UsageError(
+            f"--resume: {resume} can't be trained on, it ships without optimisers and replay; train"
+            " its recipe anew"
+        )
 
 
 def _stopped_early(run: Any, *, steps: int | None) -> bool:
@@ -440,8 +490,9 @@ def _say_when_kernels_compile() -> None:
 
 def _open_run(path: Path) -> Any:
     from trm.run import Run
+    from upi_trm.shipped_runs import run_path
 
-    return Run.open(path)
+    return Run.open(run_path(path))
 
 
 def _show_scoreboard(
@@ -452,14 +503,19 @@ def _show_scoreboard(
     num: int | None = None,
     seed: int = 0,
     step: int | str | None = None,
+    samples: int | None = None,
+    search: int | None = None,
     as_json: bool = False,
 ) -> dict[str, Any]:
     """Evaluate a run and print the table, unless the caller prints JSON; returns the record."""
+    from dataclasses import replace
+
     from rich.console import Console
 
     from plan_envs.hub import read_instances
     from upi_trm.policy import load_policy, task_of
     from upi_trm.scoreboard import score_policies
+    from upi_trm.shipped_runs import run_name
 
     task = task_of(run)
     if source is not None:
@@ -476,17 +532,113 @@ def _show_scoreboard(
             seed=seed,
             announce=lambda name: status.update(f"evaluating: {name}"),
         )
+        assisted, figures = _more_compute(
+            run,
+            instances,
+            placement=placement,
+            step=step,
+            seed=seed,
+            samples=samples,
+            search=search,
+            announce=lambda name: status.update(f"evaluating: {name}"),
+        )
     if not as_json:
-        Console().print(board.table())
+        Console().print(replace(board, assisted=assisted).table())
     return {
         **board.to_json_dict(),
-        "run": str(run.path),
+        **figures,
+        "run": run_name(run.path),
         "step": run.tagged_step(step)
         if isinstance(step, str)
         else step or run.checkpoint_steps()[-1],
         "seed": run.info.seed,
         "eval_seed": seed,
     }
+
+
+def _more_compute(
+    run: Any,
+    instances: Any,
+    *,
+    placement: Any,
+    step: int | str | None,
+    seed: int,
+    samples: int | None,
+    search: int | None,
+    announce: Callable[[str], None],
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Reports of the sampled and the searching policy by name, and their figures for JSON."""
+    if samples is None and search is None:
+        return {}, {}
+    from upi_trm.policy import load_probabilities, task_of
+    from upi_trm.search import best_of_samples, verified_search
+
+    domain, device = task_of(run).domain, placement.torch_device
+    chances = load_probabilities(run, placement=placement, step=step)
+    reports: dict[str, Any] = {}
+    figures: dict[str, Any] = {}
+    if samples is not None:
+        name = f"learned, best of {samples} samples"
+        announce(name)
+        report = best_of_samples(chances, domain, instances, num=samples, device=device, seed=seed)
+        reports[name] = report
+        figures["samples"] = {**report.to_json_dict(), "num_samples": samples}
+    if search is not None:
+        name = f"learned, search of {search} plans"
+        announce(name)
+        found = verified_search(chances, domain, instances, budget=search, device=device)
+        reports[name] = found.report
+        figures["search"] = found.to_json_dict()
+    return reports, figures
+
+
+def _run_for(text: str, path: Path | None) -> tuple[Any, Any]:
+    """The run that is to solve a puzzle, and the puzzle as its domain reads it."""
+    from plan_envs.gym_envs import read_instance
+    from upi_trm.policy import task_of
+    from upi_trm.shipped_runs import fitting_run
+
+    if path is None:
+        name, instance = fitting_run(text)
+        click.echo(f"using {name}", err=True)
+        return _open_run(Path(name)), instance
+    run = _open_run(path)
+    task = task_of(run)
+    try:
+        return run, read_instance(task.domain, text, dead_end="continue")
+    except ValueError as error:
+        raise ValueError(f"{error} (the run was trained on {task.name})") from error
+
+
+def _play_one(
+    run: Any,
+    lone: Any,
+    *,
+    placement: Any,
+    step: int | str | None,
+    samples: int | None,
+    search: int | None,
+) -> tuple[Any, str]:
+    """The report of one puzzle, and in words what it took."""
+    from plan_envs.evaluation import evaluate_policy
+    from upi_trm.policy import load_policy, task_of
+
+    domain = task_of(run).domain
+    if samples is None and search is None:
+        policy = load_policy(run, placement=placement, step=step)
+        report = evaluate_policy(policy, domain, lone)
+        return report, f"in {report.edits} edit{'' if report.edits == 1 else 's'}"
+    from upi_trm.policy import load_probabilities
+    from upi_trm.search import best_of_samples, verified_search
+
+    chances = load_probabilities(run, placement=placement, step=step)
+    device = placement.torch_device
+    if search is not None:
+        found = verified_search(chances, domain, lone, budget=search, device=device)
+        return found.report, f"by a search that looked at {found.expanded[0]} plans"
+    assert samples is not None
+    report = best_of_samples(chances, domain, lone, num=samples, device=device)
+    return report, f"by sampling, in {report.edits} edits over all episodes"
 
 
 def _show_next_steps(run: Any) -> None:

@@ -1,7 +1,8 @@
-"""The greedy policy of a learner or of its checkpoint: a network, a mixture, or one that remembers.
+"""The policy of a learner or of its checkpoint: a network, a mixture, or one that remembers.
 
-Evaluation while training takes it from the learner, `policy.load_policy` from a run's weights; what
-it is, the recipe says.
+Greedy for evaluations: while training it comes from the learner, in `policy.load_policy` from a
+run's weights. As edit probabilities for the search and the samples of `search.py`. What it is, the
+recipe says.
 """
 
 from collections.abc import Mapping
@@ -9,17 +10,19 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
 from plan_envs.domain import Int8Array, PlanDomain
 from plan_envs.evaluation import Policy
 from trm.device import Placement
-from trm.model import TinyRecursiveModel
+from trm.model import StateBatch, TinyRecursiveModel
 from upi_trm.chain import MixturePolicy
 from upi_trm.evaluator import model_shape
+from upi_trm.improvement import policy_probabilities
 from upi_trm.learner import LearnerConfig, UpiLearner, part_of
-from upi_trm.rollout import GreedyPolicy, to_states
+from upi_trm.rollout import EditPolicy, GreedyPolicy, to_states
 
 
 @dataclass(frozen=True)
@@ -109,7 +112,44 @@ def load_greedy_policy(
     weights: Mapping[str, Tensor],
     placement: Placement,
 ) -> Policy:
-    """What a checkpoint deploys.
+    """What a checkpoint deploys, greedy; arguments and errors as of `load_deployed`."""
+    return _greedy(load_deployed(domain, config, weights, placement), domain, placement)
+
+
+def load_edit_policy(
+    domain: PlanDomain,
+    config: LearnerConfig,
+    weights: Mapping[str, Tensor],
+    placement: Placement,
+) -> EditPolicy:
+    """The probabilities of what a checkpoint deploys; arguments and errors as of `load_deployed`.
+
+    Raises:
+        ValueError: a latent that persists, whose policy depends on more than the state.
+    """
+    model = load_deployed(domain, config, weights, placement)
+    if isinstance(model, TinyRecursiveModel) and model.config.latent == "persistent":
+        raise ValueError(
+            "model.latent is 'persistent': the policy depends on the edits before, so that it"
+            " cannot go back to a plan or play one episode several times"
+        )
+
+    def probabilities(states: StateBatch) -> Float[Tensor, "batch action"]:
+        with placement.autocast():
+            if isinstance(model, MixturePolicy):
+                return model.probabilities(states)
+            return policy_probabilities(model, states)
+
+    return probabilities
+
+
+def load_deployed(
+    domain: PlanDomain,
+    config: LearnerConfig,
+    weights: Mapping[str, Tensor],
+    placement: Placement,
+) -> TinyRecursiveModel | MixturePolicy:
+    """The network or the mixture that a checkpoint deploys.
 
     Args:
         domain: the rules it was trained on.
@@ -131,11 +171,17 @@ def load_greedy_policy(
             raise RuntimeError("no weights of a mixture of networks, chain.shares")
         chain = MixturePolicy(build(), length=config.improvement.chain_length)
         chain.load_weights(parts, build)
-        return _greedy(chain.to(placement.torch_device).eval(), domain, placement)
+        return chain.to(placement.torch_device).eval()
     model = build()
-    part = "policy" if config.improvement.average_rate is None else "average"
-    model.load_state_dict(part_of(weights, part))
-    return _greedy(model.to(placement.torch_device).eval(), domain, placement)
+    model.load_state_dict(part_of(weights, deployed_part(config)))
+    return model.to(placement.torch_device).eval()
+
+
+def deployed_part(config: LearnerConfig) -> str:
+    """The name, in a checkpoint, of the single network or the mixture that is deployed."""
+    if not config.improvement.distil:
+        return "chain"
+    return "policy" if config.improvement.average_rate is None else "average"
 
 
 def _greedy(

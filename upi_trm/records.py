@@ -18,6 +18,7 @@ from typing import Any
 from trm.device import Placement
 from trm.durable import replace_durably
 from trm.run import Run, RunError
+from upi_trm.shipped_runs import is_shipped, run_path
 
 FORMAT_VERSION = 1
 """Of the record; another version is made anew where the run is at hand, and refused elsewhere."""
@@ -112,6 +113,8 @@ def keep_record(
 ) -> dict[str, Any]:
     """The record in a run folder; made and written there when it is missing or out of date.
 
+    Nothing is written to the folder of a run that ships.
+
     Args:
         path: a run folder.
         num: puzzles; None takes a record of any number, and `DEFAULT_NUM` where there is none.
@@ -125,7 +128,8 @@ def keep_record(
             return found
     announce(f"evaluating {path}")
     record = make_record(run, num=DEFAULT_NUM if num is None else num)
-    replace_durably(file, (json.dumps(record, allow_nan=False) + "\n").encode())
+    if not is_shipped(path):
+        replace_durably(file, (json.dumps(record, allow_nan=False) + "\n").encode())
     return record
 
 
@@ -138,15 +142,15 @@ def read_records(
     """Records of run folders, of folders of such, and of JSON files, in the order given.
 
     Args:
-        paths: run folders, folders with runs or records below them, files of one record or of
-            `{"records": [...]}`.
+        paths: run folders, `pretrained:NAME`, folders with runs or records below them, files of one
+            record or of `{"records": [...]}`.
         num: puzzles that every record must have; runs of another number are evaluated anew.
         announce: is told of every evaluation and of runs without a checkpoint, which are left out.
 
     Raises:
         ValueError: one line, for a path that holds no result, or a file of another number.
     """
-    return [record for path in paths for record in _records_at(path, num, announce)]
+    return [record for path in paths for record in _records_at(run_path(path), num, announce)]
 
 
 def parse_record(record: Mapping[str, Any], *, source: str) -> Record:

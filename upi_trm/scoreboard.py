@@ -6,7 +6,7 @@ because a mask may give most of a puzzle away.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from rich.table import Table
@@ -28,6 +28,8 @@ class Scoreboard:
     """Reference policy name -> its report."""
     learned: EvalReport | None = None
     """The run's greedy policy; None when only the references play."""
+    assisted: Mapping[str, EvalReport] = field(default_factory=dict)
+    """Name -> the run's policy with more than one pass (`search`), in rows of their own."""
 
     def to_json_dict(self) -> dict[str, Any]:
         """Plain values: rates in [0, 1], scores in points; `reference` has the same keys."""
@@ -42,7 +44,7 @@ class Scoreboard:
     def table(self) -> Table:
         """A table for the terminal, the learned policy first."""
         learned = {} if self.learned is None else {"learned": self.learned}
-        reports = {**learned, **self.reference}
+        reports = {**learned, **self.assisted, **self.reference}
         num = next(iter(reports.values())).num_instances
         table = Table(
             title=f"{self.env}: {num} puzzles of {self.instances}",

@@ -23,12 +23,14 @@ from plan_envs.domain import Int8Array, PlanDomain, potential
 from trm.device import Placement
 from trm.model import StateBatch, TinyRecursiveModel
 from trm.run import Run, RunError
+from upi_trm.deployment import deployed_part
 from upi_trm.evaluator import evaluate_states
 from upi_trm.improvement import kl_divergence, policy_probabilities, sample_edits
-from upi_trm.learner import UpiLearner
+from upi_trm.learner import UpiLearner, part_of
 from upi_trm.lipschitz import LipschitzReport, recursion_lipschitz, value_lipschitz
 from upi_trm.policy import task_of
 from upi_trm.rollout import EditPolicy, GreedyPolicy, to_states
+from upi_trm.shipped_runs import run_name
 from upi_trm.trainer import RUN_KIND, UpiRecipe
 
 MEASURES = ("delta_v", "delta_v_relative", "delta_pi", "delta_pi_kl", "success_rate")
@@ -91,21 +93,20 @@ def load_subject(
         noise=draws[1],
         actions=draws[2],
     )
+    parts = {learner.evaluator: "evaluator", learner.policy: deployed_part(recipe)}
     try:
-        learner.load_weights(checkpoint.weights)
+        # What is deployed is what is studied.
+        for model, part in parts.items():
+            model.load_state_dict(part_of(checkpoint.weights, part))
     except RuntimeError as error:
         detail = " ".join(str(error).split())
         raise RunError(
             f"{run.path}: checkpoint {checkpoint.step} does not fit: {detail}"
         ) from error
-    networks = learner.networks
-    if "average" in networks:
-        # What is deployed is what is studied.
-        learner.policy.load_state_dict(networks["average"].state_dict())
-    for model in networks.values():
+    for model in parts:
         model.double().eval()
     return Subject(
-        name=str(run.path),
+        name=run_name(run.path),
         task=task,
         recipe=recipe,
         step=checkpoint.step,
