@@ -2,8 +2,10 @@
 
 import copy
 import math
+import re
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -594,3 +596,25 @@ def test_the_running_average_of_the_policy_is_deployed_and_keeps_its_bound(rate:
     assert all(followed) if rate == 1.0 else not any(followed)
     assert not any(torch.equal(average[name], first[name]) for name in moving)
     assert {f"average.{name}" for name in last} <= set(learner.weights())
+
+
+OPTIONAL = {
+    "persistent, clamped": replace(
+        SMALL,
+        model=replace(MODEL, latent="persistent"),
+        contraction=ContractionConfig(modulus=0.5),
+    ),
+    "explicit mixture": replace(SMALL, improvement=replace(IMPROVEMENT, distil=False)),
+    "alpha by the bound": replace(SMALL, improvement=replace(IMPROVEMENT, alpha_rule="bound")),
+}
+
+
+@pytest.mark.parametrize("config", [*CONFIGS.values(), *OPTIONAL.values()])
+def test_every_metric_of_an_iteration_is_defined_in_the_docs(config: LearnerConfig) -> None:
+    page = Path(__file__).resolve().parent.parent / "docs" / "metrics.md"
+    cells = [row.split("|")[1] for row in page.read_text().splitlines() if row.startswith("| `")]
+    defined = {name for cell in cells for name in re.findall(r"`(\w+)`", cell)}
+    learner, roller = make(config)
+    for _ in range(2):
+        metrics = learner.iterate(roller, steps=STEPS)
+        assert set(metrics) <= defined
