@@ -284,6 +284,21 @@ def refuse_overlap(train_tasks: Iterable[ArcTask], evaluation_tasks: Iterable[Ar
         )
 
 
+def example_key(grid: Grid, output: Grid) -> bytes:
+    """16 bytes, equal for an example and its images under dihedral maps and permuted colours.
+
+    The least encoding over the dihedral images, colours renamed in the order they appear in.
+    """
+    images = []
+    for turns in range(8):
+        pair = [np.rot90(g.T if turns >= 4 else g, turns % 4) for g in (grid, output)]
+        cells = b"".join(g.tobytes() for g in pair)
+        colours = bytes(dict.fromkeys(cells))  # in the order of their first appearance
+        renamed = cells.translate(bytes.maketrans(colours, bytes(range(len(colours)))))
+        images.append(repr([g.shape for g in pair]).encode() + renamed)
+    return hashlib.blake2b(min(images), digest_size=16).digest()
+
+
 def _whole_set(tasks: Sequence[ArcTask], domain: Arc, split: str) -> Int8Array:
     """Splits of a data set with training and evaluation tasks; see `arc_instances`."""
     subset = "evaluation" if split == "test" else "training"
@@ -408,22 +423,10 @@ def _grid(value: Any, place: str) -> Grid:
 def _fingerprints(task: ArcTask) -> set[bytes]:
     """A hash of every example with output, equal for images under symmetries of tasks."""
     return {
-        _fingerprint(grid, output)
+        example_key(grid, output)
         for grid, output in (*task.train, *task.test)
         if output is not None
     }
-
-
-def _fingerprint(grid: Grid, output: Grid) -> bytes:
-    """Least encoding over the dihedral images, colours renamed in the order they appear in."""
-    images = []
-    for turns in range(8):
-        pair = [np.rot90(g.T if turns >= 4 else g, turns % 4) for g in (grid, output)]
-        cells = b"".join(g.tobytes() for g in pair)
-        colours = bytes(dict.fromkeys(cells))  # in the order of their first appearance
-        renamed = cells.translate(bytes.maketrans(colours, bytes(range(len(colours)))))
-        images.append(repr([g.shape for g in pair]).encode() + renamed)
-    return hashlib.blake2b(min(images), digest_size=16).digest()
 
 
 def _bytes_of(grid: Grid | None) -> bytes:

@@ -44,7 +44,7 @@ def _show(found: Any, *, as_json: bool) -> None:
 
 
 def _builder(
-    *options: Callable[..., Any], train: int, validation: int, test: int | None
+    *options: Callable[..., Any],
 ) -> Callable[[Callable[..., Any]], click.Command]:
     """A command that builds what the decorated function plans, with the options all share."""
 
@@ -63,17 +63,7 @@ def _builder(
                 help="Folder of the data set.",
             ),
             *options,
-            _count("--train", train, "Training examples."),
-            _count("--validation", validation, "Validation examples; 0 = none."),
-            _count("--test", test, "Test examples; 0 = none.", none="all"),
             click.option("--seed", type=click.IntRange(0), default=0, show_default=True),
-            click.option(
-                "--images",
-                type=click.IntRange(0),
-                default=0,
-                show_default=True,
-                help="Random images stored of each training example; 0 = drawn while training.",
-            ),
             click.option("--json", "as_json", is_flag=True, help="One JSON object on one line."),
         )
         function: Callable[..., Any] = command
@@ -83,6 +73,22 @@ def _builder(
         return build.command(name, help=plan.__doc__)(function)
 
     return decorate
+
+
+def _sizes(*, train: int, validation: int, test: int | None) -> tuple[Callable[..., Any], ...]:
+    """Options of data sets of boards."""
+    return (
+        _count("--train", train, "Training examples."),
+        _count("--validation", validation, "Validation examples; 0 = none."),
+        _count("--test", test, "Test examples; 0 = none.", none="all"),
+        click.option(
+            "--images",
+            type=click.IntRange(0),
+            default=0,
+            show_default=True,
+            help="Random images stored of each training example; 0 = drawn while training.",
+        ),
+    )
 
 
 def _count(
@@ -101,9 +107,7 @@ _RANGE = (int, int)
     click.option("--givens", type=_RANGE, help="Range of givens, e.g. 30 36."),
     click.option("--blanks", type=_RANGE, help="Range of blanks, instead of --givens."),
     click.option("--unique/--any", default=True, help="One solution each, or any number."),
-    train=10_000,
-    validation=1000,
-    test=1000,
+    *_sizes(train=10_000, validation=1000, test=1000),
 )
 def sudoku(**options: Any) -> Any:
     """Generated Sudoku, splits disjoint up to symmetry."""
@@ -115,9 +119,7 @@ def sudoku(**options: Any) -> Any:
 @_builder(
     click.option("--source", help="CSV of training puzzles.  [default: the public set's, hub]"),
     click.option("--test-source", help="CSV of test puzzles.  [default: the public set's]"),
-    train=1000,
-    validation=1000,
-    test=None,
+    *_sizes(train=1000, validation=1000, test=None),
 )
 def sudoku_extreme(**options: Any) -> Any:
     """Sudoku-Extreme: 1,000 committed training puzzles of the public set, or a CSV like it."""
@@ -129,9 +131,7 @@ def sudoku_extreme(**options: Any) -> Any:
 @_builder(
     click.option("--size", type=int, default=30, show_default=True, help="Rows and columns."),
     click.option("--path", type=_RANGE, help="Range of the cells on a shortest path."),
-    train=1000,
-    validation=100,
-    test=1000,
+    *_sizes(train=1000, validation=100, test=1000),
 )
 def maze(**options: Any) -> Any:
     """Generated mazes with long shortest paths, splits disjoint up to symmetry."""
@@ -143,9 +143,7 @@ def maze(**options: Any) -> Any:
 @_builder(
     click.option("--source", help="CSV of training mazes.  [default: the public set's, hub]"),
     click.option("--test-source", help="CSV of test mazes.  [default: the public set's]"),
-    train=1000,
-    validation=0,
-    test=None,
+    *_sizes(train=1000, validation=0, test=None),
 )
 def maze_hard(**options: Any) -> Any:
     """Maze-30x30-Hard: the public set, or a CSV like it."""
@@ -164,12 +162,37 @@ def maze_hard(**options: Any) -> Any:
         help="How test boards are kept apart; random is the paper's.",
     ),
     click.option("--given", type=_RANGE, default=(1, 7), show_default=True, help="Given queens."),
-    train=7200,
-    validation=200,
-    test=200,
+    *_sizes(train=7200, validation=200, test=200),
 )
 def nqueens(**options: Any) -> Any:
     """N-Queens with some queens given, vocabulary 3."""
     from supervised.builders import queens_plan
 
     return queens_plan(**options)
+
+
+@_builder(
+    click.option(
+        "--data",
+        "source",
+        default="arcagi",
+        show_default=True,
+        help="What is evaluated: arcagi (ARC-1), arcagi2 (ARC-2), or a folder of JSON tasks.",
+    ),
+    click.option(
+        "--extra", multiple=True, help="Folder or set to train on too, e.g. ConceptARC; repeatable."
+    ),
+    click.option(
+        "--augmentations",
+        type=click.IntRange(0),
+        default=1000,
+        show_default=True,
+        help="Images of each task beside itself.",
+    ),
+    _count("--validation", 0, "Training tasks whose test pairs are for validation."),
+)
+def arc(*, source: str, **options: Any) -> Any:
+    """ARC-1, ARC-2 or a folder: a puzzle identifier for every task and symmetry."""
+    from supervised.arc_data import arc_plan
+
+    return arc_plan(data=source, **options)

@@ -201,6 +201,10 @@ def open_dataset(folder: str | Path, split: str) -> TokenDataset:
     info = read_info(folder)
     if split not in info.counts:
         raise ValueError(f"{folder}: split must be one of {list(info.counts)}, got {split!r}")
+    if info.domain == "arc":
+        from supervised.arc_data import ArcDataset  # it stands on this module
+
+        return ArcDataset(folder, split, info)
     arrays = {name: read_array(folder / split / f"{name}.npy") for name in ("inputs", "labels")}
     for name, array in arrays.items():
         if len(array) != info.counts[split]:
