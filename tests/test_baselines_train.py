@@ -5,6 +5,7 @@ import json
 import os
 import signal
 from collections.abc import Iterator
+from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,10 @@ from trm.device import Placement
 from trm.recipe import dump_recipe, load_recipe
 from trm.run import Run, RunError
 from trm.streams import named_streams, pack_state
+from upi_trm.compare import compare_records
 from upi_trm.recipes import recipe_path as upi_recipe_path
+from upi_trm.records import make_record, parse_record
+from upi_trm.stability import Boards, load_studied, measure_drift, with_dials
 from upi_trm.trainer import UpiRecipe
 
 HERE = Placement(threads=1)
@@ -269,6 +273,51 @@ def test_the_stability_study_gets_policy_and_evaluator(uninterrupted: tuple[str,
     networks = load_networks(Run.open(path), placement=HERE)
     assert networks.model.depth == 1 and networks.step == EDITS
     assert (networks.evaluator is not networks.policy) == (algorithm == "ppo")
+
+
+@pytest.fixture
+def known_kind(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The entry point of pyproject.toml, whatever is installed."""
+    point = EntryPoint("sb3", "baselines.policy", "upi_trm.run_kinds")
+    monkeypatch.setattr("upi_trm.policy.entry_points", lambda group: [point])
+
+
+@pytest.mark.usefixtures("known_kind")
+def test_eval_and_compare_take_the_run(uninterrupted: tuple[str, Path]) -> None:
+    algorithm, path = uninterrupted
+    record = parse_record(make_record(Run.open(path), num=20), source="here")
+    task = resolve_task("sudoku4x4-hard")
+    policy = load_policy(Run.open(path, kind="sb3"), placement=HERE)
+    played = evaluate_policy(policy, task.domain, task.instances("test", num=20))
+    assert record.success_rate == played.success_rate
+    assert record.mean_score == pytest.approx(played.mean_score)
+    row = compare_records([record]).rows[0]
+    assert (row.method, row.edits) == (METHODS[algorithm], EDITS)  # type: ignore[index]
+    assert record.parameters == sum(p.numel() for p in policy.model.parameters())
+    assert record.cpu_seconds is not None and record.peak_memory_bytes is not None
+
+
+@pytest.mark.usefixtures("known_kind")
+def test_drift_takes_the_run(uninterrupted: tuple[str, Path]) -> None:
+    _, path = uninterrupted
+    networks = load_networks(Run.open(path, kind="sb3"), placement=HERE)
+    studied = load_studied(Run.open(path), placement=HERE)
+    puzzles = studied.task.instances("test", num=4).instances
+    report = measure_drift(
+        studied, puzzles, depths=[networks.model.depth, 5], most=8, lipschitz_states=2
+    )
+    here, deeper = (report.tables[0].cells[depth]["initial"] for depth in report.tables[0].cells)
+    assert here.delta_v == here.delta_pi == 0
+    states = Boards(instances=puzzles, plans=puzzles).batch(studied.domain, torch.device("cpu"))
+    with torch.no_grad():
+        values = [
+            with_dials(networks.evaluator.double(), depth=depth, radius=networks.model.radius)(
+                states
+            )[0]
+            for depth in (networks.model.depth, 5)
+        ]
+    assert deeper.delta_v == pytest.approx(float((values[1] - values[0]).abs().mean()), rel=1e-9)
+    assert deeper.delta_pi > 0
 
 
 def test_training_touches_no_global_random_stream(tmp_path: Path) -> None:

@@ -347,5 +347,5 @@ def test_runs_of_an_unknown_kind_need_a_record(tmp_path: Path) -> None:
     path = tmp_path / "run"
     with Run.create(path, kind="nobody", env="sudoku4x4", seed=0, recipe=_Recipe()) as run:
         run.save_checkpoint(8, weights={}, state={})
-    with pytest.raises(ValueError, match=r"run of kind 'nobody' can't be evaluated here"):
+    with pytest.raises(ValueError, match=r"kind is 'nobody', not one of .*'upi'"):
         keep_record(path)

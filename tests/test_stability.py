@@ -232,7 +232,7 @@ def test_drift_is_what_the_networks_say_at_the_two_depths(
     subject = subject_of(unclamped)
     boards = puzzles(6).instances
     report = measure_drift(
-        subject, boards, most=20, depths=[0, 2, 7], radii=[radius], lipschitz_states=2
+        subject.studied, boards, most=20, depths=[0, 2, 7], radii=[radius], lipschitz_states=2
     )
     initial = Boards(instances=boards, plans=boards)
     states, phi = initial.batch(FULL, CPU), initial.phi(FULL, CPU)
@@ -266,7 +266,7 @@ def test_drift_stays_within_what_the_contraction_allows(clamped: Path) -> None:
     subject = subject_of(clamped)
     evaluator = subject.learner.evaluator
     boards = puzzles(6).instances
-    report = measure_drift(subject, boards, depths=[0, 1, 4, 8], lipschitz_states=4)
+    report = measure_drift(subject.studied, boards, depths=[0, 1, 4, 8], lipschitz_states=4)
     initial = Boards(instances=boards, plans=boards)
     with torch.no_grad():
         encoding = evaluator.encode(initial.batch(FULL, CPU))
@@ -287,13 +287,13 @@ def test_greedy_success_is_that_of_the_evaluation(unclamped: Path) -> None:
     for depth in (2, 5):
         model = with_dials(subject.learner.policy, depth=depth, radius=None)
         wanted = evaluate_policy(GreedyPolicy(model, ONE_THREAD), FULL, pool).success_rate
-        assert greedy_success(subject, boards, depth=depth, radius=None) == wanted
+        assert greedy_success(subject.studied, boards, depth=depth, radius=None) == wanted
 
 
 def test_a_solved_plan_counts_as_a_success(unclamped: Path) -> None:
     pool = puzzles(3)
     boards = Boards(instances=pool.instances, plans=pool.solutions)
-    assert greedy_success(subject_of(unclamped), boards, depth=2, radius=None) == 1.0
+    assert greedy_success(subject_of(unclamped).studied, boards, depth=2, radius=None) == 1.0
 
 
 def test_visited_states_are_live_and_start_with_the_initial_ones() -> None:
@@ -386,7 +386,9 @@ def test_the_depth_of_training_does_not_enter_the_correlation(
 ) -> None:
     boards = puzzles(4).instances
     reports = [
-        measure_drift(subject_of(path), boards, depths=[2, 4, 8], most=8, lipschitz_states=2)
+        measure_drift(
+            subject_of(path).studied, boards, depths=[2, 4, 8], most=8, lipschitz_states=2
+        )
         for path in (clamped, unclamped)
     ]
     found = drift_correlations(reports)

@@ -1,7 +1,13 @@
-"""The trained policy of a run, as evaluation and the command line use it: greedy, one pass."""
+"""The trained policy of a run, as evaluation and the command line use it: greedy, one pass.
+
+Runs of other learners are played by their own modules, which the entry-point group
+`upi_trm.run_kinds` names by the kind that their run folders record: such a module has `load_policy`
+with the arguments of ours, and `load_networks` for the stability study (`stability.load_studied`).
+"""
 
 from collections.abc import Callable, Mapping
-from typing import TypeVar
+from importlib.metadata import entry_points
+from typing import Any, TypeVar
 
 from torch import Tensor
 
@@ -17,6 +23,9 @@ from upi_trm.trainer import RUN_KIND, UpiRecipe
 
 T = TypeVar("T")
 
+PLUGIN_GROUP = "upi_trm.run_kinds"
+"""Entry-point group of the modules that load other learners' runs, by kind."""
+
 
 def task_of(run: Run) -> Task:
     """The task that a run was trained on."""
@@ -27,14 +36,17 @@ def load_policy(run: Run, *, placement: Placement, step: int | str | None = None
     """The greedy policy of a checkpoint: what `deployment` makes of its recipe.
 
     Args:
-        run: a run of this learner.
+        run: a run of any kind that is installed.
         placement: where it computes.
         step: a checkpoint's step or tag ("best"); None for the newest.
 
     Raises:
-        RunError: a run of another learner, or weights that do not fit its recipe.
+        RunError: a run of an unknown kind, or weights that do not fit its recipe.
     """
-    return _load(load_greedy_policy, run, placement, step)
+    if run.info.kind == RUN_KIND:
+        return _load(load_greedy_policy, run, placement, step)
+    policy: Policy = module_of_kind(run).load_policy(run, placement=placement, step=step)
+    return policy
 
 
 def load_probabilities(
@@ -68,3 +80,20 @@ def _load(
         raise RunError(
             f"{run.path}: checkpoint {checkpoint.step} does not fit: {detail}"
         ) from error
+
+
+def module_of_kind(run: Run) -> Any:
+    """The module that loads a run of another learner.
+
+    Raises:
+        RunError: no installed learner writes runs of its kind, or what it needs is missing.
+    """
+    points = {point.name: point for point in entry_points(group=PLUGIN_GROUP)}
+    kind, where = run.info.kind, run.path / "run.json"
+    if kind not in points:
+        known = ", ".join(repr(name) for name in sorted({RUN_KIND, *points}))
+        raise RunError(f"{where}: kind is {kind!r}, not one of {known}")
+    try:
+        return points[kind].load()
+    except ImportError as error:
+        raise RunError(f"{where}: a run of kind {kind!r} can't be loaded: {error}") from error

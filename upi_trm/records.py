@@ -3,13 +3,11 @@
 `make_record` plays a run's newest checkpoint on unseen puzzles beside the reference policies, as
 `upi-trm eval RUN --json` does, and adds what the run cost and how it learned. Sweeps keep the
 record in the run folder (`eval.json`); `upi-trm compare` reads records, from there or from files,
-and makes those that are missing. A run of another learner is evaluated by its own command.
+and makes those that are missing. Runs of other learners are loaded by their own modules (`policy`).
 """
 
 import json
 import re
-import subprocess
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +15,7 @@ from typing import Any
 
 from trm.device import Placement
 from trm.durable import replace_durably
-from trm.run import Run, RunError
+from trm.run import Run
 from upi_trm.shipped_runs import is_shipped, run_path
 
 FORMAT_VERSION = 1
@@ -76,13 +74,12 @@ def make_record(run: Run, *, num: int = DEFAULT_NUM, seed: int = 0) -> dict[str,
         The record as JSON values.
 
     Raises:
-        RunError: the run has no whole checkpoint, or its kind can't be evaluated.
+        RunError: the run has no whole checkpoint, or is of an unknown kind.
     """
     checkpoint = run.load_checkpoint()
-    evaluate = _EVALUATORS.get(run.info.kind, _evaluate_by_command)
     usage = checkpoint.state.get("usage", {})
     return {
-        **evaluate(run, num, seed),
+        **_evaluate(run, num, seed),
         "format_version": FORMAT_VERSION,
         "kind": run.info.kind,
         "method": run.info.extra.get("method", _METHODS.get(run.info.kind, run.info.kind)),
@@ -218,24 +215,6 @@ def _evaluate(run: Run, num: int, seed: int) -> dict[str, Any]:
     instances = task.instances("test", num=num, seed=seed)
     board = score_policies(policy, task, instances, seed=seed)
     return {**board.to_json_dict(), "eval_seed": seed}
-
-
-def _evaluate_by_command(run: Run, num: int, seed: int) -> dict[str, Any]:
-    """By `upi-trm eval`, which knows how other learners' runs are played."""
-    options = ["--num", str(num), "--seed", str(seed), "--json"]
-    command = [sys.executable, "-m", "upi_trm", "eval", str(run.path), *options]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
-        raise RunError(
-            f"{run.path}: a run of kind {run.info.kind!r} can't be evaluated here: "
-            f"{reason.removeprefix('error: ')}"
-        )
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return found
-
-
-_EVALUATORS: dict[str, Callable[[Run, int, int], dict[str, Any]]] = {"upi": _evaluate}
 
 
 def _num_parameters(weights: Mapping[str, Any]) -> int:

@@ -11,7 +11,7 @@ import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -21,14 +21,14 @@ from torch import Tensor
 from plan_envs.catalogue import Task
 from plan_envs.domain import Int8Array, PlanDomain, potential
 from trm.device import Placement
-from trm.model import StateBatch, TinyRecursiveModel
+from trm.model import ModelConfig, StateBatch, TinyRecursiveModel
 from trm.run import Run, RunError
 from upi_trm.deployment import deployed_part
 from upi_trm.evaluator import evaluate_states
 from upi_trm.improvement import kl_divergence, policy_probabilities, sample_edits
 from upi_trm.learner import UpiLearner, part_of
 from upi_trm.lipschitz import LipschitzReport, recursion_lipschitz, value_lipschitz
-from upi_trm.policy import task_of
+from upi_trm.policy import module_of_kind, task_of
 from upi_trm.rollout import EditPolicy, GreedyPolicy, to_states
 from upi_trm.shipped_runs import run_name
 from upi_trm.trainer import RUN_KIND, UpiRecipe
@@ -44,8 +44,35 @@ STATE_SETS = ("initial", "visited")
 
 
 @dataclass(frozen=True, kw_only=True)
+class Studied:
+    """Evaluator and policy of a run of any learner; float64, so that small drifts are not lost."""
+
+    name: str
+    """The run as it was named."""
+    task: Task
+    step: int
+    """Edits at the checkpoint."""
+    model: ModelConfig
+    """As trained: its depth and radius are those that others are compared with."""
+    modulus: float | None
+    """Bound on L_z that training held; None for none."""
+    value: Literal["success", "score"]
+    """What the evaluator's head means; see `evaluator.shaped_value`."""
+    evaluator: TinyRecursiveModel
+    policy: TinyRecursiveModel
+    probabilities: EditPolicy
+    """pi(a | s), from which visited states are drawn."""
+    placement: Placement
+
+    @property
+    def domain(self) -> PlanDomain:
+        """The rules."""
+        return self.task.domain
+
+
+@dataclass(frozen=True, kw_only=True)
 class Subject:
-    """A checkpoint's networks; float64, so that small drifts are not lost in rounding."""
+    """A checkpoint of this learner, with all that bounds are made of; float64."""
 
     name: str
     """The run as it was named."""
@@ -60,6 +87,22 @@ class Subject:
     def domain(self) -> PlanDomain:
         """The rules."""
         return self.task.domain
+
+    @property
+    def studied(self) -> Studied:
+        """What `measure_drift` reads."""
+        return Studied(
+            name=self.name,
+            task=self.task,
+            step=self.step,
+            model=self.recipe.model,
+            modulus=self.recipe.contraction.modulus,
+            value=self.recipe.evaluator.value,
+            evaluator=self.learner.evaluator,
+            policy=self.learner.policy,
+            probabilities=self.learner.probabilities,
+            placement=self.placement,
+        )
 
 
 def load_subject(
@@ -111,6 +154,33 @@ def load_subject(
         recipe=recipe,
         step=checkpoint.step,
         learner=learner,
+        placement=placement,
+    )
+
+
+def load_studied(run: Run, *, placement: Placement, step: int | str | None = None) -> Studied:
+    """Load a checkpoint of any learner in float64; arguments and errors as of `load_subject`.
+
+    Values of other learners are taken as U_n in the units of the shaped return.
+    """
+    if run.info.kind == RUN_KIND:
+        return load_subject(run, placement=placement, step=step).studied
+    networks = module_of_kind(run).load_networks(run, placement=placement, step=step)
+    policy: TinyRecursiveModel = networks.policy.double()
+
+    def probabilities(states: StateBatch) -> Float[Tensor, "batch action"]:
+        return policy_probabilities(policy, states)
+
+    return Studied(
+        name=str(run.path),
+        task=task_of(run),
+        step=networks.step,
+        model=networks.model,
+        modulus=None,
+        value="score",
+        evaluator=networks.evaluator.double(),
+        policy=policy,
+        probabilities=probabilities,
         placement=placement,
     )
 
@@ -273,7 +343,7 @@ def radius_name(radius: float | None) -> str:
 
 
 def measure_drift(
-    subject: Subject,
+    studied: Studied,
     instances: Int8Array,
     *,
     depths: Sequence[int],
@@ -285,7 +355,7 @@ def measure_drift(
     """Run the evaluator and the policy of a run at other depths than the one they learned at.
 
     Args:
-        subject: the run.
+        studied: the run.
         instances: puzzles whose initial plans and rollouts are measured.
         depths: n_eval.
         radii: projections to measure under (at both depths); None for the recorded one alone.
@@ -295,50 +365,49 @@ def measure_drift(
     """
     if not depths or min(depths) < 0:
         raise ValueError(f"depths must be integers from 0, got {list(depths)}")
-    recipe, domain, learner = subject.recipe, subject.domain, subject.learner
-    device = subject.placement.torch_device
+    domain, device = studied.domain, studied.placement.torch_device
     generator = torch.Generator().manual_seed(seed)
     sets = {
         "initial": Boards(instances=instances, plans=domain.initial(instances)),
         "visited": visited_states(
             domain,
-            learner.probabilities,
+            studied.probabilities,
             instances,
             generator=generator,
             device=device,
             most=most,
         ),
     }
-    chosen = [recipe.model.radius] if radii is None else list(radii)
-    measured = [_drift_table(subject, sets, depths=depths, radius=radius) for radius in chosen]
+    chosen = [studied.model.radius] if radii is None else list(radii)
+    measured = [_drift_table(studied, sets, depths=depths, radius=radius) for radius in chosen]
     few = torch.randperm(len(sets["visited"]), generator=generator)[:lipschitz_states].numpy()
     some = Boards(instances=sets["visited"].instances[few], plans=sets["visited"].plans[few])
     states, phi = some.batch(domain, device), some.phi(domain, device)
     return DriftReport(
-        run=subject.name,
-        env=subject.task.name,
-        step=subject.step,
-        train_depth=recipe.model.depth,
-        train_radius=recipe.model.radius,
-        modulus=recipe.contraction.modulus,
+        run=studied.name,
+        env=studied.task.name,
+        step=studied.step,
+        train_depth=studied.model.depth,
+        train_radius=studied.model.radius,
+        modulus=studied.modulus,
         num_states={name: len(boards) for name, boards in sets.items()},
         value_deviation=measured[0][1],
         tables=tuple(table for table, _ in measured),
         lipschitz={
-            "evaluator": recursion_lipschitz(learner.evaluator, states, generator=generator),
-            "policy": recursion_lipschitz(learner.policy, states, generator=generator),
+            "evaluator": recursion_lipschitz(studied.evaluator, states, generator=generator),
+            "policy": recursion_lipschitz(studied.policy, states, generator=generator),
             "value_head": value_lipschitz(
-                learner.evaluator, states, phi, value=recipe.evaluator.value, generator=generator
+                studied.evaluator, states, phi, value=studied.value, generator=generator
             ),
         },
     )
 
 
 def _drift_table(
-    subject: Subject, sets: dict[str, Boards], *, depths: Sequence[int], radius: float | None
+    studied: Studied, sets: dict[str, Boards], *, depths: Sequence[int], radius: float | None
 ) -> tuple[DriftTable, dict[str, float]]:
     """Drift under one projection, and the standard deviation of U_n_train over each set."""
-    recipe, domain, device = subject.recipe, subject.domain, subject.placement.torch_device
+    domain, device = studied.domain, studied.placement.torch_device
     cells: dict[int, dict[str, Drift]] = {depth: {} for depth in depths}
     deviations = {}
     for where, boards in sets.items():
@@ -347,12 +416,12 @@ def _drift_table(
         def at_depth(
             depth: int, states: StateBatch = states, phi: Tensor = phi
         ) -> tuple[Tensor, Tensor]:
-            evaluator = with_dials(subject.learner.evaluator, depth=depth, radius=radius)
-            value = evaluate_states(evaluator, states, phi, value=recipe.evaluator.value)
-            policy = with_dials(subject.learner.policy, depth=depth, radius=radius)
+            evaluator = with_dials(studied.evaluator, depth=depth, radius=radius)
+            value = evaluate_states(evaluator, states, phi, value=studied.value)
+            policy = with_dials(studied.policy, depth=depth, radius=radius)
             return value, policy_probabilities(policy, states)
 
-        value, policy = at_depth(recipe.model.depth)
+        value, policy = at_depth(studied.model.depth)
         deviations[where] = float(value.std(correction=0))
         for depth in depths:
             other_value, other_policy = at_depth(depth)
@@ -364,7 +433,7 @@ def _drift_table(
                 delta_v_relative=delta_v / deviations[where] if deviations[where] else None,
                 delta_pi=float(total_variation(policy, other_policy).mean()),
                 delta_pi_kl=float(divergence.clamp_min(0.0).mean()),
-                success_rate=greedy_success(subject, boards, depth=depth, radius=radius),
+                success_rate=greedy_success(studied, boards, depth=depth, radius=radius),
             )
     return DriftTable(radius=radius, cells=cells), deviations
 
@@ -376,14 +445,14 @@ def total_variation(
     return 0.5 * (one - two).abs().sum(dim=1)
 
 
-def greedy_success(subject: Subject, boards: Boards, *, depth: int, radius: float | None) -> float:
+def greedy_success(studied: Studied, boards: Boards, *, depth: int, radius: float | None) -> float:
     """Share of states from which the greedy policy solves within the horizon, at other dials.
 
     The protocol of `plan_envs.evaluation`: one pass, dead ends continue.
     """
-    domain = subject.domain
-    model = with_dials(subject.learner.policy, depth=depth, radius=radius)
-    policy = GreedyPolicy(model, subject.placement)
+    domain = studied.domain
+    model = with_dials(studied.policy, depth=depth, radius=radius)
+    policy = GreedyPolicy(model, studied.placement)
     instances, plans = boards.instances, boards.plans
     rng = np.random.default_rng(0)  # the greedy policy draws nothing
     solved = 0

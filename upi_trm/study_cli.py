@@ -129,20 +129,20 @@ def drift(
     Several runs are compared, and Delta_V is correlated with Delta_pi over runs and depths.
     """
     placement = _placement(device, threads)
-    from upi_trm.stability import drift_correlations, load_subject, measure_drift, plot_drift
+    from upi_trm.stability import drift_correlations, load_studied, measure_drift, plot_drift
 
     if plot is not None:
         _require_matplotlib()
     reports = []
     for path in runs:
-        subject = load_subject(_open_run(path), placement=placement, step=step)
-        recorded = subject.recipe.model.radius
+        studied = load_studied(_open_run(path), placement=placement, step=step)
+        recorded = studied.model.radius
         default = [recorded] if recorded is None else [recorded, None]
         with _status(f"measuring {path}"):
             reports.append(
                 measure_drift(
-                    subject,
-                    subject.task.instances("test", num=num, seed=seed).instances,
+                    studied,
+                    studied.task.instances("test", num=num, seed=seed).instances,
                     depths=depths,
                     radii=default if radii is None else radii,
                     seed=seed,
