@@ -27,9 +27,9 @@ _MARK = "__packed__"
 class Streams:
     """Independent generators, one of numpy and one of torch per name; made by `named_streams`."""
 
-    def __init__(self, seed: int, names: Sequence[str]) -> None:
+    def __init__(self, seed: int, names: Sequence[str], member: int = 0) -> None:
         """See `named_streams`."""
-        self.seed = seed
+        self.seed, self._member = seed, member
         self.names = tuple(names)
         self._numpy = {
             name: np.random.Generator(np.random.PCG64(self._seed_of(name, "numpy")))
@@ -78,7 +78,9 @@ class Streams:
         # A stable hash, not Python's: the same name gives the same stream in every process and
         # version.
         words = np.frombuffer(hashlib.sha256(name.encode()).digest()[:8], "<u4")
-        key = (*(int(word) for word in words), _LIBRARIES.index(library))
+        key: tuple[int, ...] = (*(int(word) for word in words), _LIBRARIES.index(library))
+        if self._member:
+            key = (*key, self._member)
         return np.random.SeedSequence(self.seed, spawn_key=key)
 
     def _check(self, name: str) -> None:
@@ -89,16 +91,17 @@ class Streams:
             )
 
 
-def named_streams(seed: int, names: Sequence[str] = STREAM_NAMES) -> Streams:
-    """Independent random streams, each fixed by the seed and its own name alone.
+def named_streams(seed: int, names: Sequence[str] = STREAM_NAMES, *, member: int = 0) -> Streams:
+    """Independent random streams, each fixed by the seed, its own name and the process alone.
 
     Args:
         seed: at least 0.
         names: the streams of this learner; another name added or used shifts none of the others.
+        member: number of the process in a training on several, each of which draws its own.
     """
     if seed < 0:
         raise ValueError(f"seed must be >= 0, got {seed}")
-    return Streams(seed, names)
+    return Streams(seed, names, member)
 
 
 def pack_state(value: Any) -> Any:

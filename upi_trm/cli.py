@@ -255,8 +255,8 @@ def train(
             out=out,
             placement=placement,
         )
-    if _stopped_early(run, steps=steps):
-        return  # the trainer has said how to go on
+    if _stopped_early(run, steps=steps) or os.environ.get("RANK", "0") != "0":
+        return  # the trainer has said how to go on, process 0 of several says the rest
     if eval_num:
         _show_scoreboard(run, placement=placement, num=eval_num)
     _show_next_steps(run)

@@ -14,6 +14,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from trm.model import StateBatch, TinyRecursiveModel
+from trm.workers import ALONE, Workers
 from upi_trm.evaluator import minibatches
 
 CandidateKind = Literal["policy_gradient", "exp_advantage", "success_posterior"]
@@ -202,6 +203,7 @@ def policy_gradient_candidate(
     weighted_advantage: Float[Tensor, "batch action"],
     config: ImprovementConfig,
     generator: torch.Generator,
+    workers: Workers = ALONE,
 ) -> TinyRecursiveModel:
     """A copy of the policy after clipped policy-gradient steps (UPI-TRM Sec. 3, App. B).
 
@@ -213,11 +215,14 @@ def policy_gradient_candidate(
             A of the edit made (zero elsewhere) for GAE.
         config: clip, entropy, steps, batch and step size.
         generator: shuffles the minibatches.
+        workers: processes that train together, each on states of its own.
     """
     candidate = copy.deepcopy(policy)
     optimiser = torch.optim.Adam(candidate.parameters(), lr=config.learning_rate)
     passes = config.candidate_steps * config.batch_size / len(states)
     spread = weighted_advantage.sum(dim=1).std() + weighted_advantage.abs().sum(dim=1).mean()
+    if workers.size > 1:
+        spread = spread.new_tensor(workers.mean(float(spread)))
     scaled = weighted_advantage / (spread + 1e-8)
     for index in minibatches(
         len(states), batch_size=config.batch_size, passes=passes, generator=generator
@@ -232,6 +237,7 @@ def policy_gradient_candidate(
         loss = -(gain + config.entropy * entropy).mean()
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
+        workers.average_gradients(candidate)
         optimiser.step()
     return candidate
 
@@ -279,6 +285,7 @@ def distil(
     config: ImprovementConfig,
     generator: torch.Generator,
     after_step: Callable[[], None],
+    workers: Workers = ALONE,
 ) -> DistillationReport:
     """pi_phi <- argmin sum_s weight(s) KL(pi_new || pi_phi), until the held-out KL is small.
 
@@ -292,11 +299,12 @@ def distil(
         config: tolerance, passes, batch size.
         generator: shuffles the minibatches.
         after_step: called after every optimiser step (contraction clamp, averages).
+        workers: processes that train together, each on states of its own; KLs are means over all.
     """
     train = (~held_out).nonzero().flatten()
     check = held_out.nonzero().flatten()
     check_states, check_target = states.select(check), target[check]
-    kl_before = kl = mean_kl(model, check_states, check_target)
+    kl_before = kl = workers.mean(mean_kl(model, check_states, check_target))
     tolerance = min(config.distil_kl, 0.1 * kl_before)
     steps, done = 0, 0.0
     while done < config.distil_passes and kl > tolerance:
@@ -310,12 +318,13 @@ def distil(
             loss = (weight[chosen] * divergence).mean()
             optimiser.zero_grad(set_to_none=True)
             loss.backward()
+            workers.average_gradients(model)
             nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimiser.step()
             after_step()
             steps += 1
         done += 1.0
-        kl = mean_kl(model, check_states, check_target)
+        kl = workers.mean(mean_kl(model, check_states, check_target))
     return DistillationReport(kl=kl, kl_before=kl_before, steps=steps)
 
 

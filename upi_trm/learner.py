@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from plan_envs.domain import DeadEnd, Int8Array, PlanDomain, potential
 from trm.device import Placement
 from trm.model import ModelConfig, StateBatch, TinyRecursiveModel
+from trm.workers import ALONE, Workers
 from upi_trm.advantage import (
     Lookahead,
     SuccessorValue,
@@ -61,6 +62,9 @@ from upi_trm.improvement import (
 )
 from upi_trm.persistence import Latents, latent_drift, memories
 from upi_trm.rollout import Roller, Transitions, to_states
+
+COUNTS = ("episodes", "successors", "successors_evaluated")
+"""Metrics of an iteration that are sums over the processes; the others are means."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -197,9 +201,14 @@ class UpiLearner:
         init: torch.Generator,
         noise: torch.Generator,
         actions: torch.Generator,
+        workers: Workers = ALONE,
     ) -> None:
-        """`init` draws the weights, `noise` the minibatches, `actions` the edits; on the CPU."""
+        """`init` draws the weights, `noise` the minibatches, `actions` the edits; on the CPU.
+
+        With several `workers`, `config` is this process's share, and `init` the same on all.
+        """
         self.domain, self.config, self.dead_end, self.device = domain, config, dead_end, device
+        self.workers = workers
         self.noise, self.actions = noise, actions
         shape = model_shape(domain.spec)
         self.evaluator = TinyRecursiveModel(shape, config.model, generator=init).to(device)
@@ -314,7 +323,7 @@ class UpiLearner:
         finished = fresh.terminated | fresh.truncated
         metrics["train_success"] = float(fresh.solved.sum() / max(1, finished.sum()))
         metrics["episodes"] = float(finished.sum())
-        return metrics | clock.seconds
+        return self.workers.combine(metrics | clock.seconds, sums=COUNTS)
 
     def collect(self, roller: Roller, *, steps: int) -> tuple[Transitions, Latents | None]:
         """Roll pi out; a persistent latent is carried along, and where each edit's started kept."""
@@ -386,6 +395,7 @@ class UpiLearner:
             loss = value_loss(raw, target[index], phi[index], value=config.value)
             self.evaluator_optimiser.zero_grad(set_to_none=True)
             loss.backward()
+            self.workers.average_gradients(self.evaluator)
             nn.utils.clip_grad_norm_(self.evaluator.parameters(), 1.0)
             self.evaluator_optimiser.step()
             self._clamp()
@@ -444,7 +454,7 @@ class UpiLearner:
             formed = self._candidate(states, policy, ahead, advantage, phi)
             if config.state_weight == "value":
                 success = ((policy * ahead.q).sum(dim=1) + phi).clamp(0.0, 1.0)
-                weight = success / success.mean().clamp_min(1e-6)
+                weight = success / max(self.workers.mean(float(success.mean())), 1e-6)
             candidate = self._deployable(formed, states, weight, held_out, metrics)
             metrics["successors"] = float(ahead.num_successors)
             metrics["successors_evaluated"] = float(ahead.num_evaluated)
@@ -456,7 +466,10 @@ class UpiLearner:
             value = self._values(self.evaluator, value_states.select(rows), score[rows])
             residual = ((policy[rows] * ahead.q[rows]).sum(dim=1) - value).abs().max()
             alpha, found = choose_alpha(
-                gain, float(residual), config=config, gamma=self.config.evaluator.gamma
+                self.workers.join_rows(gain),
+                max(self.workers.gather(float(residual))),
+                config=config,
+                gamma=self.config.evaluator.gamma,
             )
             metrics |= found
         else:
@@ -507,6 +520,7 @@ class UpiLearner:
             config=self.config.improvement,
             generator=self.noise,
             after_step=self._after_policy_step,
+            workers=self.workers,
         )
 
     def _deployable(
@@ -592,7 +606,13 @@ class UpiLearner:
         weighted: Float[Tensor, "batch action"],
     ) -> Candidate:
         network = policy_gradient_candidate(
-            self.phi_network, states, policy, weighted, self.config.improvement, self.noise
+            self.phi_network,
+            states,
+            policy,
+            weighted,
+            self.config.improvement,
+            self.noise,
+            workers=self.workers,
         )
         return Candidate(probability=policy_probabilities(network, states), network=network)
 

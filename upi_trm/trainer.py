@@ -2,7 +2,8 @@
 
 Input: an environment's name and a recipe. Output: a `Run` folder that `upi-trm eval` and `solve`
 take. A run that was stopped and resumed equals one that never stopped, bit for bit on the CPU at
-the same number of threads.
+the same number of threads. Several processes (`trm.workers`) share the recipe's plans and
+minibatches; process 0 evaluates and writes.
 """
 
 import dataclasses
@@ -14,6 +15,7 @@ from typing import Any
 
 import torch
 from gymnasium.vector import AutoresetMode
+from rich.console import Console
 
 from plan_envs.catalogue import resolve_task
 from plan_envs.evaluation import EvalReport, evaluate_policy
@@ -24,6 +26,7 @@ from trm.progress import TrainingProgress
 from trm.recipe import load_recipe
 from trm.run import Checkpoint, Run
 from trm.streams import named_streams
+from trm.workers import Workers
 from upi_trm.curriculum import Curriculum, CurriculumConfig
 from upi_trm.deployment import greedy_policy
 from upi_trm.learner import LearnerConfig, UpiLearner
@@ -130,6 +133,8 @@ def train(
     Raises:
         ValueError: bad input, named in one line.
     """
+    workers = Workers.join()
+    placement = workers.place(placement)
     task = resolve_task(env)
     if steps is not None:
         overrides = [*overrides, f"schedule.edits={steps}"]
@@ -140,10 +145,21 @@ def train(
         out = Path("runs") / f"{task.name}-seed{seed}-{stamp}"
     module, _, _ = env.rpartition(":")  # of a task that is registered outside of plan_envs
     known_as = f"{module}:{task.name}" if module not in ("", "plan_envs") else task.name
-    with Run.create(
-        out, kind=RUN_KIND, env=known_as, seed=seed, recipe=recipe, placement=placement
-    ) as run:
-        _Training(run, recipe, placement).loop(recipe.schedule.edits)
+    share_of(recipe, workers)  # refused before there is a folder
+    run = None
+    if workers.is_main:
+        run = Run.create(
+            out,
+            kind=RUN_KIND,
+            env=known_as,
+            seed=seed,
+            recipe=recipe,
+            placement=placement,
+            extra={} if workers.size == 1 else {"processes": workers.size},
+        )
+    path = workers.from_main(str(out))
+    with run or Run.open(Path(path)) as run:
+        _Training(run, recipe, placement, workers).loop(recipe.schedule.edits)
     return run
 
 
@@ -154,29 +170,61 @@ def resume(run_path: Path, *, steps: int | None = None, placement: Placement) ->
     `placement` the run keeps that of its newest checkpoint, since sums over other threads round
     differently.
     """
-    with Run.open(run_path, kind=RUN_KIND, write=True) as run:
+    workers = Workers.join()
+    placement = workers.place(placement)
+    run = Run.open(run_path, kind=RUN_KIND, write=True) if workers.is_main else None
+    workers.from_main(None)  # what an interrupted writer left is cleared away
+    with run or Run.open(run_path, kind=RUN_KIND) as run:
         checkpoint = run.load_checkpoint() if run.checkpoint_steps() else None
         if placement.threads is None:
             last = run.info.provenance if checkpoint is None else checkpoint.state
             placement = dataclasses.replace(placement, threads=last.get("torch_threads"))
         placement.apply()
         recipe = run.load_recipe(UpiRecipe)
-        training = _Training(run, recipe, placement)
+        training = _Training(run, recipe, placement, workers)
         if checkpoint is not None:
             training.restore(checkpoint)
-        else:
+        elif workers.is_main:
             run.truncate_metrics(0)  # stopped before its first checkpoint: it starts again
         training.loop(recipe.schedule.edits if steps is None else steps)
     return run
 
 
+def share_of(recipe: UpiRecipe, workers: Workers) -> UpiRecipe:
+    """What one of several processes does of a recipe: its part of the plans and minibatches.
+
+    With gradients averaged, an optimiser step is then over as many states as the recipe says.
+
+    Raises:
+        ValueError: a number that can't be divided; names the field.
+    """
+    rollout, evaluator, improvement = recipe.rollout, recipe.evaluator, recipe.improvement
+    return dataclasses.replace(
+        recipe,
+        rollout=dataclasses.replace(rollout, plans=workers.share(rollout.plans, "rollout.plans")),
+        evaluator=dataclasses.replace(
+            evaluator, batch_size=workers.share(evaluator.batch_size, "evaluator.batch_size")
+        ),
+        improvement=dataclasses.replace(
+            improvement,
+            batch_size=workers.share(improvement.batch_size, "improvement.batch_size"),
+            lookahead_states=workers.share(
+                improvement.lookahead_states, "improvement.lookahead_states"
+            ),
+        ),
+    )
+
+
 class _Training:
     """Everything that changes while a run is trained; `state` and `restore` make it whole again."""
 
-    def __init__(self, run: Run, recipe: UpiRecipe, placement: Placement) -> None:
-        self.run, self.recipe, self.placement = run, recipe, placement
+    def __init__(self, run: Run, recipe: UpiRecipe, placement: Placement, workers: Workers) -> None:
+        self.run, self.recipe, self.placement, self.workers = run, recipe, placement, workers
+        mine = share_of(recipe, workers)
         self.task = resolve_task(run.info.env)
-        self.streams = named_streams(run.info.seed)
+        self.streams = named_streams(run.info.seed, member=workers.rank)
+        # The same weights everywhere to begin with; all other draws are a process's own.
+        init = self.streams if workers.is_main else named_streams(run.info.seed)
         self.validation = self.task.instances("validation", num=recipe.schedule.evaluate_num)
         pool = self.task.instances(
             "train", num=recipe.instances.num, seed=run.info.seed, **recipe.instances.options
@@ -185,7 +233,7 @@ class _Training:
         self.roller = Roller(
             PlanEditVectorEnv(
                 self.task,
-                num_envs=recipe.rollout.plans,
+                num_envs=mine.rollout.plans,
                 instances=pool,
                 gamma=recipe.evaluator.gamma,
                 autoreset_mode=AutoresetMode.DISABLED,
@@ -195,12 +243,13 @@ class _Training:
         )
         self.learner = UpiLearner(
             self.task.domain,
-            recipe,
+            mine,
             dead_end="absorb",
             device=placement.torch_device,
-            init=self.streams.torch("init"),
+            init=init.torch("init"),
             noise=self.streams.torch("noise"),
             actions=self.streams.torch("policy"),
+            workers=workers,
         )
         self.learner.compile_steps(placement)
         self.edits = 0
@@ -213,9 +262,15 @@ class _Training:
         last_saved = self.edits if self.run.checkpoint_steps() else -1
         with (
             graceful_stop() as stop,
-            TrainingProgress(budget, COLUMNS, unit="edits", start=self.edits) as progress,
+            TrainingProgress(
+                budget,
+                COLUMNS,
+                unit="edits",
+                start=self.edits,
+                console=None if self.workers.is_main else Console(quiet=True),
+            ) as progress,
         ):
-            while not stop.requested and budget - self.edits >= plans:
+            while budget - self.edits >= plans and not self.workers.any(stop.requested):
                 steps = min(self.recipe.rollout.steps, (budget - self.edits) // plans)
                 self.learner.scale_learning_rates(
                     1.0 - (1.0 - schedule.final_learning_rate) * self.edits / budget
@@ -229,9 +284,12 @@ class _Training:
                     metrics["curriculum_distance"] = float(self.roller.curriculum.distance)
                 tag = None
                 if finished or _crossed(before, self.edits, schedule.evaluate_every):
-                    metrics |= self.evaluate()
+                    metrics |= self.workers.from_main(
+                        self.evaluate() if self.workers.is_main else None
+                    )
                     tag = "best" if self._is_best(metrics["success_rate"]) else None
-                self.run.log(self.edits, metrics)
+                if self.workers.is_main:
+                    self.run.log(self.edits, metrics)
                 self._show(progress, metrics)
                 if tag or _crossed(before, self.edits, schedule.checkpoint_every):
                     self.save(tag)
@@ -277,9 +335,14 @@ class _Training:
 
     def save(self, tag: str | None = None) -> None:
         """Write a checkpoint; the tag "best" marks the best validation success so far."""
-        self.run.save_checkpoint(
-            self.edits, weights=self.learner.weights(), state=self.state(), tag=tag
-        )
+        state = self.state()
+        if self.workers.size > 1:
+            state["others"] = self.workers.gather_states(state)[1:]
+        if self.workers.is_main:
+            self.run.save_checkpoint(
+                self.edits, weights=self.learner.weights(), state=state, tag=tag
+            )
+        self.workers.from_main(None)  # a checkpoint is there for all before anyone goes on
 
     def state(self) -> dict[str, Any]:
         """Everything but the weights."""
@@ -295,14 +358,21 @@ class _Training:
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Take up a checkpoint; metrics written after it are dropped."""
-        state = checkpoint.state
+        states = [checkpoint.state, *checkpoint.state.get("others", [])]
+        if len(states) != self.workers.size:
+            raise ValueError(
+                f"{self.run.path}: was trained on {len(states)} processes and goes on with as many,"
+                f" got {self.workers.size} (torchrun --nproc-per-node {len(states)} -m upi_trm ...)"
+            )
+        state = states[self.workers.rank]
         self.edits, self.best = state["edits"], state["best"]
         self.learner.load_weights(checkpoint.weights)
         self.learner.load_state(state["learner"])
         self.roller.load_state(state["roller"])
         self.streams.load_state_dict(state["streams"])
         self.meter = ResourceMeter(state["usage"])
-        self.run.truncate_metrics(self.edits)
+        if self.workers.is_main:
+            self.run.truncate_metrics(self.edits)
 
 
 def _crossed(before: int, after: int, every: int) -> bool:
