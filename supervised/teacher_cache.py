@@ -544,30 +544,62 @@ class TeacherCache:
                 start += 1
         return found
 
-    def sample(
+    def choose(
         self, batch: TokenBatch, rng: np.random.Generator, *, quality: float | None
-    ) -> TeacherTargets:
+    ) -> Int[np.ndarray, "batch two"]:
         """One entry for each example, uniform among those good enough ("sample-one", Sec. 5.1).
 
         Args:
             batch: examples; augmented ones are found if the cache was built of them.
             rng: one number is drawn for each example, whether it has entries or not.
             quality: q: entries whose loss is larger are left out (Eq. 14); None keeps all.
+
+        Returns:
+            Example of the cache and number of the entry, int64; -1 twice where there is none.
         """
-        draws = rng.random(len(batch.inputs))
-        chosen: list[tuple[int, int] | None] = []
-        for example, draw in zip(self.find(batch), draws, strict=True):
-            good: NDArray[np.int64] = np.zeros(0, np.int64)
+        chosen = np.full((len(batch.inputs), 2), -1, np.int64)
+        draws = rng.random(len(chosen))
+        for row, example in enumerate(self.find(batch)):
             if example >= 0:
                 loss = self._row(int(example), "loss")
                 good = np.flatnonzero(loss <= (np.inf if quality is None else quality))
-            picked = int(draw * len(good))
-            chosen.append((int(example), int(good[picked])) if len(good) else None)
-        return self._targets(chosen)
+                if len(good):
+                    chosen[row] = example, good[int(draws[row] * len(good))]
+        return chosen
 
     def entry(self, examples: Sequence[int], number: int) -> TeacherTargets:
         """Entry `number` of some examples of the cache; 0 is the one of the highest score."""
-        return self._targets([(example, number) for example in examples])
+        return self.targets(np.array([(example, number) for example in examples], np.int64))
+
+    def targets(self, chosen: Int[np.ndarray, "batch two"]) -> TeacherTargets:
+        """The entries that `choose` chose."""
+        size, manifest = len(chosen), self.manifest
+        tokens = np.zeros((size, manifest.num_positions), np.int64)
+        logits = np.zeros((*tokens.shape, manifest.vocab_size), np.float32)
+        loss, step = np.zeros(size, np.float32), np.zeros(size, np.int64)
+        for place, (example, k) in enumerate(chosen):
+            if example < 0:
+                continue
+            number, row = divmod(int(example), manifest.shard_examples)
+            arrays = self._shards[number].arrays()
+            mask = np.unpackbits(arrays["mask"][row])[: manifest.num_positions].astype(bool)
+            some = slice(int(arrays["start"][row]), int(arrays["start"][row + 1]))
+            tokens[place, mask] = arrays["tokens"][k, some]
+            loss[place], step[place] = arrays["loss"][row, k], arrays["step"][row, k]
+            if "index" in arrays:
+                kept, index = arrays["logits"][k, some], arrays["index"][k, some]
+                spread = np.repeat(kept[:, -1:], manifest.vocab_size, axis=1)
+                np.put_along_axis(spread, index.astype(np.int64), kept[:, :-1], axis=1)
+                logits[place, mask] = spread
+            elif "logits" in arrays:
+                logits[place, mask] = arrays["logits"][k, some]
+        return TeacherTargets(
+            available=torch.from_numpy(chosen[:, 0] >= 0),
+            tokens=torch.from_numpy(tokens),
+            logits=torch.from_numpy(logits) if self.has_logits else None,
+            loss=torch.from_numpy(loss),
+            step=torch.from_numpy(step),
+        )
 
     def supervised(self, examples: Sequence[int]) -> Bool[Tensor, "batch position"]:
         """Which positions their labels supervise."""
@@ -581,35 +613,6 @@ class TeacherCache:
     def _row(self, example: int, name: str) -> NDArray[Any]:
         shard, row = divmod(example, self.manifest.shard_examples)
         return np.asarray(self._shards[shard].arrays()[name][row])
-
-    def _targets(self, chosen: Sequence[tuple[int, int] | None]) -> TeacherTargets:
-        size, manifest = len(chosen), self.manifest
-        tokens = np.zeros((size, manifest.num_positions), np.int64)
-        logits = np.zeros((*tokens.shape, manifest.vocab_size), np.float32)
-        loss, step = np.zeros(size, np.float32), np.zeros(size, np.int64)
-        for place, entry in enumerate(chosen):
-            if entry is None:
-                continue
-            number, row = divmod(entry[0], manifest.shard_examples)
-            arrays, k = self._shards[number].arrays(), entry[1]
-            mask = np.unpackbits(arrays["mask"][row])[: manifest.num_positions].astype(bool)
-            some = slice(int(arrays["start"][row]), int(arrays["start"][row + 1]))
-            tokens[place, mask] = arrays["tokens"][k, some]
-            loss[place], step[place] = arrays["loss"][row, k], arrays["step"][row, k]
-            if "index" in arrays:
-                kept, index = arrays["logits"][k, some], arrays["index"][k, some]
-                spread = np.repeat(kept[:, -1:], manifest.vocab_size, axis=1)
-                np.put_along_axis(spread, index.astype(np.int64), kept[:, :-1], axis=1)
-                logits[place, mask] = spread
-            elif "logits" in arrays:
-                logits[place, mask] = arrays["logits"][k, some]
-        return TeacherTargets(
-            available=torch.tensor([entry is not None for entry in chosen]),
-            tokens=torch.from_numpy(tokens),
-            logits=torch.from_numpy(logits) if self.has_logits else None,
-            loss=torch.from_numpy(loss),
-            step=torch.from_numpy(step),
-        )
 
 
 def read_manifest(folder: Path) -> CacheManifest:

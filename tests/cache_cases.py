@@ -1,18 +1,28 @@
 """A tiny teacher and data set for the tests of `supervised.teacher_cache`; jobs can import it."""
 
+import dataclasses
 import functools
 import os
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
 from plan_envs.sudoku import Sudoku
 from plan_envs.sudoku_instances import sudoku_instances
+from supervised import teacher_cache
 from supervised.datasets import BoardDataset, TokenDataset
 from supervised.planner import PlannerConfig
-from supervised.teacher_cache import CacheRecipe, StorageConfig
+from supervised.teacher_cache import (
+    CacheManifest,
+    CacheRecipe,
+    StorageConfig,
+    build_shard,
+    data_hash,
+    teacher_hash,
+)
 from trm.recursion import RecursionSchedule
 from trm.token_model import TokenModel, TokenModelConfig, TokenShape
 
@@ -56,3 +66,33 @@ def open_source(
             os.kill(os.getppid() if parent else os.getpid(), signal.SIGKILL)
             signal.pause()
     return teacher(teacher_seed), dataset(data_seed)
+
+
+def with_storage(**fields: object) -> CacheRecipe:
+    storage = dataclasses.replace(RECIPE.storage, **fields)  # type: ignore[arg-type]
+    return dataclasses.replace(RECIPE, storage=storage)
+
+
+def build_here(
+    folder: Path,
+    recipe: CacheRecipe = RECIPE,
+    source: Callable[[], object] = open_source,
+    shards: int | None = None,
+) -> Path:
+    """A cache built in this process, without jobs; only the first `shards`, if given."""
+    model, data = source()  # type: ignore[misc]
+    manifest = CacheManifest(
+        format_version=teacher_cache.FORMAT_VERSION,
+        teacher=teacher_hash(model),
+        data=data_hash(data),
+        recipe=teacher_cache.dump_recipe(recipe),
+        num_examples=len(data),
+        num_positions=16,
+        vocab_size=6,
+        entries=recipe.planner.entries,
+        shard_examples=recipe.storage.examples,
+    )
+    teacher_cache._claim(folder, manifest)
+    for number in range(manifest.num_shards if shards is None else shards):
+        build_shard(folder, recipe, source, number)  # type: ignore[arg-type]
+    return folder

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from cache_cases import EXAMPLES, RECIPE, dataset, open_source, teacher
+from cache_cases import EXAMPLES, RECIPE, build_here, dataset, open_source, teacher, with_storage
 from hypothesis import given
 from hypothesis import strategies as st
 from test_planner import literal_js
@@ -31,6 +31,7 @@ from supervised.teacher_cache import (
     CacheRecipe,
     StorageConfig,
     TeacherCache,
+    TeacherTargets,
     audit_cache,
     build_cache,
     build_shard,
@@ -41,36 +42,6 @@ from supervised.teacher_cache import (
     teacher_hash,
 )
 from trm.stablemax import stablemax_probabilities
-
-
-def with_storage(**fields: object) -> CacheRecipe:
-    storage = dataclasses.replace(RECIPE.storage, **fields)  # type: ignore[arg-type]
-    return dataclasses.replace(RECIPE, storage=storage)
-
-
-def build_here(
-    folder: Path,
-    recipe: CacheRecipe = RECIPE,
-    source: Callable[[], object] = open_source,
-    shards: int | None = None,
-) -> Path:
-    """A cache built in this process, without jobs; only the first `shards`, if given."""
-    model, data = source()  # type: ignore[misc]
-    manifest = CacheManifest(
-        format_version=teacher_cache.FORMAT_VERSION,
-        teacher=teacher_hash(model),
-        data=data_hash(data),
-        recipe=teacher_cache.dump_recipe(recipe),
-        num_examples=len(data),
-        num_positions=16,
-        vocab_size=6,
-        entries=recipe.planner.entries,
-        shard_examples=recipe.storage.examples,
-    )
-    teacher_cache._claim(folder, manifest)
-    for number in range(manifest.num_shards if shards is None else shards):
-        build_shard(folder, recipe, source, number)  # type: ignore[arg-type]
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -94,6 +65,12 @@ def planned(recipe: CacheRecipe = RECIPE) -> tuple[TokenBatch, Candidates]:
         for f in dataclasses.fields(Candidates)
     }
     return data.batch(range(EXAMPLES)), Candidates(**fields)
+
+
+def sample(
+    cache: TeacherCache, batch: TokenBatch, rng: np.random.Generator, *, quality: float | None
+) -> TeacherTargets:
+    return cache.targets(cache.choose(batch, rng, quality=quality))
 
 
 def shard_files(folder: Path) -> dict[str, bytes]:
@@ -181,7 +158,7 @@ def test_no_other_input_label_or_puzzle_gets_the_entries(built: Path) -> None:
         changed = getattr(batch, name).clone()
         changed[2] += 1
         assert cache.find(dataclasses.replace(batch, **{name: changed})).tolist() == [0, 1, -1, 3]
-    nobody = cache.sample(images, np.random.default_rng(0), quality=None)
+    nobody = sample(cache, images, np.random.default_rng(0), quality=None)
     assert not nobody.available.any()
     assert nobody.logits is not None
     assert not nobody.tokens.any() and not nobody.logits.any()
@@ -196,7 +173,7 @@ def test_sample_one_is_uniform_among_entries_that_are_good_enough(built: Path) -
     first = torch.zeros(EXAMPLES)
     draws = 400
     for _ in range(draws):
-        found = cache.sample(batch, rng, quality=quality)
+        found = sample(cache, batch, rng, quality=quality)
         assert torch.equal(found.available, (loss <= quality).any(dim=1))
         assert (found.loss <= quality).all()
         first += found.available & (found.loss == loss[:, 0])
@@ -213,11 +190,11 @@ def test_sample_one_is_uniform_among_entries_that_are_good_enough(built: Path) -
 def test_draws_do_not_depend_on_what_other_examples_have(built: Path) -> None:
     cache = TeacherCache.open(built)
     batch = dataset().batch(range(6))
-    known = cache.sample(batch, np.random.default_rng(3), quality=None)
+    known = sample(cache, batch, np.random.default_rng(3), quality=None)
     inputs = batch.inputs.clone()
     inputs[:3] = 0
-    partly = cache.sample(
-        dataclasses.replace(batch, inputs=inputs), np.random.default_rng(3), quality=None
+    partly = sample(
+        cache, dataclasses.replace(batch, inputs=inputs), np.random.default_rng(3), quality=None
     )
     assert torch.equal(partly.loss[3:], known.loss[3:])
     assert partly.available.tolist() == [False] * 3 + [True] * 3
@@ -415,7 +392,7 @@ def test_every_flipped_byte_of_a_shard_is_found(built: Path, tmp_path: Path) -> 
         with pytest.raises(ValueError, match=r"shard-00001\.safetensors: (damaged|a shard of)"):
             cache = TeacherCache.open(tmp_path / "cache")
             cache.verify()
-            cache.sample(batch, np.random.default_rng(0), quality=None)
+            sample(cache, batch, np.random.default_rng(0), quality=None)
 
 
 def test_entries_of_a_damaged_shard_are_not_served_but_others_are(
@@ -429,9 +406,9 @@ def test_entries_of_a_damaged_shard_are_not_served_but_others_are(
 
     cache = TeacherCache.open(damaged(built, tmp_path, flip))
     rng = np.random.default_rng(0)
-    assert cache.sample(dataset().batch(range(3)), rng, quality=None).available.all()
+    assert sample(cache, dataset().batch(range(3)), rng, quality=None).available.all()
     with pytest.raises(ValueError, match=r"shard-00001.*sha256 .* where .*delete it and build"):
-        cache.sample(dataset().batch([4]), rng, quality=None)
+        sample(cache, dataset().batch([4]), rng, quality=None)
 
 
 @pytest.mark.parametrize(
