@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from trm.group_ops import group_spread, group_sums, run_max
+from trm.group_ops import group_context, group_sums, run_max
 
 
 class GroupStructure(nn.Module):
@@ -132,10 +132,6 @@ class VariableBatch:
         totals = zip(self.group_sums(ones), self.group, strict=True)
         return torch.stack([total[index, 0].reciprocal() for total, index in totals])
 
-    def spread(self, totals: Sequence[Float[Tensor, "_ channel"]]) -> Float[Tensor, "row channel"]:
-        """For each row the sum, over the kinds, of what its groups hold."""
-        return group_spread(totals, self.group)
-
     def state_sum(self, rows: Float[Tensor, "row channel"]) -> Float[Tensor, "batch channel"]:
         """Sum over the present variables of each state."""
         return group_sums(rows, self.state[None], [self.batch])[0]
@@ -151,6 +147,8 @@ class GroupLinear(nn.Module):
     Each set of `tied` names kinds of groups that share one weight (rows and columns of Sudoku: then
     the map commutes with transposition too; of N-Queens also both diagonals).
     """
+
+    classes: Tensor
 
     def __init__(
         self,
@@ -174,19 +172,26 @@ class GroupLinear(nn.Module):
             torch.randn(classes, in_channels, out_channels, generator=generator) * scale
         )
         self.bias = nn.Parameter(torch.zeros(out_channels)) if bias else None
+        used = torch.tensor(self.weight_of_kind, dtype=torch.long)
+        self.register_buffer("classes", used, persistent=False)
 
     def forward(
         self, rows: Float[Tensor, "row channel"], variables: VariableBatch
     ) -> Float[Tensor, "row out"]:
         """Mix the rows of a batch."""
-        mixed = rows @ self.own if self.bias is None else torch.addmm(self.bias, rows, self.own)
-        if not self.weight_of_kind:
-            return mixed
-        totals = [
-            self.structure.scaled_product(total, self.grouped[self.weight_of_kind[kind]], kind)
-            for kind, total in enumerate(variables.group_sums(rows))
-        ]
-        return mixed + variables.spread(totals)
+        weight: Tensor = self.own
+        if self.weight_of_kind:
+            weight = torch.cat([weight, self.grouped.flatten(0, 1)])
+            structure = self.structure
+            rows = group_context(
+                rows,
+                variables.state,
+                variables.variable,
+                labels=structure.labels,
+                scale=structure.sizes.to(rows.dtype).rsqrt(),
+                classes=self.classes,
+            )
+        return rows @ weight if self.bias is None else torch.addmm(self.bias, rows, weight)
 
     def over_classes(self, values: Float[Tensor, "kind row"]) -> Float[Tensor, "row feature"]:
         """Mean and maximum over the kinds that share a weight: blind to which of them is which."""
