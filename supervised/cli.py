@@ -7,6 +7,7 @@ Everything that costs time to import (torch, numba) stands inside the commands.
 import click
 
 from supervised.data_cli import data
+from supervised.train_cli import evaluate_run, import_checkpoint, info, train
 
 
 @click.group()
@@ -14,4 +15,5 @@ def supervised() -> None:
     """TRM, HRM and Deep Improvement Supervision: the same backbone, trained with labels."""
 
 
-supervised.add_command(data)
+for command in (train, evaluate_run, info, import_checkpoint, data):
+    supervised.add_command(command)

@@ -22,8 +22,6 @@ from trm.recursion import Latents, PairUpdate, RecursionSchedule, recur_pair
 
 HALT_BIAS = -5.0
 """Bias of the halting head at the start, its weights are 0: every sequence goes on."""
-_SWIGLU_MULTIPLE = 256
-"""The inner width of a SwiGLU is rounded up to a multiple of this."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -58,7 +56,9 @@ class TokenModelConfig:
     """Heads of the attention."""
     expansion: float = 4.0
     """Inner width of the SwiGLUs over the channels: 2/3 of this many times D, rounded up to a
-    multiple of 256; that of the mixer alike, over the places."""
+    multiple of `inner_multiple`; that of the mixer alike, over the places."""
+    inner_multiple: int = 256
+    """256 is the official code's; small models waste less with a smaller one."""
     prefix: int = 16
     """Places before the tokens."""
     puzzle_channels: int = 512
@@ -70,7 +70,7 @@ class TokenModelConfig:
 
     def __post_init__(self) -> None:
         """Check ranges and combinations."""
-        for name in ("width", "layers", "heads"):
+        for name in ("width", "layers", "heads", "inner_multiple"):
             if getattr(self, name) < 1:
                 raise ValueError(f"model.{name} must be at least 1, got {getattr(self, name)}")
         for name in ("prefix", "puzzle_channels"):
@@ -305,8 +305,9 @@ class _MixerBlock(nn.Module):
 
 
 def _swiglu(width: int, config: TokenModelConfig, generator: torch.Generator) -> SwiGLU:
-    inner = math.ceil(round(config.expansion * width * 2 / 3) / _SWIGLU_MULTIPLE)
-    return SwiGLU(width, inner=inner * _SWIGLU_MULTIPLE, generator=generator, draw=truncated_normal)
+    multiple = config.inner_multiple
+    inner = math.ceil(round(config.expansion * width * 2 / 3) / multiple) * multiple
+    return SwiGLU(width, inner=inner, generator=generator, draw=truncated_normal)
 
 
 def truncated_normal(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:

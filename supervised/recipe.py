@@ -1,0 +1,159 @@
+"""The recipe of a supervised run, and where the shipped ones lie.
+
+One YAML file is one run: `configs/supervised/<method>-<data>[-<size>].yaml` in a checkout,
+`supervised/configs` in a wheel. `trm.recipe.load_recipe` reads them into a `SupervisedRecipe`.
+"""
+
+import difflib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from plan_envs.catalogue import resolve_task
+from supervised.codecs import codec_of
+from supervised.dis import DisConfig
+from supervised.trm_objective import ActConfig
+from trm.optim import OptimiserConfig
+from trm.recursion import RecursionSchedule
+from trm.token_model import TokenModelConfig, TokenShape
+
+ARC_VOCABULARY, ARC_POSITIONS = 12, 900
+"""Padding, end of grid and ten colours, on a canvas of 30 x 30 (REFERENCE.md A)."""
+_PACKAGE = Path(__file__).resolve().parent
+_FOLDERS = (_PACKAGE / "configs", _PACKAGE.parent / "configs" / "supervised")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """The `data` section: a data set on disk, or a task whose examples are generated in memory."""
+
+    folder: str | None = None
+    """Made by `upi-trm supervised data build`; of `folder` and `task` there is exactly one."""
+    domain: str | None = None
+    """Of the data set in `folder`, e.g. sudoku9x9, nqueens8x8, maze30x30 or arc; another is
+    refused."""
+    task: str | None = None
+    """A task of `plan_envs`, e.g. nqueens8 or sudoku4x4; its splits are disjoint."""
+    num: int | None = None
+    """Training examples of a task, drawn with the run's seed; null = the task's own number."""
+    options: dict[str, Any] = field(default_factory=dict)
+    """Options of the task's instances, for all splits, e.g. {given: [1, 7]}."""
+    augment: bool = True
+    """Whether every training sample is drawn as an image under the rules' symmetries."""
+
+    def __post_init__(self) -> None:
+        """Exactly one source."""
+        if (self.folder is None) == (self.task is None):
+            raise ValueError(
+                f"data needs either folder or task, got {self.folder!r} and {self.task!r}"
+            )
+        if (self.folder is None) != (self.domain is None):
+            raise ValueError(
+                f"data.domain goes with data.folder, got {self.domain!r} and {self.folder!r}"
+            )
+        if self.task is None and (self.num is not None or self.options):
+            raise ValueError("data.num and data.options go with data.task")
+        if self.num is not None and self.num < 1:
+            raise ValueError(f"data.num must be at least 1, got {self.num}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScheduleConfig:
+    """The `schedule` section; all in optimiser steps."""
+
+    steps: int = 1000
+    """Budget of the run; `--steps` overrides it."""
+    cpu_seconds: float | None = None
+    """Ends the run earlier, once training alone (no evaluation) has taken so much CPU time; null =
+    never. Then a run depends on the machine's speed."""
+    log_every: int = 50
+    """Between two lines of metrics."""
+    evaluate_every: int = 250
+    """Between two evaluations on validation examples."""
+    evaluate_num: int = 500
+    """Validation examples."""
+    checkpoint_every: int = 250
+    """Between two checkpoints: what a killed run loses at most."""
+
+    def __post_init__(self) -> None:
+        """Check ranges."""
+        for name in ("steps", "log_every", "evaluate_every", "evaluate_num", "checkpoint_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"schedule.{name} must be at least 1, got {getattr(self, name)}")
+        if self.cpu_seconds is not None and not self.cpu_seconds > 0:
+            raise ValueError(
+                f"schedule.cpu_seconds must be positive or null, got {self.cpu_seconds}"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SupervisedRecipe:
+    """A complete recipe of `upi-trm supervised train`."""
+
+    data: DataConfig
+    model: TokenModelConfig = field(default_factory=TokenModelConfig)
+    recursion: RecursionSchedule = field(default_factory=RecursionSchedule)
+    act: ActConfig | None = None
+    """Streamed training with halting (TRM, HRM); of `act` and `dis` there is exactly one."""
+    dis: DisConfig | None = None
+    """Fixed steps with a target each."""
+    optimiser: OptimiserConfig = field(default_factory=OptimiserConfig)
+    batch_size: int = 768
+    """Slots, over all processes."""
+    recompute: bool = False
+    """Whether the backward pass computes activations again instead of keeping them: less memory,
+    more time, the same numbers."""
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+
+    def __post_init__(self) -> None:
+        """Check combinations of sections."""
+        if (self.act is None) == (self.dis is None):
+            raise ValueError("a recipe needs exactly one of the sections act and dis")
+        if self.act is not None and not self.model.halting_head:
+            raise ValueError("act needs model.halting_head true")
+        if self.act is not None and self.model.step_embedding:
+            raise ValueError("act needs model.step_embedding false: slots are at different steps")
+        if self.batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {self.batch_size}")
+
+
+def token_shape(recipe: SupervisedRecipe) -> TokenShape:
+    """Vocabulary and length of a recipe's data, without reading it; blank puzzle identifier only.
+
+    Raises:
+        ValueError: for a task or a domain that there is not.
+    """
+    domain = recipe.data.domain
+    if domain == "arc":
+        return TokenShape(vocab_size=ARC_VOCABULARY, num_positions=ARC_POSITIONS)
+    if domain is None:
+        assert recipe.data.task is not None
+        domain = resolve_task(recipe.data.task).domain.spec.name
+    codec = codec_of(domain)
+    return TokenShape(vocab_size=codec.vocab_size, num_positions=codec.domain.spec.num_cells)
+
+
+def recipe_names() -> list[str]:
+    """Names of the shipped recipes, sorted."""
+    return sorted(path.stem for path in config_folder().glob("*.yaml"))
+
+
+def find_recipe(name: str) -> Path:
+    """A YAML file, else the file of a shipped recipe.
+
+    Raises:
+        ValueError: if no such recipe ships; names the nearest one.
+    """
+    if Path(name).is_file():
+        return Path(name)
+    stem, names = name.removesuffix(".yaml"), recipe_names()
+    if stem not in names:
+        near = difflib.get_close_matches(stem, names, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(names) or 'none'}"
+        raise ValueError(f"recipe: no recipe is called {name!r}; {hint}")
+    return config_folder() / f"{stem}.yaml"
+
+
+def config_folder() -> Path:
+    """Where the shipped recipes lie."""
+    return next((folder for folder in _FOLDERS if folder.is_dir()), _FOLDERS[-1])

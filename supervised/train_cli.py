@@ -1,0 +1,278 @@
+"""`upi-trm supervised train | eval | info | import`; `supervised.cli` hangs them on its group.
+
+Everything that costs time to import (torch, numba) stands inside the commands.
+"""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+_RECIPE = "Name of a shipped recipe, or a YAML file."
+
+
+def _set_option(command: Any) -> Any:
+    return click.option(
+        "--set",
+        "overrides",
+        multiple=True,
+        metavar="K=V",
+        help="Override a recipe's field; repeatable.",
+    )(command)
+
+
+def _placement_options(command: Any) -> Any:
+    """Where the numbers are computed."""
+    for option in (
+        click.option(
+            "--threads",
+            type=click.IntRange(1),
+            help="CPU threads.  [default: 1; a resumed run keeps its own]",
+        ),
+        click.option(
+            "--compile/--no-compile", "compiled", default=False, help="Use torch.compile."
+        ),
+        click.option(
+            "--precision",
+            type=click.Choice(["float32", "bfloat16"]),
+            default="float32",
+            show_default=True,
+            help="Of matrix products.",
+        ),
+        click.option("--device", default="cpu", show_default=True, help="cpu, cuda, cuda:1, ..."),
+    ):
+        command = option(command)
+    return command
+
+
+def _placement(
+    *, device: str, precision: Any, compiled: bool, threads: int | None, resumed: bool = False
+) -> Any:
+    from trm.device import Placement
+
+    threads = 1 if threads is None and not resumed else threads
+    return Placement(device=device, precision=precision, compile=compiled, threads=threads)
+
+
+@click.command()
+@click.option("--recipe", help=_RECIPE)
+@_set_option
+@click.option("--steps", type=click.IntRange(1), help="Optimiser steps.  [default: the recipe's]")
+@click.option(
+    "--seed",
+    type=click.IntRange(0),
+    default=0,
+    show_default=True,
+    help="Seed of all random streams.",
+)
+@click.option(
+    "--out", type=click.Path(path_type=Path), help="Run folder to make.  [default: below runs/]"
+)
+@click.option(
+    "--resume",
+    metavar="RUN",
+    type=click.Path(path_type=Path),
+    help="Go on with a run that stopped.",
+)
+@_placement_options
+@click.pass_context
+def train(
+    ctx: click.Context,
+    /,
+    *,
+    recipe: str | None,
+    overrides: tuple[str, ...],
+    steps: int | None,
+    seed: int,
+    out: Path | None,
+    resume: Path | None,
+    **where: Any,
+) -> None:
+    """Train on labels; --resume goes on.
+
+    Ctrl-C saves and ends cleanly. Under torchrun the batch is shared among the processes.
+    """
+    placement = _placement(**where, resumed=resume is not None)
+    from supervised import trainer
+    from supervised.recipe import find_recipe
+
+    if resume is not None:
+        for parameter in ("recipe", "overrides", "seed", "out"):
+            if ctx.get_parameter_source(parameter) is not click.core.ParameterSource.DEFAULT:
+                flag = "set" if parameter == "overrides" else parameter
+                raise click.UsageError(
+                    f"--{flag} can't be combined with --resume: the run records it"
+                )
+        run = trainer.resume(resume, steps=steps, placement=placement)
+    elif recipe is None:
+        raise click.UsageError("--recipe is missing (or --resume RUN)")
+    else:
+        path = find_recipe(recipe)
+        run = trainer.train(
+            recipe_path=path,
+            overrides=overrides,
+            name=path.stem,
+            steps=steps,
+            seed=seed,
+            out=out,
+            placement=placement,
+        )
+    if run is not None:
+        click.echo(f"The run is in {run.path}; upi-trm supervised eval {run.path} measures it")
+
+
+@click.command("eval")
+@click.argument("run_path", metavar="RUN", type=click.Path(path_type=Path))
+@click.option("--split", default="test", show_default=True, help="train, validation or test.")
+@click.option("--data", "folder", type=click.Path(path_type=Path), help="Another data set.")
+@click.option("--num", type=click.IntRange(1), help="Examples.  [default: 1000, or all of --data]")
+@click.option("--steps", type=click.IntRange(1), help="Supervision steps.  [default: N_sup]")
+@click.option("--guidance", type=float, default=1.0, show_default=True, metavar="W")
+@click.option(
+    "--noise",
+    type=click.FloatRange(0),
+    default=0.0,
+    show_default=True,
+    metavar="S",
+    help="Deviation of noise added to the latents after each step.",
+)
+@click.option(
+    "--samples",
+    type=click.IntRange(1),
+    default=1,
+    show_default=True,
+    metavar="M",
+    help="Noisy runs of each example, selected by the halting head and by the checker.",
+)
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the noise.")
+@click.option("--checkpoint", help="A step, or best.  [default: the newest]")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object on one line.")
+@_placement_options
+def evaluate_run(
+    *,
+    run_path: Path,
+    split: str,
+    folder: Path | None,
+    num: int | None,
+    steps: int | None,
+    guidance: float,
+    noise: float,
+    samples: int,
+    seed: int,
+    checkpoint: str | None,
+    as_json: bool,
+    **where: Any,
+) -> None:
+    """Measure a run after each supervision step."""
+    placement = _placement(**where)
+    placement.apply()
+    import torch
+
+    from supervised.datasets import open_dataset
+    from supervised.evaluation import EvalOptions, evaluate
+    from supervised.trainer import RUN_KIND, load_model, open_data
+    from trm.run import Run
+
+    run = Run.open(run_path, kind=RUN_KIND)
+    step = int(checkpoint) if checkpoint and checkpoint.isdecimal() else checkpoint
+    model, recipe = load_model(run, step=step, placement=placement)
+    if folder is not None:
+        dataset = open_dataset(folder, split)
+    else:
+        num = 1000 if num is None else num
+        dataset = open_data(recipe.data, split, seed=run.info.seed, num=num)
+    info = dataset.info
+    if (info.vocab_size, info.num_positions) != (model.shape.vocab_size, model.shape.num_positions):
+        raise ValueError(
+            f"{folder}: {info.num_positions} positions of {info.vocab_size} tokens, the run's model"
+            f" takes {model.shape.num_positions} of {model.shape.vocab_size}"
+        )
+    options = EvalOptions(
+        steps=steps,
+        guidance=guidance,
+        noise=noise,
+        samples=samples,
+        feeds="input" if recipe.dis is None else recipe.dis.feeds,
+        num=num,
+    )
+    with placement.autocast():
+        found = evaluate(model, dataset, options, generator=torch.Generator().manual_seed(seed))
+    _show(found)
+    if as_json:
+        asked = {"guidance": guidance, "noise": noise, "samples": samples, "eval_seed": seed}
+        named = {"run": str(run_path), "seed": run.info.seed, "data": info.name, "split": split}
+        click.echo(json.dumps({**named, **asked, **found.to_json_dict()}))
+
+
+def _show(found: Any) -> None:
+    """The curve as a table on stderr."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=f"{found.num} examples", title_justify="left")
+    headings = {
+        "step": "d",
+        "exact": ".1%",
+        "valid": ".1%",
+        "token_accuracy": ".1%",
+        "loss": ".3f",
+        "hamming": ".2f",
+        "changed": ".2f",
+        "margin": ".3f",
+        "halting": ".2f",
+    }
+    for heading in headings:
+        table.add_column(heading, justify="right")
+    for point in found.curve:
+        values = ((getattr(point, name), form) for name, form in headings.items())
+        table.add_row(*("" if value is None else format(value, form) for value, form in values))
+    console = Console(stderr=True)
+    console.print(table)
+    for name in ("early_exit", "selected"):
+        figures = getattr(found, name)
+        if figures is not None:
+            text = ", ".join(f"{key} {value:.3f}" for key, value in figures.items())
+            console.print(f"{name}: {text}", highlight=False)
+
+
+@click.command()
+@click.argument("recipe")
+@_set_option
+@click.option("--json", "as_json", is_flag=True, help="One JSON object on one line.")
+def info(*, recipe: str, overrides: tuple[str, ...], as_json: bool) -> None:
+    """Say what a RECIPE costs: parameters, forward passes, FLOPs, memory."""
+    from supervised.costs import costs_of
+    from supervised.recipe import SupervisedRecipe, find_recipe, token_shape
+    from trm.recipe import load_recipe
+
+    loaded = load_recipe(SupervisedRecipe, find_recipe(recipe), overrides)
+    record = dataclasses.asdict(costs_of(loaded, token_shape(loaded)))
+    if as_json:
+        click.echo(json.dumps({"recipe": recipe, **record}))
+        return
+    for name, value in record.items():
+        click.echo(f"{name:<24} {value:,}")
+
+
+@click.command("import")
+@click.argument("checkpoint", type=click.Path(path_type=Path))
+@click.option("--recipe", required=True, help=_RECIPE)
+@_set_option
+@click.option("--out", type=click.Path(path_type=Path), help="Run folder to make.")
+def import_checkpoint(
+    *, checkpoint: Path, recipe: str, overrides: tuple[str, ...], out: Path | None
+) -> None:
+    """Make a run of an official CHECKPOINT, to evaluate it."""
+    from supervised.official import import_model
+    from supervised.recipe import SupervisedRecipe, find_recipe, token_shape
+    from supervised.trainer import save_import
+    from trm.recipe import load_recipe
+
+    path = find_recipe(recipe)
+    loaded = load_recipe(SupervisedRecipe, path, overrides)
+    model = import_model(checkpoint, loaded, token_shape(loaded))
+    out = Path("runs") / f"{path.stem}-imported" if out is None else out
+    save_import(model, loaded, out, source=checkpoint.name)
+    click.echo(f"{model.num_parameters:,} parameters; the run is in {out}")
