@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Int, Int8, Integer
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -107,7 +107,7 @@ def arc_plan(
     )
 
 
-def encode_boards(boards: Int8Array) -> Tokens:
+def encode_boards(boards: Int8[np.ndarray, "batch 900"]) -> Tokens:
     """Tokens of boards, [batch, 900]: colour + 2, EOS under and to the right of the grid, else PAD.
 
     Args:
@@ -121,8 +121,8 @@ def encode_boards(boards: Int8Array) -> Tokens:
     return tokens.astype(np.uint8).reshape(-1, CELLS)
 
 
-def decode_tokens(tokens: NDArray[Any]) -> Int8Array:
-    """Boards of tokens, [batch, 900]: colour + 1, and 0 for PAD, EOS and what is not supervised."""
+def decode_tokens(tokens: Integer[np.ndarray, "*batch 900"]) -> Int8[np.ndarray, "*batch 900"]:
+    """Boards of tokens: colour + 1, and 0 for PAD, EOS and what is not supervised."""
     values = np.asarray(tokens)
     boards: Int8Array = np.where(values > EOS, values - 1, 0).astype(np.int8)
     return boards

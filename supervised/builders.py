@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
+from jaxtyping import Int64
 from numpy.typing import NDArray
 
 from plan_envs.catalogue import resolve_task
@@ -37,7 +38,7 @@ from plan_envs.sudoku import Sudoku
 from plan_envs.sudoku_instances import split_of as split_of_sudokus
 from supervised.codecs import Tokens, codec_of
 from supervised.datasets import INFO_FILE, DatasetInfo, check_files, info_of, read_info
-from trm.durable import FolderLock, replace_durably
+from trm.durable import FolderLock, LockedError, replace_durably
 
 HOLD_OUTS: Final = ("random", "solution", "class")
 """Ways to keep test boards of N-Queens apart from training; see `queens_plan`."""
@@ -94,8 +95,8 @@ def build_dataset(out: str | Path, plan: BuildPlan, *, progress: bool = False) -
         progress: show a bar on stderr.
 
     Raises:
-        ValueError: if the folder holds another data set, or a build with other options.
-        LockedError: if another process builds there.
+        ValueError: if the folder holds another data set, or a build with other options, or if
+            another process is building there.
     """
     out = Path(out)
     request = json.loads(json.dumps({"name": plan.name, "options": plan.options}))
@@ -105,7 +106,10 @@ def build_dataset(out: str | Path, plan: BuildPlan, *, progress: bool = False) -
         raise ValueError(f"{out}: not empty, and no data set: name another folder")
     work = out / _WORK
     work.mkdir(parents=True, exist_ok=True)
-    lock = FolderLock(work / "lock")
+    try:
+        lock = FolderLock(work / "lock")
+    except LockedError as error:
+        raise ValueError(f"{out}: {error} is building there; wait for it or stop it") from None
     try:
         _check_request(work, request)
         with progress_bar(len(plan.pieces), f"pieces of {plan.name}", shown=progress) as advance:
@@ -330,7 +334,7 @@ def maze_hard_plan(
     )
 
 
-def choose_rows(num_rows: int, num: int, seed: int) -> NDArray[np.int64]:
+def choose_rows(num_rows: int, num: int, seed: int) -> Int64[np.ndarray, " row"]:
     """A seeded choice of `num` rows of a file, in random order; [num] or fewer, all different."""
     rng = np.random.default_rng([stream_key("supervised/rows"), seed])
     return rng.permutation(num_rows)[:num].astype(np.int64)

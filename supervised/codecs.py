@@ -15,19 +15,23 @@ plans that the domain's own checker judges; it has no rules of its own. ARC has
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Final, Protocol, runtime_checkable
+from typing import Final, Protocol, runtime_checkable
 
 import numpy as np
-from numpy.typing import NDArray
+from jaxtyping import Int8, Integer, UInt8
 
-from plan_envs.domain import Int8Array, PlanDomain, Symmetry, Verdict
+from plan_envs.domain import PlanDomain, Symmetry, Verdict
 from plan_envs.maze import Maze, MazeSymmetry
 from plan_envs.maze_kernels import FREE, GOAL, START, WALL
 from plan_envs.queens import Queens, QueensSymmetry
 from plan_envs.sudoku import Sudoku
 
-Tokens = NDArray[np.uint8]
-"""Token ids, shape [batch, position]."""
+Boards = Int8[np.ndarray, "batch cell"]
+"""Instances, plans and solutions of `plan_envs`."""
+Tokens = UInt8[np.ndarray, "batch position"]
+"""Token ids as they are stored."""
+AnyTokens = Integer[np.ndarray, "batch position"]
+"""Token ids of any integer type, as models predict them."""
 
 PAD: Final = 0
 """The id of padding: as an input "nothing here", as a label "not supervised"."""
@@ -47,11 +51,11 @@ class BoardCodec(Protocol):
         """Token ids, padding included."""
         ...
 
-    def encode(self, instances: Int8Array, solutions: Int8Array) -> tuple[Tokens, Tokens]:
+    def encode(self, instances: Boards, solutions: Boards) -> tuple[Tokens, Tokens]:
         """Inputs and labels of instances and their solutions, both [batch, position]."""
         ...
 
-    def decode(self, inputs: NDArray[Any], predicted: NDArray[Any]) -> tuple[Int8Array, Int8Array]:
+    def decode(self, inputs: AnyTokens, predicted: AnyTokens) -> tuple[Boards, Boards]:
         """Instances and the plans that predicted tokens mean, both [batch, cell].
 
         Tokens that mean no value of a plan (padding, say) become blanks, so that the checker
@@ -79,11 +83,11 @@ class SudokuCodec:
         """Padding, blank and the digits."""
         return self.domain.side + 2
 
-    def encode(self, instances: Int8Array, solutions: Int8Array) -> tuple[Tokens, Tokens]:
+    def encode(self, instances: Boards, solutions: Boards) -> tuple[Tokens, Tokens]:
         """Board + 1."""
         return _shifted(instances), _shifted(solutions)
 
-    def decode(self, inputs: NDArray[Any], predicted: NDArray[Any]) -> tuple[Int8Array, Int8Array]:
+    def decode(self, inputs: AnyTokens, predicted: AnyTokens) -> tuple[Boards, Boards]:
         """Token - 1; padding reads as blank."""
         return _unshifted(inputs), _unshifted(predicted)
 
@@ -107,11 +111,11 @@ class QueensCodec:
         """Padding, empty and queen."""
         return 3
 
-    def encode(self, instances: Int8Array, solutions: Int8Array) -> tuple[Tokens, Tokens]:
+    def encode(self, instances: Boards, solutions: Boards) -> tuple[Tokens, Tokens]:
         """Board + 1."""
         return _shifted(instances), _shifted(solutions)
 
-    def decode(self, inputs: NDArray[Any], predicted: NDArray[Any]) -> tuple[Int8Array, Int8Array]:
+    def decode(self, inputs: AnyTokens, predicted: AnyTokens) -> tuple[Boards, Boards]:
         """Token - 1; padding reads as empty."""
         return _unshifted(inputs), _unshifted(predicted)
 
@@ -147,13 +151,13 @@ class MazeCodec:
         """Padding, wall, free, start, goal, path."""
         return 6
 
-    def encode(self, instances: Int8Array, solutions: Int8Array) -> tuple[Tokens, Tokens]:
+    def encode(self, instances: Boards, solutions: Boards) -> tuple[Tokens, Tokens]:
         """Solutions are paths as plans (see `Maze`), whose directions the tokens leave out."""
         inputs = _TOKEN_OF_CELL[instances]
         between = (np.asarray(solutions) > 0) & (np.asarray(instances) == FREE)
         return inputs, np.where(between, _PATH, inputs).astype(np.uint8)
 
-    def decode(self, inputs: NDArray[Any], predicted: NDArray[Any]) -> tuple[Int8Array, Int8Array]:
+    def decode(self, inputs: AnyTokens, predicted: AnyTokens) -> tuple[Boards, Boards]:
         """The path that the marked cells are, or the path's mere beginning if they are none."""
         instances = _CELL_OF_TOKEN[np.asarray(inputs)]
         marked = np.asarray(predicted) == _PATH
@@ -194,14 +198,14 @@ def codec_of(domain: str) -> BoardCodec:
     return _FAMILIES[found[1]](int(found[2]))
 
 
-def verdict(codec: BoardCodec, inputs: NDArray[Any], predicted: NDArray[Any]) -> Verdict:
+def verdict(codec: BoardCodec, inputs: AnyTokens, predicted: AnyTokens) -> Verdict:
     """What the domain's own checker says of predicted tokens, [batch, position]."""
     return codec.domain.check(*codec.decode(inputs, predicted))
 
 
-def _shifted(boards: Int8Array) -> Tokens:
+def _shifted(boards: Boards) -> Tokens:
     return (np.asarray(boards) + 1).astype(np.uint8)
 
 
-def _unshifted(tokens: NDArray[Any]) -> Int8Array:
+def _unshifted(tokens: AnyTokens) -> Boards:
     return np.maximum(np.asarray(tokens).astype(np.int8) - 1, 0).astype(np.int8)

@@ -1,6 +1,7 @@
 """Building token data sets: seeds repeat, kills lose nothing, splits stay apart, faults named."""
 
 import json
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -27,6 +28,7 @@ from supervised.builders import (
 )
 from supervised.cli import supervised
 from supervised.datasets import BoardDataset, TokenDataset, check_files, open_dataset, read_info
+from trm.durable import FolderLock
 
 SMALL = {"train": 30, "validation": 5, "test": 5}
 
@@ -162,6 +164,15 @@ def test_an_unfinished_build_with_other_options_and_a_full_folder_are_refused(
     (tmp_path / "full" / "thesis.tex").touch()
     with pytest.raises(ValueError, match="full: not empty, and no data set"):
         build_dataset(tmp_path / "full", small_sudoku())
+
+
+def test_two_builders_of_one_folder_do_not_meet(tmp_path: Path) -> None:
+    (tmp_path / "d" / ".building").mkdir(parents=True)
+    lock = FolderLock(tmp_path / "d" / ".building" / "lock")
+    with pytest.raises(ValueError, match=rf"d: process {os.getpid()} is building there"):
+        build_dataset(tmp_path / "d", small_sudoku())
+    lock.release()
+    build_dataset(tmp_path / "d", small_sudoku())
 
 
 def test_images_follow_their_puzzle_and_keep_its_answer(tmp_path: Path) -> None:
@@ -317,6 +328,26 @@ def test_a_hub_out_of_reach_is_one_line(tmp_path: Path, monkeypatch: pytest.Monk
         message = str(done.exception)
         assert f"{file} cannot be had from the hub (no route to host)" in message
         assert "\n" not in message
+
+
+def test_the_hub_is_read_by_default(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[str, str]] = []
+    client = ModuleType("huggingface_hub")
+
+    def download(name: str, file: str, **_: object) -> str:
+        asked.append((name, file))
+        return str(write_csv(tmp_path / file, split=file.removesuffix(".csv")))
+
+    client.hf_hub_download = download  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "huggingface_hub", client)
+    words = ["data", "build", "sudoku-extreme", "--out", str(tmp_path / "d"), "--json"]
+    done = CliRunner().invoke(supervised, [*words, "--train", "30", "--validation", "10"])
+    assert done.exit_code == 0, done.output
+    told = json.loads(done.stdout)
+    assert told["counts"] == {"train": 30, "validation": 10, "test": 40}
+    assert told["options"]["source"] == "sapientinc/sudoku-extreme"
+    assert told["options"]["test_source"] == "sapientinc/sudoku-extreme:test"
+    assert set(asked) == {(told["options"]["source"], f"{part}.csv") for part in ("train", "test")}
 
 
 @pytest.mark.parametrize(
