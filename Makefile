@@ -8,6 +8,7 @@ TORCH ?= $(shell sed -n 's/^\(torch==[^ ]*\).*/\1/p' constraints.txt)
 ENV ?= sudoku4x4
 TRAIN_ARGS ?=
 PYTEST_ARGS ?= -n 2
+SWEEPS ?= table2-upi table2 table2-nqueens8 table2-9x9
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
@@ -15,13 +16,17 @@ export TORCH
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help train test lint types imports format check wheel clean FORCE
+.PHONY: help train compare test lint types imports format check wheel clean FORCE
 
 help: ## say what the targets do
 	@sed -n 's/^\([a-z]*\):[^#]*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 18
 
 train: $(VENV)/.installed ## set up, train on 4x4 Sudoku, print the evaluation table and where to look next
 	$(BIN)/upi-trm train --env $(ENV) $(TRAIN_ARGS)
+
+compare: $(VENV)/.installed-baselines ## train what is missing of SWEEPS (UPI-TRM and the baselines, hours), print the table
+	set -e; for sweep in $(SWEEPS); do $(BIN)/upi-trm sweep $$sweep; done
+	$(BIN)/upi-trm compare $(addprefix runs/,$(SWEEPS)) --plot runs/compare.png
 
 test: $(VENV)/.installed-test ## set up with the test extra and run the test suite
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
@@ -67,6 +72,10 @@ $(VENV)/.torch: $(VENV)/.torch-choice constraints.txt
 $(VENV)/.installed: $(VENV)/.torch pyproject.toml
 	$(PIP) install --quiet -c $(VENV)/constraints.txt -e .
 	@touch $@
+
+$(VENV)/.installed-baselines: $(VENV)/.torch pyproject.toml
+	$(PIP) install --quiet -c $(VENV)/constraints.txt -e '.[baselines,plot]'
+	@touch $(VENV)/.installed $@
 
 $(VENV)/.installed-test: $(VENV)/.torch pyproject.toml
 	$(PIP) install --quiet -c $(VENV)/constraints.txt -e '.[test]'

@@ -16,7 +16,6 @@ in turn and ratios are medians of the rounds' ratios. Actions are recorded befor
 
 import argparse
 import json
-import platform
 import statistics
 import time
 from collections.abc import Callable
@@ -25,7 +24,6 @@ from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
-import numpy as np
 import torch
 from rich.console import Console
 from rich.table import Table
@@ -38,6 +36,7 @@ from baselines.vec_adapter import PlanEditVecEnv
 from plan_envs.engine import SAME_STEP, StepArrays
 from plan_envs.gym_envs import PlanEditEnv, PlanEditVectorEnv
 from trm.model import ModelConfig
+from trm.process import provenance
 
 TASK, PLANS = "sudoku9x9", 64
 TARGET = 30.0
@@ -220,9 +219,12 @@ def main() -> None:
     times = next(row["times_cheaper"] for row in records if row["times_cheaper"])
     print(f"interface: {times:.1f} times cheaper (target {TARGET:.0f})")
     if options.json:
-        versions = {name: metadata.version(name) for name in ("stable_baselines3", "gymnasium")}
-        versions |= {"python": platform.python_version(), "numpy": np.__version__}
-        record = {"command": "python benchmarks/sb3_adapter.py", "versions": versions}
+        versions = {name: metadata.version(name) for name in ("stable_baselines3", "sb3_contrib")}
+        record = {
+            "command": f"python benchmarks/sb3_adapter.py --rounds {rounds}",
+            "versions": versions,
+            "provenance": provenance(),
+        }
         options.json.write_text(json.dumps({**record, "records": records}, indent=1) + "\n")
 
 
