@@ -13,6 +13,7 @@ from typing import Any, Final
 from weakref import WeakValueDictionary, ref
 
 import numpy as np
+from numba import types
 from numpy.typing import NDArray
 
 from plan_envs import packed_kernels
@@ -22,6 +23,9 @@ from plan_envs.threads import in_shares
 
 POOL_BYTES: Final = 1 << 26
 """Reset states are kept ready while they fit here; beyond, a reset computes its own."""
+
+_STEP_ONE: Final = (types.int64[::1], types.float64, types.int64)
+"""Types of the arguments of `step_one`."""
 
 LEAST_ENVS: Final = 256
 """Environments that are worth a thread."""
@@ -97,7 +101,10 @@ class PackedEngine(ABC):
         self._no_finals = _finals(0, domain.spec)
         self._shown: Any = _nothing
         self._step_share: Any = self.kernels.step_share
-        self.step_one = partial(self.kernels.step_one, rows.head, self._gamma)
+        step_one = self.kernels.step_one
+        if num_envs == 1:  # the compiled code itself: 100 ns less than by way of the dispatcher
+            step_one = step_one.compile(_STEP_ONE)
+        self.step_one = partial(step_one, rows.head, self._gamma)
         """Step the only environment; see `Engine.step_one`."""
 
     @staticmethod
