@@ -535,6 +535,17 @@ def test_splits_share_no_instance_up_to_symmetry(n: int, holdout: str) -> None:
             ).any()
 
 
+def test_of_the_ten_boards_with_one_queen_nine_are_in_train_and_none_in_test() -> None:
+    """The page says so, and that the test puzzles of nqueens8 begin with two queens."""
+    found = {}
+    for split in ("train", "validation"):
+        boards = queens_instances(n=8, split=split, num=300, given=1, holdout="instances")
+        found[split] = len(set(symmetry_class(boards.instances, n=8).tolist()))
+    assert found == {"train": 9, "validation": 1}
+    with pytest.raises(ValueError, match="no 8x8 board of split 'test' with 1-1 given queens"):
+        queens_instances(n=8, split="test", num=1, given=1, holdout="instances")
+
+
 def test_symmetric_images_of_an_instance_belong_to_its_split() -> None:
     """Were an image of a test instance found among the training instances, the splits would leak.
 
