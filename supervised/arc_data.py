@@ -25,7 +25,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from plan_envs.arc import LARGEST, NUM_COLOURS, Arc, ArcSymmetry, board_of, grid_of, translate
-from plan_envs.arc_tasks import DATA_SETS, ArcTask, example_key, load_arc, refuse_overlap
+from plan_envs.arc_tasks import (
+    DATA_SETS,
+    HOLD_OUT_FROM,
+    ArcTask,
+    example_key,
+    load_arc,
+    refuse_overlap,
+)
 from plan_envs.domain import Int8Array, Verdict
 from plan_envs.instances import stream_key
 from supervised.arc_voting import crop
@@ -38,6 +45,7 @@ from supervised.datasets import (
     check_tokens,
     open_dataset,
     read_array,
+    read_info,
     token_batch,
 )
 
@@ -64,7 +72,7 @@ def arc_plan(
     data: str | Path = "arcagi",
     extra: Sequence[str | Path] = (),
     augmentations: int = 1000,
-    validation: int = 0,
+    validation: int = 20,
     seed: int = 0,
 ) -> BuildPlan:
     """ARC-1, ARC-2 or tasks of a folder, as the TRM papers train on them.
@@ -77,7 +85,8 @@ def arc_plan(
         extra: further sources to train on, all pairs of all tasks (the papers add ConceptARC).
         augmentations: different images of each task beside itself; fewer where a task has fewer.
         validation: training tasks, chosen by seed, whose test pairs go to the validation split
-            instead of training.
+            instead of training (the papers have none); without training tasks, tasks of at least
+            four demonstrations that lend their last one. Fewer where there are fewer.
         seed: of the symmetries and the choice.
 
     Raises:
@@ -383,6 +392,28 @@ def refuse_arc_leaks(trained: str | Path, evaluated: str | Path, *, split: str =
         )
 
 
+def check_arc_evaluation(trained: str | Path, evaluated: str | Path, *, split: str) -> None:
+    """Refuse to evaluate a model on a data set that cannot say anything of it.
+
+    The data set that was trained on is always fine. Another one must hold nothing that was trained
+    on (`refuse_arc_leaks`), and have the same puzzle identifiers: a model has learnt those of its
+    own tasks alone.
+
+    Raises:
+        ValueError: says which of the two does not hold.
+    """
+    infos = [read_info(folder) for folder in (trained, evaluated)]
+    if infos[0].hash == infos[1].hash:
+        return
+    refuse_arc_leaks(trained, evaluated, split=split)
+    for name in ("tasks.npy", "offsets.npy", "symmetries.npy"):
+        if infos[0].files[name] != infos[1].files[name]:
+            raise ValueError(
+                f"{evaluated}: its puzzle identifiers are not those of {trained} ({name} differs), "
+                "and a model knows no others"
+            )
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Mark:
     """What tells a pair from others."""
@@ -458,10 +489,11 @@ def _read_tasks(
 def _held_out(
     tasks: Sequence[ArcTask], evaluated: NDArray[np.bool_], num: int, seed: int
 ) -> frozenset[int]:
-    """Numbers of the training tasks whose test pairs are for validation."""
+    """Numbers of the tasks that lend pairs to validation; see `arc_plan`."""
     able = [k for k, task in enumerate(tasks) if task.subset == "training" and not evaluated[k]]
-    if num > len(able):
-        raise ValueError(f"validation must be at most {len(able)}, the training tasks, got {num}")
+    if not able:
+        able = [k for k, task in enumerate(tasks) if len(task.train) >= HOLD_OUT_FROM]
+        able = [k for k in able if evaluated[k]]
     rng = np.random.default_rng([stream_key("arc/validation"), seed])
     return frozenset(able[k] for k in rng.permutation(len(able))[:num])
 
@@ -499,10 +531,12 @@ def _finish(
     """Splits and identifiers; see the module's docstring for what is trained on."""
     splits: dict[str, list[_Example]] = {"train": [], "validation": [], "test": []}
     for k, task in enumerate(tasks):
+        shown = len(task.train) - int(k in held_out and bool(evaluated[k]))
         tests = "test" if evaluated[k] else "validation" if k in held_out else "train"
         for split, pairs, first in (
-            ("train", task.train, 0),
-            (tests, task.test, len(task.train) if tests == "train" else 0),
+            ("train", task.train[:shown], 0),
+            ("validation", task.train[shown:], shown),
+            (tests, task.test, shown if tests == "train" else 0),
         ):
             splits[split] += [
                 _Example(task=k, pair=first + number, grid=grid, output=output)

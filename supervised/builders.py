@@ -26,6 +26,7 @@ from plan_envs.domain import PlanDomain
 from plan_envs.hub import HUB_NAMES, HUB_SPLITS, read_instances
 from plan_envs.instances import SPLITS, InstanceSet, progress_bar, stream_key
 from plan_envs.maze import Maze
+from plan_envs.maze_instances import maze_instances
 from plan_envs.maze_instances import split_of as split_of_mazes
 from plan_envs.queens import Queens
 from plan_envs.queens_boards import (
@@ -318,12 +319,17 @@ def maze_hard_plan(
     source: str = MAZE_HARD,
     test_source: str | None = None,
     train: int = 1000,
-    validation: int = 0,
+    validation: int = 100,
     test: int | None = None,
     seed: int = 0,
     images: int = 0,
 ) -> BuildPlan:
-    """Maze-30x30-Hard (TRM, Sec. 5), from the hub or a CSV file; arguments as sudoku-extreme's."""
+    """Maze-30x30-Hard (TRM, Sec. 5), from the hub or a CSV file; arguments as sudoku-extreme's.
+
+    The public training file has no more than the 1,000 mazes that are trained on, so validation
+    mazes are generated ones like them (`plan_envs.maze_instances`: 110 cells or more). A single
+    file without tests lends its own instead.
+    """
     return _from_files(
         "maze-hard",
         Maze(30),
@@ -331,6 +337,7 @@ def maze_hard_plan(
         test_source,
         {**_sizes(train, validation, test), "seed": seed, "images": images},
         lambda mazes: split_of_mazes(mazes.instances, size=30),
+        lambda num: maze_instances(size=30, split="validation", num=num, seed=seed),
     )
 
 
@@ -397,8 +404,19 @@ def _from_files(
     test_source: str | None,
     options: Mapping[str, Any],
     split_of: Callable[[InstanceSet], Sequence[str]],
+    validation_like: Callable[[int], InstanceSet] | None = None,
 ) -> BuildPlan:
-    """A plan that reads a public set; its files are known by name and content."""
+    """A plan that reads a public set; its files are known by name and content.
+
+    Args:
+        name: of the builder.
+        domain: what the puzzles are of.
+        source: of training puzzles, and of the others where no more is said.
+        test_source: of test puzzles; None = that of the hub, or a share of `source`.
+        options: sizes, seed and images.
+        split_of: deals a single source to the splits.
+        validation_like: makes validation puzzles; None = further rows of `source`.
+    """
     _check_common(options)
     if test_source is None and source in HUB_NAMES:
         test_source = f"{source}:{HUB_SPLITS[1]}"
@@ -418,6 +436,8 @@ def _from_files(
             if options["test"] is not None:
                 puzzles = puzzles.subset(choose_rows(len(puzzles), options["test"], seed))
             _refuse_shared(chosen()["train"], puzzles, name=str(test_source))
+        elif split == "validation" and test_source is not None and validation_like is not None:
+            puzzles = validation_like(options["validation"])
         else:
             puzzles = chosen()[split]
         return _tokens(puzzles, domain, split, options["images"], seed)

@@ -143,7 +143,7 @@ def maze(**options: Any) -> Any:
 @_builder(
     click.option("--source", help="CSV of training mazes.  [default: the public set's, hub]"),
     click.option("--test-source", help="CSV of test mazes.  [default: the public set's]"),
-    *_sizes(train=1000, validation=0, test=None),
+    *_sizes(train=1000, validation=100, test=None),
 )
 def maze_hard(**options: Any) -> Any:
     """Maze-30x30-Hard: the public set, or a CSV like it."""
@@ -189,7 +189,7 @@ def nqueens(**options: Any) -> Any:
         show_default=True,
         help="Images of each task beside itself.",
     ),
-    _count("--validation", 0, "Training tasks whose test pairs are for validation."),
+    _count("--validation", 20, "Training tasks whose test pairs are for validation."),
 )
 def arc(*, source: str, **options: Any) -> Any:
     """ARC-1, ARC-2 or a folder: a puzzle identifier for every task and symmetry."""

@@ -200,7 +200,8 @@ def open_dataset(folder: str | Path, split: str) -> TokenDataset:
     folder = Path(folder)
     info = read_info(folder)
     if split not in info.counts:
-        raise ValueError(f"{folder}: split must be one of {list(info.counts)}, got {split!r}")
+        hint = "; build one with --validation N" if split == "validation" else ""
+        raise ValueError(f"{folder}: split must be one of {list(info.counts)}, got {split!r}{hint}")
     if info.domain == "arc":
         from supervised.arc_data import ArcDataset  # it stands on this module
 

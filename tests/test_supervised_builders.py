@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
+from plan_envs.maze import Maze
+from plan_envs.maze_instances import maze_instances
 from plan_envs.queens_boards import enumerate_solutions, symmetry_class
 from plan_envs.sudoku_instances import format_line, split_of, sudoku_instances
 from supervised import builders
@@ -21,6 +23,7 @@ from supervised.builders import (
     build_dataset,
     choose_rows,
     extreme_index,
+    maze_hard_plan,
     maze_plan,
     queens_plan,
     sudoku_extreme_plan,
@@ -255,6 +258,19 @@ def test_one_file_is_dealt_to_splits_that_no_symmetry_joins(tmp_path: Path) -> N
     assert info.counts == {"train": 20, "test": 25}
     for split in info.counts:
         assert set(split_of(boards_of(tmp_path / "d", split)[1], side=9)) == {split}
+
+
+def test_maze_hard_keeps_its_thousand_and_validates_on_mazes_like_them(tmp_path: Path) -> None:
+    files = []
+    for split in ("train", "test"):
+        mazes = maze_instances(size=30, split=split, num=4)
+        lines = [f"made,{Maze(30).write_instance(maze)},," for maze in mazes.instances]
+        files.append(tmp_path / f"{split}.csv")
+        files[-1].write_text("\n".join(["source,question,answer,rating", *lines]) + "\n")
+    plan = maze_hard_plan(source=str(files[0]), test_source=str(files[1]), train=4, validation=3)
+    assert build_dataset(tmp_path / "d", plan).counts == {"train": 4, "validation": 3, "test": 4}
+    made = maze_instances(size=30, split="validation", num=3)
+    assert np.array_equal(boards_of(tmp_path / "d", "validation")[0], made.instances)
 
 
 def test_test_puzzles_that_are_trained_on_are_refused(tmp_path: Path) -> None:
