@@ -7,6 +7,7 @@ Everything that costs time to import (torch, numba) stands inside the commands.
 import click
 
 from supervised.data_cli import data
+from supervised.planner_cli import cache, diagnose, distill, vote
 from supervised.train_cli import evaluate_run, import_checkpoint, info, train
 
 
@@ -15,5 +16,8 @@ def supervised() -> None:
     """TRM, HRM and Deep Improvement Supervision: the same backbone, trained with labels."""
 
 
-for command in (train, evaluate_run, info, import_checkpoint, data):
+for command in (
+    *(train, evaluate_run, info, import_checkpoint, data),
+    *(cache, distill, diagnose, vote),
+):
     supervised.add_command(command)

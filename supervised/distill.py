@@ -31,6 +31,8 @@ from trm.stablemax import (
 class DistillConfig:
     """The `distill` section of a recipe; defaults are the paper's."""
 
+    cache: str | None = None
+    """Folder of the teacher cache; null in recipes that ship, and given when they run."""
     kind: Literal["hard", "soft"] = "soft"
     """Tokens, or distributions."""
     weight: float = 0.25

@@ -7,11 +7,12 @@ One YAML file is one run: `configs/supervised/<method>-<data>[-<size>].yaml` in 
 import difflib
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from plan_envs.catalogue import resolve_task
 from supervised.codecs import codec_of
 from supervised.dis import DisConfig
+from supervised.distill import DistillConfig
 from supervised.trm_objective import ActConfig
 from trm.optim import OptimiserConfig
 from trm.recursion import RecursionSchedule
@@ -38,8 +39,13 @@ class DataConfig:
     """Training examples of a task, drawn with the run's seed; null = the task's own number."""
     options: dict[str, Any] = field(default_factory=dict)
     """Options of the task's instances, for all splits, e.g. {given: [1, 7]}."""
+    seed: int | None = None
+    """Of a task's training examples and of fixed copies; null = the run's seed."""
     augment: bool = True
     """Whether every training sample is drawn as an image under the rules' symmetries."""
+    copies: int | None = None
+    """With `augment`: draw from a fixed list of so many images of each example and the example
+    itself, as a teacher cache needs; null = a new image every time."""
 
     def __post_init__(self) -> None:
         """Exactly one source."""
@@ -55,6 +61,12 @@ class DataConfig:
             raise ValueError("data.num and data.options go with data.task")
         if self.num is not None and self.num < 1:
             raise ValueError(f"data.num must be at least 1, got {self.num}")
+        if self.seed is not None and self.seed < 0:
+            raise ValueError(f"data.seed must not be negative, got {self.seed}")
+        if self.copies is not None and (self.copies < 1 or not self.augment):
+            raise ValueError(
+                f"data.copies must be at least 1, and null without data.augment, got {self.copies}"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,6 +109,13 @@ class SupervisedRecipe:
     """Streamed training with halting (TRM, HRM); of `act` and `dis` there is exactly one."""
     dis: DisConfig | None = None
     """Fixed steps with a target each."""
+    distill: DistillConfig | None = None
+    """Learning from a teacher's cached entries beside the labels (TRM-Planner); needs `act`."""
+    teacher: str | None = None
+    """Run folder of the teacher, for `distill` and `start`."""
+    start: Literal["fresh", "teacher"] = "fresh"
+    """Whose weights the run begins with: fresh ones, or the teacher's as they are evaluated (the
+    running average where there is one). Optimiser and warm-up begin anew in either case."""
     optimiser: OptimiserConfig = field(default_factory=OptimiserConfig)
     batch_size: int = 768
     """Slots, over all processes."""
@@ -113,6 +132,8 @@ class SupervisedRecipe:
             raise ValueError("act needs model.halting_head true")
         if self.act is not None and self.model.step_embedding:
             raise ValueError("act needs model.step_embedding false: slots are at different steps")
+        if self.distill is not None and self.act is None:
+            raise ValueError("distill needs the section act: it adds to that loss")
         if self.batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {self.batch_size}")
 
@@ -133,25 +154,30 @@ def token_shape(recipe: SupervisedRecipe) -> TokenShape:
     return TokenShape(vocab_size=codec.vocab_size, num_positions=codec.domain.spec.num_cells)
 
 
-def recipe_names() -> list[str]:
-    """Names of the shipped recipes, sorted."""
-    return sorted(path.stem for path in config_folder().glob("*.yaml"))
+def recipe_names(folder: Path | None = None) -> list[str]:
+    """Names of the shipped recipes, sorted; of runs, or of another kind by its folder."""
+    return sorted(path.stem for path in (folder or config_folder()).glob("*.yaml"))
 
 
-def find_recipe(name: str) -> Path:
-    """A YAML file, else the file of a shipped recipe.
+def find_recipe(name: str, folder: Path | None = None) -> Path:
+    """A YAML file, else the file of a shipped recipe; of a run, or of another kind by its folder.
 
     Raises:
         ValueError: if no such recipe ships; names the nearest one.
     """
     if Path(name).is_file():
         return Path(name)
-    stem, names = name.removesuffix(".yaml"), recipe_names()
+    stem, names = name.removesuffix(".yaml"), recipe_names(folder)
     if stem not in names:
         near = difflib.get_close_matches(stem, names, n=1)
         hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(names) or 'none'}"
         raise ValueError(f"recipe: no recipe is called {name!r}; {hint}")
-    return config_folder() / f"{stem}.yaml"
+    return (folder or config_folder()) / f"{stem}.yaml"
+
+
+def cache_recipes() -> Path:
+    """Where the shipped recipes of teacher caches lie."""
+    return config_folder() / "caches"
 
 
 def config_folder() -> Path:

@@ -10,10 +10,11 @@ from typing import Any
 
 import click
 
-_RECIPE = "Name of a shipped recipe, or a YAML file."
+RECIPE_HELP = "Name of a shipped recipe, or a YAML file."
 
 
-def _set_option(command: Any) -> Any:
+def set_option(command: Any) -> Any:
+    """Overrides of a recipe."""
     return click.option(
         "--set",
         "overrides",
@@ -23,7 +24,7 @@ def _set_option(command: Any) -> Any:
     )(command)
 
 
-def _placement_options(command: Any) -> Any:
+def placement_options(command: Any) -> Any:
     """Where the numbers are computed."""
     for option in (
         click.option(
@@ -47,9 +48,10 @@ def _placement_options(command: Any) -> Any:
     return command
 
 
-def _placement(
+def make_placement(
     *, device: str, precision: Any, compiled: bool, threads: int | None, resumed: bool = False
 ) -> Any:
+    """A `Placement` of the options, of one thread where none is named."""
     from trm.device import Placement
 
     threads = 1 if threads is None and not resumed else threads
@@ -57,8 +59,8 @@ def _placement(
 
 
 @click.command()
-@click.option("--recipe", help=_RECIPE)
-@_set_option
+@click.option("--recipe", help=RECIPE_HELP)
+@set_option
 @click.option("--steps", type=click.IntRange(1), help="Optimiser steps.  [default: the recipe's]")
 @click.option(
     "--seed",
@@ -76,7 +78,7 @@ def _placement(
     type=click.Path(path_type=Path),
     help="Go on with a run that stopped.",
 )
-@_placement_options
+@placement_options
 @click.pass_context
 def train(
     ctx: click.Context,
@@ -94,7 +96,7 @@ def train(
 
     Ctrl-C saves and ends cleanly. Under torchrun the batch is shared among the processes.
     """
-    placement = _placement(**where, resumed=resume is not None)
+    placement = make_placement(**where, resumed=resume is not None)
     from supervised import trainer
     from supervised.recipe import find_recipe
 
@@ -149,7 +151,7 @@ def train(
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the noise.")
 @click.option("--checkpoint", help="A step, or best.  [default: the newest]")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on one line.")
-@_placement_options
+@placement_options
 def evaluate_run(
     *,
     run_path: Path,
@@ -166,7 +168,7 @@ def evaluate_run(
     **where: Any,
 ) -> None:
     """Measure a run after each supervision step."""
-    placement = _placement(**where)
+    placement = make_placement(**where)
     placement.apply()
     import torch
 
@@ -243,7 +245,7 @@ def _show(found: Any) -> None:
 
 @click.command()
 @click.argument("recipe")
-@_set_option
+@set_option
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on one line.")
 def info(*, recipe: str, overrides: tuple[str, ...], as_json: bool) -> None:
     """Say what a RECIPE costs: parameters, forward passes, FLOPs, memory."""
@@ -262,8 +264,8 @@ def info(*, recipe: str, overrides: tuple[str, ...], as_json: bool) -> None:
 
 @click.command("import")
 @click.argument("checkpoint", type=click.Path(path_type=Path))
-@click.option("--recipe", required=True, help=_RECIPE)
-@_set_option
+@click.option("--recipe", required=True, help=RECIPE_HELP)
+@set_option
 @click.option("--out", type=click.Path(path_type=Path), help="Run folder to make.")
 def import_checkpoint(
     *, checkpoint: Path, recipe: str, overrides: tuple[str, ...], out: Path | None

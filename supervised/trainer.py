@@ -17,11 +17,14 @@ from torch import Tensor
 from plan_envs.catalogue import resolve_task
 from supervised.datasets import BoardDataset, TokenDataset, open_dataset
 from supervised.dis import DisObjective
+from supervised.distill import Distillation
 from supervised.evaluation import EvalOptions, Evaluation, evaluate
+from supervised.images import FixedImages
 from supervised.objective import Objective
 from supervised.processes import Processes, joined
 from supervised.recipe import DataConfig, SupervisedRecipe
 from supervised.sampling import SampleStream
+from supervised.teacher_cache import TeacherCache, data_hash, teacher_hash
 from supervised.trm_objective import ActObjective
 from trm.device import Placement
 from trm.optim import RunningAverage, set_learning_rate, sign_sgd_
@@ -93,6 +96,7 @@ def train(
                 "data_hash": info.hash,
                 "num_positions": info.num_positions,
                 "world": processes.world,
+                **training.taught_by,
             },
         ) as run:
             training.run = run
@@ -196,9 +200,11 @@ def open_data(config: DataConfig, split: str, *, seed: int, num: int | None = No
     Args:
         config: the recipe's section.
         split: train, validation or test.
-        seed: of the training examples of a task; other splits do not depend on it.
+        seed: of the training examples of a task and of fixed copies, where the recipe names none.
         num: examples of a task's other splits, None for the task's own number.
     """
+    seed = seed if config.seed is None else config.seed
+    dataset: TokenDataset
     if config.folder is not None:
         dataset = open_dataset(config.folder, split)
         if dataset.info.domain != config.domain:
@@ -206,14 +212,17 @@ def open_data(config: DataConfig, split: str, *, seed: int, num: int | None = No
                 f"{config.folder}: domain is {dataset.info.domain!r}, data.domain says"
                 f" {config.domain!r}"
             )
-        return dataset
-    assert config.task is not None
-    task = resolve_task(config.task)
-    if split == "train":
-        instances = task.instances("train", num=config.num, seed=seed, **config.options)
     else:
-        instances = task.instances(split, num=num, **config.options)
-    return BoardDataset.of(task.domain, instances)
+        assert config.task is not None
+        task = resolve_task(config.task)
+        if split == "train":
+            instances = task.instances("train", num=config.num, seed=seed, **config.options)
+        else:
+            instances = task.instances(split, num=num, **config.options)
+        dataset = BoardDataset.of(task.domain, instances)
+    if split == "train" and config.copies is not None:
+        return FixedImages(dataset, config.copies, seed=seed)
+    return dataset
 
 
 class _Training:
@@ -226,7 +235,11 @@ class _Training:
         self.recipe, self.placement, self.processes = recipe, placement, processes
         own = "" if processes.rank == 0 else f"-{processes.rank}"
         self._images, self._noise = f"images{own}", f"noise{own}"
-        self.streams = named_streams(seed, ("order", "init", self._images, self._noise))
+        names: tuple[str, ...] = ("order", "init", self._images, self._noise)
+        self._entries = f"entries{own}"
+        if recipe.distill is not None:
+            names = (*names, self._entries)
+        self.streams = named_streams(seed, names)
         data = recipe.data
         num = recipe.schedule.evaluate_num
         self.validation = open_data(data, "validation", seed=seed, num=num)
@@ -234,7 +247,7 @@ class _Training:
         self.stream = SampleStream(
             dataset,
             order=self.streams.numpy("order"),
-            images=self.streams.numpy(self._images) if data.augment else None,
+            images=self.streams.numpy(self._images) if data.augment and not data.copies else None,
             rank=processes.rank,
             world=processes.world,
         )
@@ -245,18 +258,46 @@ class _Training:
             num_puzzles=info.num_puzzles,
         )
         model = make_model(recipe, shape, self.streams.torch("init"))
+        self.taught_by: dict[str, str] = {}
+        """Hashes of the teacher and of its cache's manifest, for run.json."""
+        cache = self._teach(model, dataset)
         self.model = model.to(placement.torch_device)
         self.model.compile_networks(placement.compiled)
         self.optimiser = recipe.optimiser.dense(self.model.parameters())
         decay = recipe.optimiser.average
         self.average = None if decay is None else RunningAverage(self.model, decay)
-        self.objective = self._make_objective()
+        self.objective = self._make_objective(cache)
         self.steps = 0
         self.best = -1.0
         self.train_seconds = 0.0
         self.meter = ResourceMeter()
 
-    def _make_objective(self) -> Objective:
+    def _teach(self, model: TokenModel, dataset: TokenDataset) -> TeacherCache | None:
+        """Give a fresh model the teacher's weights, and open its cache, as the recipe says."""
+        recipe = self.recipe
+        if recipe.distill is None and recipe.start == "fresh":
+            return None
+        if recipe.teacher is None:
+            raise ValueError("teacher: a run is needed by distill and by start 'teacher', got null")
+        teacher, _ = load_model(Run.open(Path(recipe.teacher), kind=RUN_KIND))
+        self.taught_by["teacher"] = teacher_hash(teacher)
+        if recipe.start == "teacher":
+            try:
+                model.load_state_dict(teacher.state_dict())
+            except RuntimeError as error:
+                reason = " ".join(str(error).split())
+                raise ValueError(f"teacher: {recipe.teacher}: another model: {reason}") from None
+        if recipe.distill is None:
+            return None
+        if recipe.distill.cache is None:
+            raise ValueError("distill.cache: the folder of a teacher cache is needed, got null")
+        cache = TeacherCache.open(
+            Path(recipe.distill.cache), teacher=self.taught_by["teacher"], data=data_hash(dataset)
+        )
+        self.taught_by["cache"] = cache.manifest.digest
+        return cache
+
+    def _make_objective(self, cache: TeacherCache | None) -> Objective:
         recipe, world = self.recipe, self.processes.world
         if recipe.batch_size % world:
             raise ValueError(
@@ -264,7 +305,23 @@ class _Training:
             )
         size, noise = recipe.batch_size // world, self.streams.torch(self._noise)
         if recipe.act is not None:
-            return ActObjective(self.model, self.stream, recipe.act, batch_size=size, noise=noise)
+            distillation = None
+            if cache is not None and recipe.distill is not None:
+                distillation = Distillation(
+                    cache,
+                    recipe.distill,
+                    batch_size=size,
+                    rng=self.streams.numpy(self._entries),
+                    device=self.placement.torch_device,
+                )
+            return ActObjective(
+                self.model,
+                self.stream,
+                recipe.act,
+                batch_size=size,
+                noise=noise,
+                distillation=distillation,
+            )
         assert recipe.dis is not None
         return DisObjective(self.model, self.stream, recipe.dis, batch_size=size, noise=noise)
 

@@ -15,6 +15,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from supervised.datasets import TokenBatch
+from supervised.distill import Distillation
 from supervised.objective import (
     Figures,
     LossKind,
@@ -66,6 +67,7 @@ class ActObjective:
         *,
         batch_size: int,
         noise: torch.Generator,
+        distillation: Distillation | None = None,
     ) -> None:
         """All slots start halted.
 
@@ -75,12 +77,14 @@ class ActObjective:
             config: the recipe's section.
             batch_size: slots.
             noise: on the CPU; drawn from for exploration.
+            distillation: adds to the loss of every sample at every step.
         """
         if model.halt is None:
             raise ValueError("act needs model.halting_head true: it decides when a sequence ends")
         if model.step_table is not None:
             raise ValueError("act needs model.step_embedding false: slots are at different steps")
         self.model, self.stream, self.config, self.noise = model, stream, config, noise
+        self.distillation = distillation
         self.figures = Figures()
         self._batch: TokenBatch | None = None
         self._latents: Latents = model.start(batch_size)
@@ -114,7 +118,13 @@ class ActObjective:
         auxiliary = halting_loss
         if self.config.continue_loss:
             auxiliary = auxiliary + _binary(out.halting[:, 1], self._value_of_going_on())
-        loss = (token_loss + self.config.halting_weight * auxiliary).mean()
+        losses = token_loss + self.config.halting_weight * auxiliary
+        if self.distillation is not None:
+            distilled = self.distillation.losses(out.logits, batch.labels)
+            losses = losses + distilled
+            self.figures.add("distill_loss", distilled, where=self.distillation.available)
+            self.figures.add("taught", self.distillation.available.float())
+        loss = losses.mean()
         self._report(predicted, batch.labels, token_loss, halting_loss, out.halting[:, 0])
         return Step(loss=loss, puzzle=batch.puzzle, rows=rows)
 
@@ -123,7 +133,10 @@ class ActObjective:
         count = int(self._halted.sum())
         device = self._halted.device
         if count:
-            new = self.stream.take(count).to(device)
+            new = self.stream.take(count)
+            if self.distillation is not None:
+                self.distillation.refill(self._halted, new)
+            new = new.to(device)
             if self._batch is None:
                 self._batch = new
             else:
@@ -191,6 +204,7 @@ class ActObjective:
             "steps": self._steps,
             "halted": self._halted,
             "figures": self.figures.state(),
+            "distillation": None if self.distillation is None else self.distillation.state(),
         }
 
     def load_state(self, state: Mapping[str, Any]) -> None:
@@ -200,6 +214,8 @@ class ActObjective:
         self._latents = latents_of(state["latents"], device)
         self._steps, self._halted = state["steps"].to(device), state["halted"].to(device)
         self.figures.load_state(state["figures"], device)
+        if self.distillation is not None:
+            self.distillation.load_state(state["distillation"])
 
 
 def _binary(logits: Tensor, targets: Tensor) -> Float[Tensor, " batch"]:
