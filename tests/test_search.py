@@ -15,7 +15,7 @@ from plan_envs.sudoku import Sudoku
 from plan_envs.sudoku_instances import sudoku_instances
 from trm.model import StateBatch
 from upi_trm.rollout import EditPolicy, to_states
-from upi_trm.search import SampledPolicy, best_of_samples, verified_search
+from upi_trm.search import SampledPolicy, best_of_samples, uniform_policy, verified_search
 
 FILL = Sudoku(4, "digits", "fill", "constraint")
 QUEENS = Queens(6)
@@ -111,6 +111,13 @@ def test_a_search_as_long_as_an_episode_solves_what_the_greedy_policy_does() -> 
     assert 0 < once.solved.sum() < len(pool)
     assert (found.report.solved >= once.solved).all()
     assert found.report.solved.sum() > once.solved.sum()
+
+
+def test_the_uniform_policy_is_uniform_over_the_legal_edits() -> None:
+    pool = puzzles(FILL, num=3)
+    mask = FILL.action_mask(pool.instances, FILL.initial(pool.instances))
+    chance = uniform_policy(to_states(pool.instances, FILL.initial(pool.instances), mask, CPU))
+    assert np.allclose(chance.numpy(), mask / mask.sum(axis=1, keepdims=True))
 
 
 def test_one_sample_is_an_episode_and_more_are_never_worse() -> None:

@@ -73,7 +73,7 @@ def test_a_name_that_does_not_ship_is_refused_with_the_nearest() -> None:
     assert run_name(Path("runs/mine")) == "runs/mine"
 
 
-@pytest.mark.parametrize("env", ["sudoku4x4", "sudoku4x4-hard"])
+@pytest.mark.parametrize("env", ["sudoku4x4", "sudoku4x4-hard", "nqueens8"])
 def test_a_puzzle_goes_to_the_run_of_puzzles_like_it(env: str) -> None:
     task = resolve_task(env)
     text = task.domain.write_instance(task.instances("test", num=1).instances[0])  # type: ignore[attr-defined]  # Sudoku has it
@@ -110,6 +110,9 @@ def test_eval_shows_search_and_samples_apart_from_the_greedy_headline() -> None:
     assert set(more) - set(plain) == {"search", "samples"}
     assert (more["search"]["budget"], more["samples"]["num_samples"]) == (50, 3)
     assert more["search"]["success_rate"] >= plain["success_rate"]
+    alone = more["search"]["reference"]["uniform"]
+    assert alone["budget"] == 50
+    assert alone["success_rate"] < more["search"]["success_rate"]
 
 
 def test_compare_takes_shipped_runs_and_writes_nothing_to_them() -> None:

@@ -571,7 +571,7 @@ def _more_compute(
     if samples is None and search is None:
         return {}, {}
     from upi_trm.policy import load_probabilities, task_of
-    from upi_trm.search import best_of_samples, verified_search
+    from upi_trm.search import best_of_samples, uniform_policy, verified_search
 
     domain, device = task_of(run).domain, placement.torch_device
     chances = load_probabilities(run, placement=placement, step=step)
@@ -588,7 +588,10 @@ def _more_compute(
         announce(name)
         found = verified_search(chances, domain, instances, budget=search, device=device)
         reports[name] = found.report
-        figures["search"] = found.to_json_dict()
+        # What the search solves by itself, as the mask does for the greedy row.
+        alone = verified_search(uniform_policy, domain, instances, budget=search, device=device)
+        reports[f"uniform, search of {search} plans"] = alone.report
+        figures["search"] = {**found.to_json_dict(), "reference": {"uniform": alone.to_json_dict()}}
     return reports, figures
 
 

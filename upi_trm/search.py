@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from plan_envs.domain import DomainSpec, Int8Array, PlanDomain
 from plan_envs.evaluation import EvalReport, evaluate_policy, report_of
 from plan_envs.instances import InstanceSet
+from trm.model import StateBatch
 from upi_trm.rollout import EditPolicy, to_states
 
 
@@ -127,6 +128,12 @@ def best_of_samples(
         if not len(left):
             break
     return report_of(domain, instances, plans, edits=edits)
+
+
+def uniform_policy(states: StateBatch) -> Float[torch.Tensor, "batch action"]:
+    """Every legal edit alike: what a search solves that nothing leads."""
+    legal = (states.mask > 0).float()
+    return legal / legal.sum(dim=1, keepdim=True)
 
 
 @dataclass(frozen=True)
