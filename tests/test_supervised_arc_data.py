@@ -293,12 +293,12 @@ def test_validation_takes_the_tests_of_training_tasks(tmp_path: Path) -> None:
 
 
 def test_without_training_tasks_validation_takes_last_demonstrations(tmp_path: Path) -> None:
-    shown = [swap(k) for k in range(1, 5)]
-    write_tasks(tmp_path / "t", **{"training/ee": {"train": shown, "test": [swap(9)]}})
+    shown = [swap(k) for k in range(41, 45)]
+    write_tasks(tmp_path / "t", **{"training/ee": {"train": shown, "test": [swap(45)]}})
     out = build(tmp_path / "t" / "training", tmp_path / "d", validation=3)
     validation, train = opened(out, "validation"), opened(out, "train")
     assert [validation.task_of(k) for k in range(len(validation))] == [("ee", 3)]
-    assert grids_of(validation.batch([0]).labels) == [swap(4)["output"]]
+    assert grids_of(validation.batch([0]).labels) == [swap(44)["output"]]
     assert not any(known_among(validation.marks(), train.marks()))
     assert read_info(out).counts == {"train": 7, "validation": 1, "test": 4}
 
