@@ -31,7 +31,7 @@ class DataConfig:
     folder: str | None = None
     """Made by `upi-trm supervised data build`; of `folder` and `task` there is exactly one."""
     domain: str | None = None
-    """Of the data set in `folder`, e.g. sudoku9x9, nqueens8x8, maze30x30 or arc; another is
+    """Of the data set in `folder`, e.g. sudoku9x9, queens8x8, maze30x30 or arc; another is
     refused."""
     task: str | None = None
     """A task of `plan_envs`, e.g. nqueens8 or sudoku4x4; its splits are disjoint."""

@@ -149,6 +149,11 @@ def train(
     help="Noisy runs of each example, selected by the halting head and by the checker.",
 )
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the noise.")
+@click.option(
+    "--commit",
+    is_flag=True,
+    help="Besides, write the most confident token and run again (Sudoku, N-Queens).",
+)
 @click.option("--checkpoint", help="A step, or best.  [default: the newest]")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on one line.")
 @placement_options
@@ -163,6 +168,7 @@ def evaluate_run(
     noise: float,
     samples: int,
     seed: int,
+    commit: bool,
     checkpoint: str | None,
     as_json: bool,
     **where: Any,
@@ -205,11 +211,20 @@ def evaluate_run(
     )
     with placement.autocast():
         found = evaluate(model, dataset, options, generator=torch.Generator().manual_seed(seed))
+    record = found.to_json_dict()
     _show(found)
+    if commit:
+        from supervised.commit import evaluate_commit
+
+        with placement.autocast():
+            committed = evaluate_commit(model, dataset, steps=steps, feeds=options.feeds, num=num)
+        record["commit"] = dataclasses.asdict(committed)
+        text = ", ".join(f"{k} {v:.3f}" for k, v in record["commit"].items() if v is not None)
+        click.echo(f"commit: {text}", err=True)
     if as_json:
         asked = {"guidance": guidance, "noise": noise, "samples": samples, "eval_seed": seed}
         named = {"run": str(run_path), "seed": run.info.seed, "data": info.name, "split": split}
-        click.echo(json.dumps({**named, **asked, **found.to_json_dict()}))
+        click.echo(json.dumps({**named, **asked, **record}))
 
 
 def _show(found: Any) -> None:

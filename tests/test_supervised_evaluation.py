@@ -9,6 +9,8 @@ from torch import nn
 
 from plan_envs.catalogue import resolve_task
 from plan_envs.instances import InstanceSet
+from plan_envs.queens_boards import count_completions
+from supervised.commit import commit_decode, evaluate_commit
 from supervised.datasets import BoardDataset
 from supervised.evaluation import EvalOptions, evaluate, unroll_steps
 from supervised.reading import advantage_margin, guided_logits, hamming_distance
@@ -154,3 +156,62 @@ def test_noise_is_seeded_and_selection_needs_samples_and_noise() -> None:
         evaluate(model, data, options)
     with pytest.raises(ValueError, match="samples 3 need noise above 0"):
         EvalOptions(samples=3)
+
+
+class QueenOracle(TokenModel):
+    """Sure of one queen at a time: the first free square of the label that is not on the board."""
+
+    labels: torch.Tensor
+    asked: list[int]
+
+    def forward(self, latents: Any, inputs: Any, puzzle_rows: Any, *, step: Any = None) -> Any:
+        out = super().forward(latents, inputs, puzzle_rows, step=step)
+        self.asked.append(len(inputs))
+        logits = torch.zeros(*inputs.shape, self.shape.vocab_size)
+        for row, board in enumerate(inputs):
+            # The one label that agrees with the queens on the board (the tests use such boards).
+            fits = [label for label in self.labels if bool((label[board == 2] == 2).all())]
+            missing = (fits[0] == 2) & (board != 2)
+            logits[row, missing, 2] = 1.0
+            logits[row, missing.nonzero()[0], 2] = 9.0
+        return type(out)(latents=out.latents, logits=logits, halting=out.halting)
+
+
+def test_commit_decoding_places_one_queen_a_pass_until_the_board_is_full() -> None:
+    task = resolve_task("nqueens8")
+    data = BoardDataset.of(task.domain, task.instances("test", num=12))
+    model = model_for(data)
+    model.__class__ = QueenOracle
+    assert isinstance(model, QueenOracle)
+    model.asked = []
+    boards = data.batch(np.arange(12))
+    # Each board with the queens of its own label alone.
+    given = (boards.inputs == 2).sum(dim=1)
+    found = []
+    for row in range(12):
+        model.labels = boards.labels[row : row + 1]
+        board, passes = commit_decode(model, data.batch([row]), writes=8, steps=2)
+        assert torch.equal(board, boards.labels[row : row + 1])
+        found.append(int(passes))
+    assert found == (8 - given).tolist()
+    assert sum(model.asked) == 2 * sum(found)
+
+
+def test_a_committed_board_is_judged_by_the_checker_and_among_the_unique_ones() -> None:
+    task = resolve_task("nqueens8")
+    data = BoardDataset.of(task.domain, task.instances("test", num=30))
+    model = model_for(data)
+    found = evaluate_commit(model, data, batch_size=7)
+    assert found.num == 30 and found.valid < 0.5  # an untrained model
+    batch = data.batch(np.arange(30))
+    counts = count_completions((batch.inputs.numpy() - 1).astype(np.int8), n=8)
+    assert found.unique == pytest.approx((counts == 1).mean())
+    given = (batch.inputs == 2).sum(dim=1).double().mean()
+    assert found.passes == pytest.approx(8 - float(given))
+
+
+def test_commit_decoding_is_refused_where_blanks_are_no_token() -> None:
+    task = resolve_task("maze10")
+    data = BoardDataset.of(task.domain, task.instances("test", num=2))
+    with pytest.raises(ValueError, match="is for Sudoku and N-Queens, not for 'maze10x10'"):
+        evaluate_commit(model_for(data), data)
