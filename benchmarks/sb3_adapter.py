@@ -100,6 +100,7 @@ def plain() -> Any:
 def null_native() -> PlanEditVecEnv:
     env = native()
     env._engine = NullEngine(env._engine.masks)
+    env._out.reward[:] = 0
     return env
 
 
