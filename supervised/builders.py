@@ -375,7 +375,7 @@ def _generated(
     options: Mapping[str, Any],
     generate: Callable[[str, int, int], InstanceSet],
     *,
-    notes: Callable[[PlanDomain, Mapping[str, Tokens]], Mapping[str, Any]] | None = None,
+    notes: Callable[[PlanDomain, Arrays], Mapping[str, Any]] | None = None,
 ) -> BuildPlan:
     """A plan whose pieces are generated, each with a seed of its own."""
     _check_common(options)
@@ -427,20 +427,26 @@ def _from_files(
         return read_instances(source, domain=domain)
 
     @cache
-    def chosen() -> Mapping[str, InstanceSet]:
-        return dict(_deal(rows(), test_source is None, options, split_of))
+    def chosen() -> Mapping[str, NDArray[np.int64]]:
+        public = source == SUDOKU_EXTREME
+        return dict(_deal(rows(), test_source is None, options, split_of, public=public))
 
     def make(split: str) -> Arrays:
-        if split == "test" and test_source is not None:
-            puzzles = read_instances(test_source, domain=domain)
-            if options["test"] is not None:
-                puzzles = puzzles.subset(choose_rows(len(puzzles), options["test"], seed))
-            _refuse_shared(chosen()["train"], puzzles, name=str(test_source))
-        elif split == "validation" and test_source is not None and validation_like is not None:
+        if split == "validation" and test_source is not None and validation_like is not None:
             puzzles = validation_like(options["validation"])
+            return _tokens(puzzles, domain, split, options["images"], seed)
+        if split == "test" and test_source is not None:
+            found = read_instances(test_source, domain=domain)
+            every = np.arange(len(found))
+            few = options["test"]
+            taken = every if few is None else choose_rows(len(found), few, seed)
+            _refuse_shared(
+                rows().subset(chosen()["train"]), found.subset(taken), name=str(test_source)
+            )
         else:
-            puzzles = chosen()[split]
-        return _tokens(puzzles, domain, split, options["images"], seed)
+            found, taken = rows(), chosen()[split]
+        tokens = _tokens(found.subset(taken), domain, split, options["images"], seed)
+        return {**tokens, "rows": taken}
 
     pieces = [
         Piece(key=f"{split}-00000", make=partial(make, split))
@@ -449,7 +455,8 @@ def _from_files(
     ]
 
     def finish(made: Mapping[str, Arrays]) -> tuple[DatasetInfo, Arrays]:
-        return _finish_boards(name, domain, made, None)
+        notes = _index_notes if name == "sudoku-extreme" else None
+        return _finish_boards(name, domain, made, notes)
 
     sources = {"source": _named(source), "test_source": test_source and _named(test_source)}
     return BuildPlan(name=name, options={**sources, **options}, pieces=pieces, finish=finish)
@@ -460,26 +467,32 @@ def _deal(
     with_test: bool,
     options: Mapping[str, Any],
     split_of: Callable[[InstanceSet], Sequence[str]],
-) -> Iterator[tuple[str, InstanceSet]]:
-    """The puzzles of each split of one file, chosen by seed; from shares if it lends the tests."""
+    *,
+    public: bool,
+) -> Iterator[tuple[str, NDArray[np.int64]]]:
+    """Rows of each split of one file, chosen by seed; from shares if the file lends the tests."""
     sizes = {split: options[split] for split in SPLITS}
-    order = _row_order(rows, sizes["train"], options["seed"])
+    order = _row_order(len(rows), sizes["train"], options["seed"], public=public)
     if not with_test:
         stop = sizes["train"] + sizes["validation"]
-        yield "train", rows.subset(order[: sizes["train"]])
-        yield "validation", rows.subset(order[sizes["train"] : stop])
+        yield "train", order[: sizes["train"]]
+        yield "validation", order[sizes["train"] : stop]
         return
     shares = np.array(split_of(rows))[order]
     for split, num in sizes.items():
-        yield split, rows.subset(order[shares == split][:num])
+        yield split, order[shares == split][:num]
 
 
-def _row_order(rows: InstanceSet, train: int, seed: int) -> NDArray[np.int64]:
-    """Rows in the order in which they are taken; the committed index first where it applies."""
-    order = choose_rows(len(rows), len(rows), seed)
-    if len(rows) != EXTREME_ROWS or train != len(extreme_index()) or seed != 0:
-        return order
+def _row_order(num_rows: int, train: int, seed: int, *, public: bool) -> NDArray[np.int64]:
+    """Rows in the order in which they are taken; the committed index first where it applies.
+
+    That is: for the default number and seed, and the public set from the hub or a file as long.
+    """
+    order = choose_rows(num_rows, num_rows, seed)
     index = np.array(extreme_index())
+    fits = num_rows == EXTREME_ROWS or (public and index.max() < num_rows)
+    if not fits or train != len(index) or seed != 0:
+        return order
     return np.concatenate([index, order[~np.isin(order, index)]])
 
 
@@ -515,21 +528,27 @@ def _finish_boards(
     name: str,
     domain: PlanDomain,
     made: Mapping[str, Arrays],
-    notes: Callable[[PlanDomain, Mapping[str, Tokens]], Mapping[str, Any]] | None,
+    notes: Callable[[PlanDomain, Arrays], Mapping[str, Any]] | None,
 ) -> tuple[DatasetInfo, Arrays]:
-    files: dict[str, Tokens] = {}
+    files: dict[str, NDArray[Any]] = {}
     counts: dict[str, int] = {}
     for split in SPLITS:
         pieces = [arrays for key, arrays in made.items() if key.startswith(f"{split}-")]
         if pieces:
-            for part in ("inputs", "labels"):
+            for part in pieces[0]:
                 files[f"{split}/{part}.npy"] = np.concatenate([piece[part] for piece in pieces])
             counts[split] = len(files[f"{split}/inputs.npy"])
     found = notes(domain, files) if notes is not None else {}
     return info_of(codec_of(domain.spec.name), name=name, counts=counts, notes=found), files
 
 
-def _queens_notes(domain: PlanDomain, files: Mapping[str, Tokens]) -> Mapping[str, Any]:
+def _index_notes(domain: PlanDomain, files: Arrays) -> Mapping[str, Any]:
+    """Whether the training puzzles are those of the committed index."""
+    del domain
+    return {"committed_index": np.array_equal(files["train/rows.npy"], extreme_index())}
+
+
+def _queens_notes(domain: PlanDomain, files: Arrays) -> Mapping[str, Any]:
     """How far the test split is known from training: shares of its boards, and of unique ones."""
     if "test/inputs.npy" not in files:
         return {}

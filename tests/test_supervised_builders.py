@@ -241,6 +241,12 @@ def test_the_committed_index_chooses_the_training_puzzles(
     plan = sudoku_extreme_plan(source=str(path), test_source=str(test), train=3, validation=37)
     info = build_dataset(tmp_path / "d", plan)
     assert info.counts == {"train": 3, "validation": 37, "test": 40}
+    assert info.notes == {"committed_index": True}
+    assert np.load(tmp_path / "d" / "train" / "rows.npy").tolist() == [31, 7, 8]
+    other = sudoku_extreme_plan(
+        source=str(path), test_source=str(test), train=3, validation=0, seed=1
+    )
+    assert build_dataset(tmp_path / "e", other).notes == {"committed_index": False}
     lines = path.read_text().splitlines()[1:]
     boards, _ = boards_of(tmp_path / "d", "train")
     assert [format_line(b, 9) for b in boards] == [lines[k].split(",")[1] for k in (31, 7, 8)]
