@@ -2,6 +2,7 @@
 
 import re
 import shlex
+from collections.abc import Iterator
 from pathlib import Path
 
 import click
@@ -32,10 +33,31 @@ def test_the_python_of_a_page_runs(page: Path) -> None:
 
 @pytest.mark.parametrize("line", _commands())
 def test_a_command_of_the_readme_parses(line: str) -> None:
-    _, name, *words = shlex.split(line, comments=True)
-    command = cli.commands[name]
+    command, name, words = _find(shlex.split(line, comments=True)[1:])
     with command.make_context(name, words, resilient_parsing=False) as context:
         assert isinstance(context, click.Context)
+
+
+def _find(words: list[str]) -> tuple[click.Command, str, list[str]]:
+    """The command that words name, through its groups, and what follows its name."""
+    command: click.Command = cli
+    while isinstance(command, click.Group):
+        name, *words = words
+        found = command.get_command(click.Context(command), name)
+        assert found is not None, name
+        command = found
+    return command, name, words
+
+
+def _every(command: click.Command) -> Iterator[click.Command]:
+    """A command and all below it, other learners' too."""
+    yield command
+    if isinstance(command, click.Group):
+        context = click.Context(command)
+        for name in command.list_commands(context):
+            below = command.get_command(context, name)
+            assert below is not None
+            yield from _every(below)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -49,7 +71,7 @@ def test_every_option_that_the_readme_names_exists() -> None:
     named = set(re.findall(r"(--[a-z][a-z-]+)", (REPO / "README.md").read_text()))
     known = {
         option
-        for command in [cli, *cli.commands.values()]
+        for command in _every(cli)
         for parameter in command.params
         for option in parameter.opts
     }
