@@ -202,6 +202,20 @@ def test_exact_advantages_as_control_variate_leave_no_variance(world: dict[str, 
     np.testing.assert_allclose(target, exact[source], atol=1e-9)
 
 
+@worlds
+def test_control_variates_evaluate_a_policy_along_the_edits_of_another(
+    world: dict[str, object],
+) -> None:
+    # `target_policy: improved`: pi made the edits, the advantages are centred under pi_new.
+    mdp = tabular(**world)
+    improved = random_policy(mdp, 5)
+    exact = mdp.value(improved)
+    source, _, states, actions = paths(mdp, random_policy(mdp, 3), 2)
+    reward = mdp.reward - mdp.advantage(improved)
+    target = targets_along(mdp, states, actions, reward, exact, k_steps=2)
+    np.testing.assert_allclose(target, exact[source], atol=1e-9)
+
+
 # --- What the head means and what the loss fits
 
 

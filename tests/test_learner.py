@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -21,11 +21,12 @@ from plan_envs.domain import edit_reward, potential
 from plan_envs.gym_envs import PlanEditVectorEnv
 from plan_envs.sudoku import Sudoku
 from trm.model import ModelConfig
+from upi_trm.advantage import centred_advantage
 from upi_trm.bounds import improvement_bound
 from upi_trm.contraction import certificate
 from upi_trm.curriculum import Curriculum, CurriculumConfig
 from upi_trm.evaluator import EvaluatorConfig, k_step_targets
-from upi_trm.improvement import ImprovementConfig
+from upi_trm.improvement import ImprovementConfig, mixture
 from upi_trm.learner import (
     ContractionConfig,
     LearnerConfig,
@@ -287,14 +288,24 @@ def test_targets_of_a_rollout_bootstrap_with_the_given_network(
     torch.testing.assert_close(target, wanted, atol=1e-5, rtol=1e-5)
 
 
-def test_an_iteration_replays_the_advantages_of_the_policy_that_made_the_edits() -> None:
-    learner, roller = make(SMALL)
+@pytest.mark.parametrize("target_policy", ["current", "improved"])
+def test_an_iteration_replays_the_advantages_under_the_policy_to_evaluate(
+    target_policy: Literal["current", "improved"],
+) -> None:
+    config = replace(SMALL, evaluator=replace(EVALUATOR, target_policy=target_policy))
+    learner, roller = make(config)
     before = copy.deepcopy(learner)
     learner.iterate(roller, steps=STEPS)
     (past,) = learner.replay
     instances, plans = past.instance.reshape(-1, 16), past.plan.reshape(-1, 16)
     ahead = before.look_ahead(instances, plans)
-    policy = before.probabilities(before.states(instances, plans))
+    states = before.states(instances, plans)
+    policy = before.probabilities(states)
+    if target_policy == "improved":
+        advantage = centred_advantage(ahead.q, policy, ahead.mask)
+        phi = before.phi(past.score.ravel())
+        candidate = before.candidate(states, policy, ahead, advantage, phi)
+        policy = mixture(policy, candidate, alpha=config.improvement.alpha)
     rows = torch.arange(PLANS * STEPS)
     made = torch.from_numpy(past.action.ravel()).long()
     wanted = ahead.q[rows, made] - (policy * ahead.q).sum(dim=1)
@@ -517,6 +528,12 @@ def test_control_variates_need_the_advantage_of_every_edit_made() -> None:
     for improvement in (PAPER.improvement, replace(IMPROVEMENT, lookahead_states=5)):
         with pytest.raises(ValueError, match=r"evaluator\.control_variate needs"):
             replace(SMALL, improvement=improvement)
+
+
+def test_targets_of_the_improved_policy_are_made_of_control_variates() -> None:
+    evaluator = replace(EVALUATOR, target_policy="improved", control_variate=False)
+    with pytest.raises(ValueError, match=r"evaluator\.target_policy 'improved' needs"):
+        replace(SMALL, evaluator=evaluator)
 
 
 @pytest.mark.parametrize("modulus", [0.0, 1.0, -1.0, math.nan])

@@ -42,6 +42,11 @@ class EvaluatorConfig:
     """Subtract the centred advantage of every edit made from its reward in the targets: it has mean
     zero under pi, so the target stays unbiased and loses most of its variance. Needs
     improvement.advantage 'exact' and looks ahead from every state."""
+    target_policy: Literal["current", "improved"] = "current"
+    """Whose value U_n is regressed on: of pi, which made the edits, or of the mixture pi_new that
+    it will become. `improved` centres the control variates under pi_new: G(s_t) is then
+    E_{pi_new}[Q(s_t, .)] plus the temporal differences along the edits made, without importance
+    weights, as in Q(lambda) (Harutyunyan et al. 2016). Success far from the goal is seen sooner."""
 
     def __post_init__(self) -> None:
         """Check ranges."""

@@ -173,6 +173,10 @@ class LearnerConfig:
                 f" lookahead_states 0, got {self.improvement.advantage!r} and"
                 f" {self.improvement.lookahead_states}"
             )
+        if self.evaluator.target_policy == "improved" and not self.evaluator.control_variate:
+            raise ValueError(
+                "evaluator.target_policy 'improved' needs evaluator.control_variate true, got false"
+            )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -449,7 +453,6 @@ class UpiLearner:
             ahead = self.look_ahead(instances, plans, starts)
             clock.mark("lookahead")
             advantage = centred_advantage(ahead.q, policy, ahead.mask)
-            fresh = self._with_advantage(fresh, order, advantage)
             phi = self.phi(score)
             formed = self._candidate(states, policy, ahead, advantage, phi)
             if config.state_weight == "value":
@@ -472,6 +475,11 @@ class UpiLearner:
                 gamma=self.config.evaluator.gamma,
             )
             metrics |= found
+            known = advantage
+            if self.config.evaluator.target_policy == "improved":
+                new = mixture(policy, candidate, alpha=alpha)
+                known = centred_advantage(ahead.q, new, ahead.mask)
+            fresh = self._with_advantage(fresh, order, known)
         else:
             advantage, made = self.gae_advantage(fresh, order, trace)
             clock.mark("lookahead")
@@ -564,7 +572,7 @@ class UpiLearner:
         order: NDArray[np.int64],
         advantage: Float[Tensor, "batch action"],
     ) -> Transitions:
-        """The transitions with the centred advantage of each edit that was looked up."""
+        """The transitions with the given advantage of each edit that was looked up."""
         rows = np.flatnonzero(order < fresh.action.size)  # the others are of older iterations
         edits = order[rows]
         known = np.zeros(fresh.action.size, np.float32)
