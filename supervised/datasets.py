@@ -22,9 +22,7 @@ from torch import Tensor
 from plan_envs.domain import PlanDomain, Verdict
 from plan_envs.instances import SPLITS, InstanceSet
 from supervised.codecs import PAD, BoardCodec, Tokens, codec_of, verdict
-
-IGNORE: Final = -100
-"""Label of a position that is not supervised."""
+from trm.stablemax import IGNORE
 
 FORMAT: Final = 1
 """Version of the folder's format."""

@@ -31,13 +31,13 @@ from numpy.typing import NDArray
 from safetensors.numpy import save
 from torch import Tensor
 
-from supervised.datasets import IGNORE, TokenBatch, TokenDataset
+from supervised.datasets import TokenBatch, TokenDataset
 from supervised.planner import Candidates, PlannerConfig, plan, teacher_on
 from trm.durable import replace_durably
 from trm.jobs import Backend, Job, JobResult, map_jobs
 from trm.process import ResourceMeter
 from trm.recipe import dump_recipe
-from trm.stablemax import js_divergence, masked_mean, stablemax_log_probabilities
+from trm.stablemax import IGNORE, js_divergence, masked_mean, stablemax_log_probabilities
 from trm.token_model import TokenModel
 
 FORMAT_VERSION: Final = 1
