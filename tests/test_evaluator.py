@@ -1,5 +1,7 @@
 """The value side: K-step targets, what the loss fits, the target network, batched evaluation."""
 
+from typing import Literal
+
 import numpy as np
 import pytest
 import torch
@@ -21,6 +23,8 @@ from plan_envs.sudoku import Sudoku
 from upi_trm.evaluator import (
     EvaluatorConfig,
     TargetNetwork,
+    corrected_values,
+    correction_loss,
     evaluate_states,
     k_step_targets,
     minibatches,
@@ -341,3 +345,41 @@ def test_model_shape_copies_the_tables_of_the_domain() -> None:
 def test_a_bad_setting_is_named(config: dict[str, float], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         EvaluatorConfig(**config)
+
+
+# --- Corrections of edit values
+
+
+@given(seed=SEEDS, gamma=st.sampled_from([0.5, 0.9, 1.0]))
+def test_a_corrected_success_is_the_heads_logit_plus_the_correction(
+    seed: int, gamma: float
+) -> None:
+    draws = generator(seed)
+    logit, correction = (2 * torch.randn(4, 3, generator=draws) for _ in range(2))
+    phi = torch.rand(4, 1, generator=draws)
+    q = gamma * torch.sigmoid(logit) - phi
+    found = corrected_values(q, correction, phi, gamma=gamma, value="success")
+    wanted = gamma * torch.sigmoid(logit + correction) - phi
+    torch.testing.assert_close(found, wanted, atol=1e-4, rtol=0)
+    score = corrected_values(q, correction, phi, gamma=gamma, value="score")
+    assert torch.equal(score, q + correction)
+
+
+@pytest.mark.parametrize("value", ["success", "score"])
+def test_the_correction_of_least_loss_is_right_on_average(
+    value: Literal["success", "score"],
+) -> None:
+    """Ten edits that look alike and return 1 three times: the corrected value becomes 0.3."""
+    phi, q = torch.full((10,), 0.2), torch.full((10,), 0.5 * 0.9 - 0.2)
+    target = (torch.arange(10) < 3).float() * 0.9 - phi
+    right = torch.logit(torch.tensor(0.3)) if value == "success" else torch.tensor(-0.18)
+    slopes = []
+    for wrong_by in (-0.5, 0.0, 0.5):
+        correction = (right + wrong_by).expand(10).clone().requires_grad_()
+        loss = correction_loss(q, correction, target, phi, gamma=0.9, value=value)
+        (slope,) = torch.autograd.grad(loss, correction)
+        slopes.append(float(slope.sum()))
+    assert slopes == [pytest.approx(-abs(slopes[0])), pytest.approx(0, abs=1e-5), abs(slopes[2])]
+    assert min(abs(slopes[0]), slopes[2]) > 0.01
+    found = corrected_values(q, right.expand(10), phi, gamma=0.9, value=value)
+    torch.testing.assert_close(found, torch.full((10,), 0.3 * 0.9 - 0.2), atol=1e-5, rtol=0)

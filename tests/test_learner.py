@@ -66,6 +66,7 @@ CONFIGS = {
         evaluator=replace(EVALUATOR, control_variate=False),
         improvement=replace(IMPROVEMENT, lookahead_states=10, state_weight="value"),
     ),
+    "corrected edit values": replace(SMALL, evaluator=replace(EVALUATOR, edit_values="corrected")),
     "clamped": replace(SMALL, contraction=ContractionConfig(modulus=0.5)),
     "clamped on schedule, value head": replace(
         SMALL,
@@ -517,6 +518,53 @@ def test_every_phase_of_an_iteration_is_timed() -> None:
 
 
 # --- Bad settings
+
+
+def corrected(value: Literal["success", "score"]) -> tuple[UpiLearner, Transitions]:
+    evaluator = replace(EVALUATOR, edit_values="corrected", value=value)
+    candidate = "success_posterior" if value == "success" else "exp_advantage"
+    config = replace(
+        SMALL, evaluator=evaluator, improvement=replace(IMPROVEMENT, candidate=candidate)
+    )
+    learner, roller = make(config)
+    fresh, _ = learner.collect(roller, steps=STEPS)
+    return learner, fresh
+
+
+@pytest.mark.parametrize("value", ["success", "score"])
+def test_a_correction_changes_undecided_edits_only_and_none_where_it_says_nothing(
+    value: Literal["success", "score"],
+) -> None:
+    learner, fresh = corrected(value)
+    instances, plans = fresh.instance.reshape(-1, 16), fresh.plan.reshape(-1, 16)
+    states = learner.states(instances, plans)
+    plain = learner.look_ahead(instances, plans)
+    assert bool((plain.mask & ~plain.undecided).any())
+    assert bool(plain.undecided.any())
+    found = learner.edit_values(instances, plans, states=states).q
+    assert torch.equal(found[~plain.undecided], plain.q[~plain.undecided])
+    assert not torch.allclose(found[plain.undecided], plain.q[plain.undecided], atol=1e-4)
+    with torch.no_grad():
+        learner.evaluator.edit_out.weight.zero_()
+        learner.evaluator.edit_out.bias.zero_()
+    silent = learner.edit_values(instances, plans, states=states).q
+    torch.testing.assert_close(silent, plain.q, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("value", ["success", "score"])
+def test_a_correction_learns_the_returns_of_the_edits_made(
+    value: Literal["success", "score"],
+) -> None:
+    learner, roller = make(corrected(value)[0].config)
+    losses = [learner.iterate(roller, steps=STEPS)["edit_loss"] for _ in range(2)]
+    learner.replay.popleft()
+    losses += [learner.fit_evaluator()["edit_loss"] for _ in range(60)]
+    assert losses[-1] < 0.9 * losses[1]
+
+
+def test_corrections_need_the_advantage_of_every_edit() -> None:
+    with pytest.raises(ValueError, match=r"evaluator.edit_values 'corrected' needs .*'exact'"):
+        replace(PAPER, evaluator=replace(EVALUATOR, edit_values="corrected", control_variate=False))
 
 
 def test_success_posterior_needs_a_value_that_is_a_probability() -> None:

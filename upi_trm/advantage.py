@@ -33,6 +33,8 @@ class Lookahead:
     """Q(s, a) = r + gamma U_n(s'); 0 at illegal edits."""
     mask: Bool[Tensor, "batch action"]
     """Legal edits, True = legal."""
+    undecided: Bool[Tensor, "batch action"]
+    """Legal edits whose outcome the checker does not know: their Q reads the network."""
     num_evaluated: int
     """Successors that needed the network."""
     num_successors: int
@@ -80,12 +82,15 @@ def look_ahead(
         q_row[live] += gamma * value.cpu().numpy()[back.ravel()]
         num_evaluated = len(chosen)
     shape = (len(plans), domain.spec.num_actions)
-    q, mask = np.zeros(shape, np.float32), np.zeros(shape, np.bool_)
+    q = np.zeros(shape, np.float32)
+    mask, undecided = np.zeros(shape, np.bool_), np.zeros(shape, np.bool_)
     q[found.state, found.action] = q_row
     mask[found.state, found.action] = True
+    undecided[found.state[live], found.action[live]] = True
     return Lookahead(
         q=torch.from_numpy(q).to(device),
         mask=torch.from_numpy(mask).to(device),
+        undecided=torch.from_numpy(undecided).to(device),
         num_evaluated=num_evaluated,
         num_successors=len(found.action),
     )

@@ -374,6 +374,7 @@ def _step(
     ahead = Lookahead(
         q=_tensor(mdp.action_value(value), device),
         mask=_tensor(mdp.mask, device),
+        undecided=_tensor(mdp.mask, device),
         num_evaluated=0,
         num_successors=0,
     )

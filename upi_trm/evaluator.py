@@ -47,6 +47,11 @@ class EvaluatorConfig:
     it will become. `improved` centres the control variates under pi_new: G(s_t) is then
     E_{pi_new}[Q(s_t, .)] plus the temporal differences along the edits made, without importance
     weights, as in Q(lambda) (Harutyunyan et al. 2016). Success far from the goal is seen sooner."""
+    edit_values: Literal["successor", "corrected"] = "successor"
+    """Q(s, a) of an edit that the checker does not decide: r + gamma U_n(s') (the paper), or the
+    same with a correction c(s, a) that the evaluator's edit head reads from the state before, added
+    to the logit (success) or to the value (score). A successor does not show whether the edit that
+    led to it was forced or guessed, the state before does. Needs improvement.advantage 'exact'."""
 
     def __post_init__(self) -> None:
         """Check ranges."""
@@ -108,6 +113,60 @@ def value_loss(
     if value == "score":
         return nn.functional.mse_loss(raw, target)
     return nn.functional.binary_cross_entropy_with_logits(raw, (target + phi).clamp(0.0, 1.0))
+
+
+def corrected_values(
+    q: Float[Tensor, "*edits"],
+    correction: Float[Tensor, "*edits"],
+    phi: Float[Tensor, "*states"],
+    *,
+    gamma: float,
+    value: Literal["success", "score"],
+) -> Float[Tensor, "*edits"]:
+    """Q(s, a) = r + gamma U_n(s') of undecided edits with the correction c(s, a) in it.
+
+    An undecided edit has r = gamma Phi(s') - Phi(s), so q + Phi(s) = gamma P(solve | s'): a success
+    evaluator gives gamma sigmoid(logit P + c) - Phi(s), another q + c.
+
+    Args:
+        q: r + gamma U_n(s').
+        correction: c(s, a), what the evaluator's edit head says at s.
+        phi: Phi(s), broadcast over the edits.
+        gamma: discount.
+        value: what the evaluator's head means.
+    """
+    raw = _head_units(q, phi, gamma=gamma, value=value) + correction
+    return raw if value == "score" else gamma * torch.sigmoid(raw) - phi
+
+
+def correction_loss(
+    q: Float[Tensor, " batch"],
+    correction: Float[Tensor, " batch"],
+    target: Float[Tensor, " batch"],
+    phi: Float[Tensor, " batch"],
+    *,
+    gamma: float,
+    value: Literal["success", "score"],
+) -> Float[Tensor, ""]:
+    """Regression of corrected edit values on the returns of the edits made, as `value_loss`."""
+    raw = _head_units(q, phi, gamma=gamma, value=value) + correction
+    if value == "score":
+        return nn.functional.mse_loss(raw, target)
+    success = ((target + phi) / gamma).clamp(0.0, 1.0)
+    return nn.functional.binary_cross_entropy_with_logits(raw, success)
+
+
+def _head_units(
+    q: Float[Tensor, "*edits"],
+    phi: Float[Tensor, "*states"],
+    *,
+    gamma: float,
+    value: Literal["success", "score"],
+) -> Float[Tensor, "*edits"]:
+    """Q = r + gamma U_n(s') as the evaluator's head would say it of s'."""
+    if value == "score":
+        return q
+    return ((q + phi) / gamma).clamp(1e-6, 1 - 1e-6).logit()
 
 
 def k_step_targets(

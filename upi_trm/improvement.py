@@ -148,11 +148,18 @@ def policy_probabilities(
     model: TinyRecursiveModel, states: StateBatch, *, chunk: int = 1024
 ) -> Float[Tensor, "batch action"]:
     """pi_phi(a | s) of many states; exactly 0 at illegal edits."""
-    parts = [
-        torch.softmax(edit_logits(model, states.select(slice(start, start + chunk))), dim=1)
-        for start in range(0, len(states), chunk)
-    ]
-    return torch.cat(parts)
+    return torch.softmax(all_edit_logits(model, states, chunk=chunk), dim=1)
+
+
+@torch.no_grad()
+def all_edit_logits(
+    model: TinyRecursiveModel, states: StateBatch, *, chunk: int = 1024
+) -> Float[Tensor, "batch action"]:
+    """`edit_logits` of many states, without gradient."""
+    parts = range(0, len(states), chunk)
+    return torch.cat(
+        [edit_logits(model, states.select(slice(start, start + chunk))) for start in parts]
+    )
 
 
 def exp_advantage(

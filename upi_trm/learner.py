@@ -43,6 +43,8 @@ from upi_trm.contraction import (
 from upi_trm.evaluator import (
     EvaluatorConfig,
     TargetNetwork,
+    corrected_values,
+    correction_loss,
     evaluate_states,
     k_step_targets,
     minibatches,
@@ -52,6 +54,7 @@ from upi_trm.evaluator import (
 from upi_trm.improvement import (
     DistillationReport,
     ImprovementConfig,
+    all_edit_logits,
     distil,
     exp_advantage,
     kl_divergence,
@@ -164,6 +167,11 @@ class LearnerConfig:
             raise ValueError(
                 f"improvement.alpha_rule {self.improvement.alpha_rule!r} needs evaluator.gamma"
                 " below 1, where Eq. 11 says something, got 1"
+            )
+        if self.evaluator.edit_values == "corrected" and self.improvement.advantage != "exact":
+            raise ValueError(
+                "evaluator.edit_values 'corrected' needs improvement.advantage 'exact', got"
+                f" {self.improvement.advantage!r}"
             )
         if self.evaluator.control_variate and (
             self.improvement.advantage != "exact" or self.improvement.lookahead_states
@@ -375,10 +383,12 @@ class UpiLearner:
     def fit_evaluator(self) -> dict[str, float]:
         """Phase 1: K-step bootstrapped regression of U_n on the replayed transitions."""
         config = self.config.evaluator
-        instances, plans, phis, targets = [], [], [], []
+        instances, plans, phis, targets, edits = [], [], [], [], []
         for past, trace in self._replayed():
             starts = None if trace is None else trace.evaluator.flatten(0, 1)
             targets.append(self.targets_of(past, self.target.model, starts).flatten())
+            if config.edit_values == "corrected":
+                edits.append(self._edits_made(past, starts, targets[-1]))
             instances.append(_flat(past.instance))
             plans.append(_flat(past.plan))
             phis.append(self.phi(past.score.ravel()))
@@ -388,15 +398,23 @@ class UpiLearner:
             np.concatenate(plans),
             Latents.join(self.traces) if self.traces else None,
         )
-        losses = []
+        made = torch.cat(edits, dim=1) if edits else None
+        losses, edit_losses = [], []
         for chosen in minibatches(
             len(states), batch_size=config.batch_size, passes=config.passes, generator=self.noise
         ):
             index = chosen.to(self.device)
             part = states.select(index)
             encoding = self.evaluator.encode(part)
-            raw = self.evaluator.value(self.evaluator.recur(encoding), encoding)
+            z = self.evaluator.recur(encoding)
+            raw = self.evaluator.value(z, encoding)
             loss = value_loss(raw, target[index], phi[index], value=config.value)
+            losses.append(loss.detach())
+            if made is not None:
+                correction = self.evaluator.edit_logits(z, encoding, part)
+                edit_loss = self._edit_loss(correction, made[:, index], phi[index])
+                edit_losses.append(edit_loss.detach())
+                loss = loss + edit_loss
             self.evaluator_optimiser.zero_grad(set_to_none=True)
             loss.backward()
             self.workers.average_gradients(self.evaluator)
@@ -406,14 +424,49 @@ class UpiLearner:
             if self.head_clamp is not None:
                 self.head_clamp.apply()
             self.target.update(self.evaluator)
-            losses.append(loss.detach())
         metrics = {
             "value_loss": float(torch.stack(losses).mean()),
             "value_mean": float(target.mean()),
         }
+        if edit_losses:
+            metrics["edit_loss"] = float(torch.stack(edit_losses).mean())
         if self.head_clamp is not None:
             metrics["value_head_norm"] = self.head_clamp.norm()
         return metrics
+
+    def _edits_made(
+        self,
+        past: Transitions,
+        starts: Float[Tensor, "batch place channel"] | None,
+        target: Float[Tensor, " batch"],
+    ) -> Float[Tensor, "3 batch"]:
+        """What corrections learn from: edit, r + gamma U_n(s') (NaN where decided), its return.
+
+        The target of the state has the advantage of the edit made taken out of it as a control
+        variate; the return of the edit has it back.
+        """
+        states = self._after(past, self.target.model, starts)
+        value = self._values(self.target.model, states, past.next_score.ravel())
+        q = self._tensor(past.reward.ravel()) + self.config.evaluator.gamma * value
+        q = q.masked_fill(self._tensor(past.terminated.ravel()), torch.nan)
+        if self.config.evaluator.control_variate:
+            target = target + self._tensor(past.advantage.ravel())
+        return torch.stack([self._tensor(past.action.ravel()).to(target.dtype), q, target])
+
+    def _edit_loss(
+        self,
+        correction: Float[Tensor, "batch action"],
+        made: Float[Tensor, "3 batch"],
+        phi: Float[Tensor, " batch"],
+    ) -> Float[Tensor, ""]:
+        """Mean loss of the corrected values of undecided edits."""
+        config = self.config.evaluator
+        edit, q, target = made[:, ~made[1].isnan()]
+        of_edit = correction[~made[1].isnan()].gather(1, edit.long()[:, None]).squeeze(1)
+        loss = correction_loss(
+            q, of_edit, target, phi[~made[1].isnan()], gamma=config.gamma, value=config.value
+        )
+        return loss if len(q) else correction.sum() * 0.0
 
     def _replayed(self) -> list[tuple[Transitions, Latents | None]]:
         """The replayed transitions, oldest first, with their latents where they are persistent."""
@@ -450,7 +503,7 @@ class UpiLearner:
         weight = torch.ones(count, device=self.device)
         alpha = config.alpha
         if config.advantage == "exact":
-            ahead = self.look_ahead(instances, plans, starts)
+            ahead = self.edit_values(instances, plans, states=value_states)
             clock.mark("lookahead")
             advantage = centred_advantage(ahead.q, policy, ahead.mask)
             phi = self.phi(score)
@@ -691,6 +744,22 @@ class UpiLearner:
             device=self.device,
             successor_value=successor_value,
         )
+
+    def edit_values(
+        self, instances: Int8Array, plans: Int8Array, *, states: StateBatch
+    ) -> Lookahead:
+        """Q(s, a) that the improvement uses: `look_ahead`, corrected where the recipe says so.
+
+        `states` are the same states as the evaluator sees them.
+        """
+        ahead = self.look_ahead(instances, plans, states.start)
+        config = self.config.evaluator
+        if config.edit_values == "successor":
+            return ahead
+        phi = self.phi(self.domain.check(instances, plans).score)[:, None]
+        correction = all_edit_logits(self.evaluator, states)
+        q = corrected_values(ahead.q, correction, phi, gamma=config.gamma, value=config.value)
+        return replace(ahead, q=torch.where(ahead.undecided, q, ahead.q))
 
     def _from_parents(
         self,
