@@ -13,9 +13,7 @@ from typing import Any, cast
 from baselines.algorithms import METHODS, SECTIONS, A2cConfig, Algorithm, DqnConfig, PpoConfig
 from trm.model import ModelConfig
 from trm.recipe import load_recipe
-
-_PACKAGE = Path(__file__).resolve().parent
-_FOLDERS = (_PACKAGE / "configs", _PACKAGE.parent / "configs" / "baselines")
+from trm.shipped import shipped_file, shipped_folder, shipped_names
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,7 +168,7 @@ def check_algorithm(name: str | None) -> None:
 
 def recipe_names() -> list[str]:
     """Names of the shipped recipes, sorted: `<algorithm>-<task>`."""
-    return sorted(path.stem for path in config_folder().glob("*.yaml"))
+    return shipped_names(config_folder())
 
 
 def recipe_path(name: str) -> Path:
@@ -179,14 +177,9 @@ def recipe_path(name: str) -> Path:
     Raises:
         ValueError: if no such recipe ships; names the nearest one.
     """
-    stem, names = name.removesuffix(".yaml"), recipe_names()
-    if stem not in names:
-        near = difflib.get_close_matches(stem, names, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(names) or 'none'}"
-        raise ValueError(f"recipe: no recipe is called {name!r}; {hint}")
-    return config_folder() / f"{stem}.yaml"
+    return shipped_file(name, config_folder())
 
 
 def config_folder() -> Path:
     """Where the shipped recipes and search spaces lie."""
-    return next((folder for folder in _FOLDERS if folder.is_dir()), _FOLDERS[-1])
+    return shipped_folder(Path(__file__).resolve().parent, "baselines")

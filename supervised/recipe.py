@@ -4,7 +4,6 @@ One YAML file is one run: `configs/supervised/<method>-<data>[-<size>].yaml` in 
 `supervised/configs` in a wheel. `trm.recipe.load_recipe` reads them into a `SupervisedRecipe`.
 """
 
-import difflib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -16,12 +15,11 @@ from supervised.distill import DistillConfig
 from supervised.trm_objective import ActConfig
 from trm.optim import OptimiserConfig
 from trm.recursion import RecursionSchedule
+from trm.shipped import shipped_file, shipped_folder, shipped_names
 from trm.token_model import TokenModelConfig, TokenShape
 
 ARC_VOCABULARY, ARC_POSITIONS = 12, 900
 """Padding, end of grid and ten colours, on a canvas of 30 x 30 (REFERENCE.md A)."""
-_PACKAGE = Path(__file__).resolve().parent
-_FOLDERS = (_PACKAGE / "configs", _PACKAGE.parent / "configs" / "supervised")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,7 +154,7 @@ def token_shape(recipe: SupervisedRecipe) -> TokenShape:
 
 def recipe_names(folder: Path | None = None) -> list[str]:
     """Names of the shipped recipes, sorted; of runs, or of another kind by its folder."""
-    return sorted(path.stem for path in (folder or config_folder()).glob("*.yaml"))
+    return shipped_names(folder or config_folder())
 
 
 def find_recipe(name: str, folder: Path | None = None) -> Path:
@@ -167,12 +165,7 @@ def find_recipe(name: str, folder: Path | None = None) -> Path:
     """
     if Path(name).is_file():
         return Path(name)
-    stem, names = name.removesuffix(".yaml"), recipe_names(folder)
-    if stem not in names:
-        near = difflib.get_close_matches(stem, names, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(names) or 'none'}"
-        raise ValueError(f"recipe: no recipe is called {name!r}; {hint}")
-    return (folder or config_folder()) / f"{stem}.yaml"
+    return shipped_file(name, folder or config_folder())
 
 
 def cache_recipes() -> Path:
@@ -182,4 +175,4 @@ def cache_recipes() -> Path:
 
 def config_folder() -> Path:
     """Where the shipped recipes lie."""
-    return next((folder for folder in _FOLDERS if folder.is_dir()), _FOLDERS[-1])
+    return shipped_folder(Path(__file__).resolve().parent, "supervised")

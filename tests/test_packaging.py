@@ -81,7 +81,7 @@ def test_an_unknown_recipe_is_refused_with_the_nearest_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "sudoku4x4.yaml").touch()
-    monkeypatch.setattr(recipes, "_FOLDERS", (tmp_path,))
+    monkeypatch.setattr(recipes, "_FOLDER", tmp_path)
     assert recipes.recipe_path("sudoku4x4.yaml") == tmp_path / "sudoku4x4.yaml"
     with pytest.raises(ValueError, match=r"'sudoku4x5'; did you mean sudoku4x4\?"):
         recipes.recipe_path("sudoku4x5")
