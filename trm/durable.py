@@ -8,6 +8,7 @@ Every function raises plain `OSError`.
 import contextlib
 import fcntl
 import os
+import threading
 import weakref
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,7 +25,8 @@ def write_durably(path: Path, data: bytes) -> None:
 
 def replace_durably(path: Path, data: bytes) -> None:
     """Give `path` new content in one step: at any moment it holds the old or the new one."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    # Native ids are unique among all threads of a machine, so that no two writers share the file.
+    temporary = path.with_name(f".{path.name}.{threading.get_native_id()}.tmp")
     try:
         write_durably(temporary, data)
         os.replace(temporary, path)
