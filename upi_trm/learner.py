@@ -386,9 +386,10 @@ class UpiLearner:
         instances, plans, phis, targets, edits = [], [], [], [], []
         for past, trace in self._replayed():
             starts = None if trace is None else trace.evaluator.flatten(0, 1)
-            targets.append(self.targets_of(past, self.target.model, starts).flatten())
+            next_value = self._next_values(past, self.target.model, starts)
+            targets.append(self._targets(past, next_value).flatten())
             if config.edit_values == "corrected":
-                edits.append(self._edits_made(past, starts, targets[-1]))
+                edits.append(self._edits_made(past, next_value, targets[-1]))
             instances.append(_flat(past.instance))
             plans.append(_flat(past.plan))
             phis.append(self.phi(past.score.ravel()))
@@ -437,7 +438,7 @@ class UpiLearner:
     def _edits_made(
         self,
         past: Transitions,
-        starts: Float[Tensor, "batch place channel"] | None,
+        next_value: Float[Tensor, " batch"],
         target: Float[Tensor, " batch"],
     ) -> Float[Tensor, "3 batch"]:
         """What corrections learn from: edit, r + gamma U_n(s') (NaN where decided), its return.
@@ -445,9 +446,7 @@ class UpiLearner:
         The target of the state has the advantage of the edit made taken out of it as a control
         variate; the return of the edit has it back.
         """
-        states = self._after(past, self.target.model, starts)
-        value = self._values(self.target.model, states, past.next_score.ravel())
-        q = self._tensor(past.reward.ravel()) + self.config.evaluator.gamma * value
+        q = self._tensor(past.reward.ravel()) + self.config.evaluator.gamma * next_value
         q = q.masked_fill(self._tensor(past.terminated.ravel()), torch.nan)
         if self.config.evaluator.control_variate:
             target = target + self._tensor(past.advantage.ravel())
@@ -461,10 +460,11 @@ class UpiLearner:
     ) -> Float[Tensor, ""]:
         """Mean loss of the corrected values of undecided edits."""
         config = self.config.evaluator
-        edit, q, target = made[:, ~made[1].isnan()]
-        of_edit = correction[~made[1].isnan()].gather(1, edit.long()[:, None]).squeeze(1)
+        undecided = ~made[1].isnan()
+        edit, q, target = made[:, undecided]
+        of_edit = correction[undecided].gather(1, edit.long()[:, None]).squeeze(1)
         loss = correction_loss(
-            q, of_edit, target, phi[~made[1].isnan()], gamma=config.gamma, value=config.value
+            q, of_edit, target, phi[undecided], gamma=config.gamma, value=config.value
         )
         return loss if len(q) else correction.sum() * 0.0
 
@@ -802,15 +802,26 @@ class UpiLearner:
         Persistent z: `starts` are the evaluator's latents at the states before the edits; that of
         the state after starts where `model` brings them.
         """
-        shape = past.action.shape
-        states = self._after(past, model, starts)
-        next_value = self._values(model, states, past.next_score.ravel()).view(shape)
+        return self._targets(past, self._next_values(past, model, starts))
+
+    def _next_values(
+        self,
+        past: Transitions,
+        model: TinyRecursiveModel,
+        starts: Float[Tensor, "batch place channel"] | None,
+    ) -> Float[Tensor, " batch"]:
+        """V_bar of the states after the edits of a rollout."""
+        return self._values(model, self._after(past, model, starts), past.next_score.ravel())
+
+    def _targets(
+        self, past: Transitions, next_value: Float[Tensor, " batch"]
+    ) -> Float[Tensor, "step plan"]:
         reward = past.reward
         if self.config.evaluator.control_variate:
             reward = reward - past.advantage
         return k_step_targets(
             self._tensor(reward),
-            next_value,
+            next_value.view(past.action.shape),
             self._tensor(past.terminated),
             self._tensor(past.truncated),
             k_steps=self.config.evaluator.k_steps,
