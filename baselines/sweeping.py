@@ -8,7 +8,15 @@ from typing import Any
 
 from baselines.recipe import BaselineRecipe, recipe_names, recipe_path
 
-__all__ = ["finished_at", "options", "recipe", "recipe_names", "recipe_path", "resume_words"]
+__all__ = [
+    "finished_at",
+    "options",
+    "recipe",
+    "recipe_names",
+    "recipe_path",
+    "resume_words",
+    "steps_field",
+]
 
 recipe = BaselineRecipe
 """Dataclass of the recipes."""

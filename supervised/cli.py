@@ -8,7 +8,7 @@ import click
 
 from supervised.data_cli import data
 from supervised.planner_cli import cache, diagnose, distill, vote
-from supervised.train_cli import evaluate_run, import_checkpoint, info, train
+from supervised.train_cli import compare, evaluate_run, import_checkpoint, info, train
 
 
 @click.group()
@@ -17,7 +17,7 @@ def supervised() -> None:
 
 
 for command in (
-    *(train, evaluate_run, info, import_checkpoint, data),
+    *(train, evaluate_run, compare, info, import_checkpoint, data),
     *(cache, distill, diagnose, vote),
 ):
     supervised.add_command(command)

@@ -65,6 +65,9 @@ class StepFigures:
     """Supervised tokens that equal the label's, mean over examples."""
     valid: float
     """The domain's checker accepts the prediction."""
+    violated: float
+    """The checker finds a violated constraint in it; what is neither valid nor violated is
+    incomplete, or changes what was given."""
     loss: float
     """Mean StableMax cross-entropy of the label, nats."""
     hamming: float
@@ -232,11 +235,14 @@ def _run(
         predicted = readout.guided.argmax(dim=-1)
         if before is None:
             before = readout.reference.argmax(dim=-1)
+        verdict = dataset.verdict(batch, predicted)
+        violated = ~verdict.solved & (verdict.violations > 0)
         margin = advantage_margin(readout.reference, readout.conditional, labels)
         figures: dict[str, Tensor] = {
             "exact": exact(predicted, labels),
             "token_accuracy": token_accuracy(predicted, labels),
-            "valid": torch.from_numpy(dataset.verdict(batch, predicted).solved),
+            "valid": torch.from_numpy(verdict.solved),
+            "violated": torch.from_numpy(violated),
             "loss": sample_losses(readout.guided, labels, kind="stablemax"),
             "hamming": hamming_distance(predicted, labels),
             "changed": ((predicted != before) & supervised).sum(dim=1),

@@ -181,6 +181,7 @@ def distill(
     """Train a student of the run TEACHER (TRM-Planner, stage II).
 
     A recipe without the section distill is a control and takes no cache. `train --resume` goes on.
+    `--set distill.cache=CACHE` does as well as `--cache CACHE`.
     """
     placement = make_placement(**where)
     from supervised import trainer
@@ -188,11 +189,11 @@ def distill(
     from trm.recipe import load_recipe
 
     path = find_recipe(recipe)
-    taught = load_recipe(SupervisedRecipe, path, overrides).distill is not None
-    if taught != (folder is not None):
-        raise click.UsageError(
-            "--cache is missing: the recipe distils" if taught else "--cache: the recipe uses none"
-        )
+    section = load_recipe(SupervisedRecipe, path, overrides).distill
+    if section is None and folder is not None:
+        raise click.UsageError("--cache: the recipe uses none")
+    if section is not None and section.cache is None and folder is None:
+        raise click.UsageError("--cache is missing: the recipe distils")
     named = [f"teacher={json.dumps(str(teacher.resolve()))}"]
     if folder is not None:
         named.append(f"distill.cache={json.dumps(str(folder.resolve()))}")

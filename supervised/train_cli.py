@@ -1,4 +1,4 @@
-"""`upi-trm supervised train | eval | info | import`; `supervised.cli` hangs them on its group.
+"""`upi-trm supervised train | eval | compare | info | import`, for the group of `supervised.cli`.
 
 Everything that costs time to import (torch, numba) stands inside the commands.
 """
@@ -256,6 +256,54 @@ def _show(found: Any) -> None:
         if figures is not None:
             text = ", ".join(f"{key} {value:.3f}" for key, value in figures.items())
             console.print(f"{name}: {text}", highlight=False)
+
+
+@click.command()
+@click.argument(
+    "paths",
+    metavar="SWEEP|RECORD.json...",
+    nargs=-1,
+    required=True,
+    type=click.Path(path_type=Path),
+)
+@click.option("--against", metavar="ROW", help="Show differences to a row, or to its first word.")
+@click.option(
+    "--figure",
+    default="commit_valid",
+    show_default=True,
+    help="What differences are of; exact where it was not measured.",
+)
+@click.option("--save", metavar="FILE", type=click.Path(path_type=Path), help="Keep all records.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object on one line.")
+def compare(
+    *, paths: tuple[Path, ...], against: str | None, figure: str, save: Path | None, as_json: bool
+) -> None:
+    """Show the runs of supervised sweeps: a row a setting over its seeds.
+
+    Figures are of the last checkpoint on unseen examples; the peak is the best of the evaluations
+    on validation examples while training. `--against final` pairs every row with the one whose
+    first word is `final` and which is the same else, seed by seed.
+    """
+    from rich.console import Console
+
+    from supervised.comparing import differences, read_records, rows_of, tables
+    from trm.durable import replace_durably
+
+    records = read_records(paths)
+    rows = rows_of(records)
+    found = [] if against is None else differences(records, against=against, figure=figure)
+    if save is not None:
+        lines = ",\n".join(json.dumps(record) for record in records)
+        replace_durably(save, f'{{"records": [\n{lines}\n]}}\n'.encode())
+    if as_json:
+        shown = {
+            "rows": [dataclasses.asdict(row) for row in rows],
+            "differences": [dataclasses.asdict(one) for one in found],
+        }
+        click.echo(json.dumps(shown))
+        return
+    for table in tables(rows, found):
+        Console().print(table)
 
 
 @click.command()

@@ -111,7 +111,7 @@ def test_help_needs_neither_torch_nor_sb3() -> None:
 def test_sweeps_know_how_baselines_are_trained(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert {name for name in SweepCommand.__dataclass_fields__} <= set(dir(baselines.sweeping))
+    assert set(baselines.sweeping.__all__) <= set(SweepCommand.__dataclass_fields__)
     point = EntryPoint("baselines.train", "baselines.sweeping", "upi_trm.sweeps")
     monkeypatch.setattr("upi_trm.sweep.entry_points", lambda group: [point])
     spec = tmp_path / "spec.yaml"

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
+from plan_envs.evaluation import student_t_interval, t_quantile
 from trm.device import Placement
 from trm.run import Run
 from upi_trm import cli, records
@@ -20,8 +21,6 @@ from upi_trm.compare import (
     learning_curve,
     save_plot,
     stratified_bootstrap,
-    student_t_interval,
-    t_quantile,
 )
 from upi_trm.experiments_cli import compare
 from upi_trm.records import Record, keep_record, parse_record, read_records

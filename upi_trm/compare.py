@@ -7,7 +7,6 @@ a record whose improvement is not its mean score less that of the untouched inst
 """
 
 import importlib
-import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -19,7 +18,7 @@ from jaxtyping import Float
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from plan_envs.evaluation import wilson_interval
+from plan_envs.evaluation import student_t_interval, wilson_interval
 from upi_trm.records import Record
 
 _CONFIDENCE = 0.95
@@ -152,35 +151,6 @@ def compare_records(records: Sequence[Record]) -> Comparison:
 
 
 # --- Statistics
-
-
-def student_t_interval(values: Sequence[float]) -> tuple[float, float]:
-    """95% interval of the mean of two values or more, mean -+ t s / sqrt(n)."""
-    mean, count = statistics.mean(values), len(values)
-    half = t_quantile(count - 1) * statistics.stdev(values) / math.sqrt(count)
-    return mean - half, mean + half
-
-
-def t_quantile(freedom: int) -> float:
-    """The t for which Student's distribution has 95% of its mass in [-t, t]."""
-    low, high = 0.0, 20.0
-    for _ in range(60):
-        middle = (low + high) / 2
-        low, high = (middle, high) if _t_mass(middle, freedom) < _CONFIDENCE else (low, middle)
-    return (low + high) / 2
-
-
-def _t_mass(t: float, freedom: int) -> float:
-    """Mass in [-t, t]: the finite series of Abramowitz and Stegun 26.7.3 and 26.7.4."""
-    angle = math.atan(t / math.sqrt(freedom))
-    odd = freedom % 2
-    term = math.cos(angle) if odd else 1.0
-    total = 0.0
-    for k in range(1 + odd, freedom, 2):
-        total += term
-        term *= math.cos(angle) ** 2 * k / (k + 1)
-    total *= math.sin(angle)
-    return 2 / math.pi * (angle + total) if odd else total
 
 
 def interquartile_mean(scores: Float[np.ndarray, "*batch run"]) -> Float[np.ndarray, "*batch"]:

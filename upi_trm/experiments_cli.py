@@ -39,20 +39,31 @@ def sweep(
     address: str | None,
     dry_run: bool,
 ) -> None:
-    """Train and evaluate every point of a sweep.
+    """Train and evaluate every point of a sweep, of any learner.
 
     Give a spec file or the name of a shipped one. The same command goes on after an interruption:
     finished runs are skipped, interrupted ones resumed, failed ones tried again. Exit code 1 when a
     run failed, 130 after Ctrl-C, which lets runs save.
     """
-    from upi_trm.sweep import plan_sweep, point_states, run_sweep, sweep_path
+    from upi_trm.sweep import (
+        place_sweep,
+        plan_sweep,
+        point_states,
+        prepared_path,
+        run_sweep,
+        sweep_path,
+    )
 
     path = sweep_path(spec)
     planned = plan_sweep(path)
     out = Path("runs") / planned.name if out is None else out
     if dry_run:
         states = point_states(planned, out)
-        for point in planned.points:
+        placed = place_sweep(planned, out)
+        for one in placed.preparations:
+            words = ["upi-trm", *one.words, "--out", str(prepared_path(out, one.name))]
+            click.echo(f"{'prepare':<12} {shlex.join(words)}")
+        for point in placed.points:
             words = ["upi-trm", *point.start, "--out", str(out / point.name)]
             click.echo(f"{states[point.name]:<12} {shlex.join(words)}")
         done = sum(state == "finished" for state in states.values())
@@ -63,7 +74,8 @@ def sweep(
     def show(change: Any) -> None:
         text = f"[{change.num_finished}/{total}] {change.point.name}: {change.state}"
         if change.state == "finished":
-            text += f", {change.success_rate:.1%} solved"
+            shown = (f"{name} {share:.1%}" for name, share in change.figures.items())
+            text += ", " + ", ".join(shown)
             text += f" ({change.seconds:.0f} s)" if change.seconds else " before"
         click.echo(f"{text}: {change.detail}" if change.detail else text, err=True)
 
@@ -80,7 +92,7 @@ def sweep(
     summary = ", ".join(f"{count} {state}" for state, count in counts.items())
     click.echo(f"{out}: {summary}")
     if counts.get("finished"):
-        click.echo(f"  upi-trm compare {out}")
+        click.echo(f"  {shlex.join(['upi-trm', *planned.command.compare, str(out)])}")
     if counts.get("failed"):
         sys.exit(_EXIT_FAILED)
     if len(counts) > 1 or "finished" not in counts:

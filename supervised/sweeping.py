@@ -1,0 +1,150 @@
+"""What `upi-trm sweep` must know of `upi-trm supervised train` and `distill`, and their records.
+
+The entry points `supervised.train` and `supervised.distill` of the group `upi_trm.sweeps` name the
+two `Sweeping`s below; their attributes are those of `upi_trm.sweep.SweepCommand`, which a learner
+may not import. `make_record` gives what a finished run is worth, as JSON values.
+"""
+
+import dataclasses
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from supervised.recipe import SupervisedRecipe, find_recipe, recipe_names
+
+RECORD_VERSION: Final = 1
+"""Of the records."""
+
+GUIDANCES: Final = (0.5, 1.0, 2.0)
+"""Weights w of l_u + w (l_c - l_u) that a record has figures for."""
+
+_SEED_SUFFIX: Final = re.compile(r"-seed\d+(-\d{8}-\d{6})?$")
+
+
+def finished_at(recipe: Any) -> int:
+    """Optimiser steps of a finished run; 0 where CPU time ends it, which `make_record` checks."""
+    return 0 if recipe.schedule.cpu_seconds is not None else int(recipe.schedule.steps)
+
+
+def make_record(folder: Path, num: int) -> dict[str, Any]:
+    """What the newest checkpoint of a run is worth on the test split, and what it cost.
+
+    Args:
+        folder: of a run of kind "supervised".
+        num: unseen examples, fewer where the split has fewer.
+
+    Raises:
+        RuntimeError: the run's budget is not spent.
+    """
+    from supervised.commit import evaluate_commit
+    from supervised.evaluation import EvalOptions, evaluate
+    from supervised.trainer import RUN_KIND, load_model, open_data
+    from trm.device import Placement
+    from trm.run import Run
+
+    placement = Placement(threads=1)
+    placement.apply()
+    run = Run.open(folder, kind=RUN_KIND)
+    checkpoint = run.load_checkpoint()
+    model, recipe = load_model(run, placement=placement)
+    _check_spent(folder, recipe, checkpoint.step, checkpoint.state["train_seconds"])
+    dataset = open_data(recipe.data, "test", seed=run.info.seed, num=num)
+    feeds = "input" if recipe.dis is None else recipe.dis.feeds
+    found = {
+        weight: evaluate(model, dataset, EvalOptions(guidance=weight, feeds=feeds, num=num))
+        for weight in GUIDANCES
+    }
+    plain = found[1.0]
+    committed = None
+    if run.info.env.startswith(("sudoku", "queens")):
+        committed = dataclasses.asdict(evaluate_commit(model, dataset, feeds=feeds, num=num))
+    metrics = run.read_metrics()
+    evaluated = [line for line in metrics if "exact" in line]
+    best = max(evaluated, key=lambda line: line["exact"], default=None)
+    last = plain.last
+    return {
+        "format_version": RECORD_VERSION,
+        "kind": RUN_KIND,
+        "run": folder.name,
+        "recipe": _SEED_SUFFIX.sub("", folder.name),
+        "recipe_hash": run.info.recipe_hash,
+        "seed": run.info.seed,
+        "step": checkpoint.step,
+        "env": run.info.env,
+        "data": dataset.info.name,
+        "data_hash": run.info.extra.get("data_hash"),
+        "num_instances": plain.num,
+        "commit_valid": None if committed is None else committed["valid"],
+        **plain.to_json_dict(),
+        "failures": {"violated": last.violated, "incomplete": 1 - last.valid - last.violated},
+        "committed": committed,
+        "guidance": [
+            {"weight": weight, "exact": one.last.exact, "valid": one.last.valid}
+            for weight, one in found.items()
+        ],
+        "validation": [
+            {"step": line["step"], "exact": line["exact"], "valid": line["valid"]}
+            for line in evaluated
+        ],
+        "peak": None if best is None else {"step": best["step"], "exact": best["exact"]},
+        "train_exact": _last(metrics, "train_exact"),
+        "taught": _last(metrics, "train_taught"),
+        "sample_passes": _last(metrics, "sample_passes"),
+        "passes": recipe.recursion.calls,
+        "parameters": model.num_parameters,
+        "train_cpu_seconds": checkpoint.state["train_seconds"],
+        "cache": _cache_of(recipe),
+        "command": run.info.command,
+        "commit": run.info.provenance.get("git"),
+    }
+
+
+def _check_spent(folder: Path, recipe: SupervisedRecipe, step: int, seconds: float) -> None:
+    limit = recipe.schedule.cpu_seconds
+    if step < recipe.schedule.steps and (limit is None or seconds < limit):
+        raise RuntimeError(
+            f"{folder}: stopped after {step} of {recipe.schedule.steps} steps; run the sweep again"
+        )
+
+
+def _last(metrics: Sequence[Any], name: str) -> int | float | None:
+    values = [line[name] for line in metrics if name in line]
+    return values[-1] if values else None
+
+
+def _cache_of(recipe: SupervisedRecipe) -> dict[str, Any] | None:
+    """What the teacher's cache cost, which the student's own time does not hold."""
+    if recipe.distill is None or recipe.distill.cache is None:
+        return None
+    from supervised.teacher_cache import cache_info
+
+    info = cache_info(Path(recipe.distill.cache))
+    return {"cpu_seconds": info.cpu_seconds, "teacher_steps": info.teacher_steps}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Sweeping:
+    """A command that sweeps run; see `upi_trm.sweep.SweepCommand`."""
+
+    path_words: tuple[str, ...] = ()
+    recipe: type = SupervisedRecipe
+    recipe_names: Callable[[], Sequence[str]] = recipe_names
+    recipe_path: Callable[[str], Path] = find_recipe
+    steps_field: str = "schedule.steps"
+    finished_at: Callable[[Any], int] = finished_at
+    make_record: Callable[[Path, int], dict[str, Any]] = make_record
+    figures: tuple[str, ...] = ("exact", "valid", "commit_valid")
+    options: tuple[str, ...] = ()
+    takes_env: bool = False
+    resume: tuple[str, ...] = ("supervised", "train")
+    resume_words: bool = True
+    compare: tuple[str, ...] = ("supervised", "compare")
+
+
+train = Sweeping()
+"""`upi-trm supervised train`."""
+
+distill = Sweeping(path_words=("teacher",))
+"""`upi-trm supervised distill TEACHER`."""
