@@ -124,7 +124,11 @@ def test_what_is_prepared_is_named_in_later_words_and_placed_below_the_sweep(
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ("distill {teacher}", "distill {techer}", r"command: \{techer\}.*did you mean \{teacher\}"),
+        (
+            "distill {teacher}",
+            "distill {teacher2}",
+            r"command: \{teacher2\}.*did you mean \{teacher\}",
+        ),
         ("build {teacher}", "build {few}", r"prepare: few: \{few\} is not prepared before"),
         ('["{few}"]', '["{fewer}"]', r"grid: distill.cache: \{fewer\} is not prepared"),
         ("distill {teacher}", "distill", "must name the teacher's path"),
