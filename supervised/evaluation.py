@@ -17,6 +17,7 @@ from torch import Tensor
 
 from supervised.datasets import TokenBatch, TokenDataset
 from supervised.objective import exact, sample_losses, token_accuracy
+from supervised.processes import Processes
 from supervised.reading import advantage_margin, guided_logits, hamming_distance
 from trm.recursion import Latents
 from trm.stablemax import IGNORE
@@ -122,6 +123,7 @@ def evaluate(
     options: EvalOptions | None = None,
     *,
     generator: torch.Generator | None = None,
+    processes: Processes | None = None,
 ) -> Evaluation:
     """Unroll the model on a data set.
 
@@ -130,20 +132,26 @@ def evaluate(
         dataset: examples are taken as stored, in order.
         options: see `EvalOptions`.
         generator: on the CPU, needed with noise.
+        processes: each of them takes a share of the examples, and all get the figures of all; what
+            they send each other are figures of examples, never logits. None: alone.
     """
-    options = options or EvalOptions()
+    options, processes = options or EvalOptions(), processes or Processes()
     num = len(dataset) if options.num is None else min(options.num, len(dataset))
     if num < 1:
         raise ValueError("num must be at least 1: there is no example to evaluate")
     device = model.start_h.device
     tables, chosen = [], []
-    for first in range(0, num, options.batch_size):
-        index = np.arange(first, min(num, first + options.batch_size))
+    begin, end = (num * share // processes.world for share in (processes.rank, processes.rank + 1))
+    for first in range(begin, end, options.batch_size):
+        index = np.arange(first, min(end, first + options.batch_size))
         batch = dataset.batch(index).to(device)
         runs = [_run(model, dataset, batch, options, generator) for _ in range(options.samples)]
         tables.append(runs[0])
         if options.samples > 1:
             chosen.append(_select(runs))
+    every = processes.gather((tables, chosen))
+    tables = [table for part, _ in every for table in part]
+    chosen = [table for _, part in every for table in part]
     whole = {name: torch.cat([table[name] for table in tables], dim=1) for name in tables[0]}
     return Evaluation(
         num=num,

@@ -6,6 +6,7 @@ carried batch, the stream of samples, the optimiser, the running average and eve
 in its checkpoints.
 """
 
+import contextlib
 import dataclasses
 import time
 from collections.abc import Mapping, Sequence
@@ -412,16 +413,15 @@ class _Training:
         return means | {"sample_passes": sum(drawn for _, drawn in every)}
 
     def evaluate(self) -> Evaluation:
-        """Validation examples, with the running average where there is one."""
+        """Validation examples, shared among the processes, with the running average if any."""
         options = EvalOptions(
             num=self.recipe.schedule.evaluate_num,
             feeds="input" if self.recipe.dis is None else self.recipe.dis.feeds,
         )
         with self.placement.autocast():
-            if self.average is None:
-                return evaluate(self.model, self.validation, options)
-            with self.average.in_place():
-                return evaluate(self.model, self.validation, options)
+            swapped = self.average.in_place() if self.average else contextlib.nullcontext()
+            with swapped:
+                return evaluate(self.model, self.validation, options, processes=self.processes)
 
     def _log(self, metrics: Mapping[str, float], progress: TrainingProgress) -> None:
         if self.run is not None:

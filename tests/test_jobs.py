@@ -15,6 +15,7 @@ from typing import Any
 import job_cases
 import pytest
 
+from trm import jobs as jobs_module
 from trm.jobs import Job, JobResult, map_jobs
 
 
@@ -189,6 +190,46 @@ def test_a_backend_that_is_not_installed_names_the_extra(
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(ValueError, match=r"upi-trm\[cluster\]"):
         map_jobs([_job(tmp_path, "a")], backend="ray")
+
+
+class SlowRay:
+    """Ray, as far as starting goes; the first `failures` starts take too long."""
+
+    def __init__(self, failures: int) -> None:
+        self.failures, self.starts, self.shut = failures, 0, 0
+
+    def is_initialized(self) -> bool:
+        return False
+
+    def init(self, **options: object) -> None:
+        self.starts += 1
+        if self.starts <= self.failures:
+            raise Exception("The current node\ntimed out during startup.")
+
+    def shutdown(self) -> None:
+        self.shut += 1
+
+
+@pytest.mark.parametrize("failures", [0, 2])
+def test_a_cluster_that_starts_too_slowly_is_started_again(
+    monkeypatch: pytest.MonkeyPatch, failures: int
+) -> None:
+    slow = SlowRay(failures)
+    monkeypatch.setitem(sys.modules, "ray", slow)
+    with jobs_module._ray(None, workers=2, threads=1) as ray:
+        assert ray is slow
+        assert (slow.starts, slow.shut) == (failures + 1, failures)
+    assert slow.shut == failures + 1
+
+
+def test_a_cluster_that_never_starts_is_named_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slow = SlowRay(99)
+    monkeypatch.setitem(sys.modules, "ray", slow)
+    with pytest.raises(ValueError, match=r"Ray at this machine can't be used: .*node timed out"):
+        map_jobs([_job(tmp_path, "a")], backend="ray")
+    assert slow.starts == slow.shut == 3
 
 
 # Ray: a local cluster for each test.

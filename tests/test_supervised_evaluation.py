@@ -13,6 +13,7 @@ from plan_envs.queens_boards import count_completions
 from supervised.commit import commit_decode, evaluate_commit
 from supervised.datasets import BoardDataset
 from supervised.evaluation import EvalOptions, evaluate, unroll_steps
+from supervised.processes import Processes
 from supervised.reading import advantage_margin, guided_logits, hamming_distance
 from trm.recursion import RecursionSchedule
 from trm.stablemax import IGNORE
@@ -127,6 +128,25 @@ def test_a_batch_of_many_is_as_many_batches_of_one() -> None:
     for a, b in zip(whole.curve, single.curve, strict=True):
         assert a.loss == pytest.approx(b.loss, rel=1e-5) and a.exact == b.exact
         assert a.margin == pytest.approx(b.margin, abs=1e-5)
+
+
+@pytest.mark.parametrize("num", [5, 1])
+def test_processes_that_share_the_examples_get_the_figures_of_all(num: int) -> None:
+    data = sudoku(5)
+    model = model_for(data)
+    parts: dict[int, Any] = {}
+
+    class OneOfTwo(Processes):
+        def gather(self, value: Any) -> list[Any]:
+            parts[self.rank] = value
+            return [parts[rank] for rank in sorted(parts)]
+
+    alone = evaluate(model, data, EvalOptions(batch_size=1, num=num))
+    for rank in (1, 0):
+        shared = EvalOptions(batch_size=1, num=num)
+        found = evaluate(model, data, shared, processes=OneOfTwo(rank=rank, world=2))
+    assert found == alone
+    assert [len(tables) for tables, _ in (parts[0], parts[1])] == [num // 2, num - num // 2]
 
 
 def test_guidance_one_is_the_model_and_zero_repeats_the_step_before() -> None:

@@ -149,7 +149,11 @@ def test_two_processes_take_the_steps_of_one_with_the_same_batch(tmp_path: Path)
         [line[name] for line in run.read_metrics() if name in line] for run in (alone, two)
     )
     assert len(one) == 3 and one == pytest.approx(both, rel=1e-4)
-    assert two.read_metrics()[-1]["sample_passes"] == alone.read_metrics()[-1]["sample_passes"]
+    last, both_last = alone.read_metrics()[-1], two.read_metrics()[-1]
+    assert both_last["sample_passes"] == last["sample_passes"]
+    # Each evaluates half of the 20 validation examples; one token of theirs is 1 / 320.
+    assert both_last["token_accuracy"] == pytest.approx(last["token_accuracy"], abs=0.01)
+    assert both_last["loss"] == pytest.approx(last["loss"], rel=1e-3)
 
 
 # --- recipes

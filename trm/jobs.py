@@ -538,22 +538,52 @@ def _ray(address: str | None, *, workers: int | None, threads: int) -> Iterator[
         yield ray
         return
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    cores = _num_cores() if workers is None else workers * threads
-    local: dict[str, Any] = {"num_cpus": cores, "include_dashboard": False}
-    try:
-        ray.init(
-            address=address or "local",
-            log_to_driver=False,
-            logging_level="ERROR",
-            **({} if address else local),
-        )
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        raise ValueError(f"Ray at {address or 'this machine'} can't be used: {reason}") from error
+    if address is None:
+        cores = _num_cores() if workers is None else workers * threads
+        _start_ray(ray, cores)
+    else:
+        try:
+            ray.init(address=address, **_QUIET)
+        except (ConnectionError, RuntimeError, ValueError) as error:
+            raise _no_ray(address, error) from error
     try:
         yield ray
     finally:
         ray.shutdown()
+
+
+_QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
+
+_RAY_STARTS = 3
+"""A busy machine takes longer than the 30 s that Ray waits for its own node."""
+
+_RAY_STORE_BYTES = 100 * 2**20
+"""Of a local cluster's objects: jobs are a few kilobytes, what they make goes to files."""
+
+
+def _start_ray(ray: Any, cores: int) -> None:
+    """A cluster of this machine alone."""
+    os.environ.setdefault("RAY_gcs_server_port_wait_time_s", "120")
+    for attempt in range(1, _RAY_STARTS + 1):
+        try:
+            ray.init(
+                address="local",
+                num_cpus=cores,
+                object_store_memory=_RAY_STORE_BYTES,
+                include_dashboard=False,
+                **_QUIET,
+            )
+        except Exception as error:  # a start that takes too long raises a bare one
+            ray.shutdown()
+            if attempt == _RAY_STARTS or isinstance(error, ValueError):
+                raise _no_ray("this machine", error) from error
+        else:
+            return
+
+
+def _no_ray(place: str, error: Exception) -> ValueError:
+    reason = " ".join(str(error).split())
+    return ValueError(f"Ray at {place} can't be used: {reason}")
 
 
 # --- One attempt, seen from inside
