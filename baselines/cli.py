@@ -9,6 +9,17 @@ from typing import Any
 
 import click
 
+from trm.options import (
+    compile_option,
+    device_option,
+    job_options,
+    make_placement,
+    overrides_option,
+    refuse_with_resume,
+    run_options,
+    threads_option,
+)
+
 _EXIT_FAILED = 1
 _EXIT_INTERRUPTED = 130
 _NEEDS = "baselines need stable-baselines3 and sb3-contrib: pip install 'upi-trm[baselines]'"
@@ -27,32 +38,11 @@ def baselines() -> None:
     help="Name of a shipped recipe, or a YAML file.  [default: ALGO-ENV, or the algorithm's"
     " defaults]",
 )
-@click.option(
-    "--set",
-    "overrides",
-    multiple=True,
-    metavar="K=V",
-    help="Override a recipe's field; repeatable.",
-)
+@overrides_option
 @click.option(
     "--steps", type=click.IntRange(0), help="Edits over all parallel plans, never exceeded."
 )
-@click.option(
-    "--seed",
-    type=click.IntRange(0),
-    default=0,
-    show_default=True,
-    help="Seed of all random streams.",
-)
-@click.option(
-    "--out", type=click.Path(path_type=Path), help="Run folder to make.  [default: below runs/]"
-)
-@click.option(
-    "--resume",
-    metavar="RUN",
-    type=click.Path(path_type=Path),
-    help="Go on with a run that stopped.",
-)
+@run_options
 @click.option(
     "--eval-num",
     type=click.IntRange(0),
@@ -60,13 +50,9 @@ def baselines() -> None:
     show_default=True,
     help="Unseen puzzles to evaluate on at the end; 0 = none.",
 )
-@click.option(
-    "--threads",
-    type=click.IntRange(1),
-    help="CPU threads.  [default: 1; a resumed run keeps its own]",
-)
-@click.option("--compile/--no-compile", "compiled", default=False, help="Use torch.compile.")
-@click.option("--device", default="cpu", show_default=True, help="cpu, cuda, cuda:1, ...")
+@device_option
+@compile_option
+@threads_option
 @click.pass_context
 def train(
     ctx: click.Context,
@@ -91,11 +77,9 @@ def train(
     """
     _refuse_mixed_resume(ctx, resume=resume, env=env)
     require_sb3()
-    from trm.device import Placement
-
-    if threads is None and resume is None:
-        threads = 1
-    placement = Placement(device=device, compile=compiled, threads=threads)
+    placement = make_placement(
+        device=device, compiled=compiled, threads=threads, resumed=resume is not None
+    )
     _say_when_kernels_compile()
     from baselines import train as trainer
 
@@ -128,15 +112,7 @@ def train(
     type=click.Path(path_type=Path),
     help="The search's folder.  [default: runs/tune-NAME-ENV]",
 )
-@click.option("--workers", type=click.IntRange(1), help="Runs at once.  [default: one a core]")
-@click.option(
-    "--backend",
-    type=click.Choice(["local", "ray"]),
-    default="local",
-    show_default=True,
-    help="Processes of this machine, or a Ray cluster (extra `cluster`).",
-)
-@click.option("--address", help="Of the Ray cluster, e.g. auto.  [default: start a local one]")
+@job_options
 def tune(
     *,
     space: str,
@@ -230,10 +206,7 @@ def _refuse_mixed_resume(ctx: click.Context, *, resume: Path | None, env: str | 
         if env is None:
             raise click.UsageError("--env is missing (or --resume RUN); `upi-trm envs` lists them")
         return
-    for parameter in ("env", "recipe", "overrides", "seed", "out"):
-        if ctx.get_parameter_source(parameter) is not click.core.ParameterSource.DEFAULT:
-            flag = "set" if parameter == "overrides" else parameter
-            raise click.UsageError(f"--{flag} can't be combined with --resume: the run records it")
+    refuse_with_resume(ctx, ("env", "recipe", "overrides", "seed", "out"))
 
 
 def _say_when_kernels_compile() -> None:

@@ -29,6 +29,7 @@ from baselines.recipe import BaselineRecipe, config_folder, recipe_path
 from trm.durable import FolderLock, LockedError, replace_durably
 from trm.jobs import Backend, Job, JobResult, map_jobs
 from trm.recipe import dump_recipe, load_recipe, recipe_hash
+from trm.shipped import shipped_file, shipped_names
 
 FORMAT_VERSION = 1
 """Of tuning.json."""
@@ -115,7 +116,11 @@ class Trial:
 
 def space_names() -> list[str]:
     """Names of the shipped search spaces, sorted."""
-    return sorted(path.stem for path in (config_folder() / "spaces").glob("*.yaml"))
+    return shipped_names(_spaces())
+
+
+def _spaces() -> Path:
+    return config_folder() / "spaces"
 
 
 def read_search(name: str, *, env: str) -> Search:
@@ -129,12 +134,7 @@ def read_search(name: str, *, env: str) -> Search:
 
     path = Path(name)
     if not path.is_file():
-        path = config_folder() / "spaces" / f"{name.removesuffix('.yaml')}.yaml"
-        if not path.is_file():
-            known = ", ".join(space_names()) or "none"
-            raise ValueError(
-                f"{name}: no such file, and no shipped search space; there are {known}"
-            )
+        path = shipped_file(name, _spaces(), kind="search space")
     spec = load_recipe(SearchSpace, path)
     task = resolve_task(env).name
     wanted = spec.recipe.replace("{env}", task)

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-from jaxtyping import Int, Int8, Integer
+from jaxtyping import Bool, Int, Int8, Integer
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -35,7 +35,6 @@ from plan_envs.arc_tasks import (
 )
 from plan_envs.domain import Int8Array, Verdict
 from plan_envs.instances import stream_key
-from supervised.arc_voting import crop
 from supervised.builders import Arrays, BuildPlan, Piece
 from supervised.codecs import PAD, Tokens
 from supervised.datasets import (
@@ -52,10 +51,13 @@ from supervised.datasets import (
 EOS: Final = 1
 """Marks the row under a grid and the column to its right, where the canvas has them."""
 
+FIRST_COLOUR: Final = 2
+"""Token of colour 0; below are 0 = PAD and 1 = EOS (REFERENCE.md A)."""
+
 CELLS: Final = LARGEST * LARGEST
 """Positions of an example: a canvas of 30 x 30."""
 
-VOCABULARY: Final = NUM_COLOURS + 2
+VOCABULARY: Final = FIRST_COLOUR + NUM_COLOURS
 """Padding, EOS and the colours, 2..11."""
 
 _TRIES: Final = 5
@@ -135,6 +137,26 @@ def decode_tokens(tokens: Integer[np.ndarray, "*batch 900"]) -> Int8[np.ndarray,
     values = np.asarray(tokens)
     boards: Int8Array = np.where(values > EOS, values - 1, 0).astype(np.int8)
     return boards
+
+
+def crop(tokens: Int[np.ndarray, "batch 900"]) -> Int8[np.ndarray, "batch 900"]:
+    """The grids that predictions show, as boards (`Query.board`).
+
+    A grid is the largest rectangle at the top left that holds nothing but colours; of equally large
+    ones the one with fewest rows. So EOS and PAD end a grid alike, what lies beyond does not
+    count, and a prediction whose first cell is no colour is empty (all zero).
+    """
+    canvases = tokens.reshape(-1, LARGEST, LARGEST)
+    coloured = (canvases >= FIRST_COLOUR) & (canvases < FIRST_COLOUR + NUM_COLOURS)
+    leading = np.cumprod(coloured, axis=2).sum(axis=2)
+    width = np.minimum.accumulate(leading, axis=1)
+    height = 1 + (width * np.arange(1, LARGEST + 1)).argmax(axis=1)
+    width = np.take_along_axis(width, height[:, None] - 1, axis=1)
+    place = np.arange(LARGEST)
+    inside: Bool[np.ndarray, "batch 30 30"] = (place < height[:, None])[:, :, None] & (
+        place < width
+    )[:, None, :]
+    return np.where(inside, canvases - (FIRST_COLOUR - 1), 0).astype(np.int8).reshape(-1, 900)
 
 
 def draw_symmetries(task: ArcTask, num: int, seed: int) -> list[ArcSymmetry]:
@@ -336,7 +358,7 @@ class ArcDataset:
         return int(self._counts[self._task[example]])
 
     def verdict(self, batch: TokenBatch, predicted: Int[Tensor, "batch position"]) -> Verdict:
-        """`solved` where the predicted grid is the label's; see `arc_voting.crop` for the grid."""
+        """`solved` where the predicted grid is the label's; see `crop` for the grid."""
         tokens = predicted.cpu().numpy().copy()
         inputs, targets = (
             decode_tokens(part.cpu().numpy()).reshape(-1, LARGEST, LARGEST)

@@ -20,12 +20,13 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-from jaxtyping import Bool, Float, Int, Int8
+from jaxtyping import Float, Int, Int8
 
-from plan_envs.arc import LARGEST, NUM_COLOURS, ArcSymmetry, board_of, grid_of
+from plan_envs.arc import LARGEST, ArcSymmetry, board_of, grid_of
 from plan_envs.arc_tasks import ArcTask
 from plan_envs.domain import Int8Array
 from plan_envs.evaluation import wilson_interval
+from supervised.arc_data import crop
 from trm.durable import replace_durably
 from trm.jobs import Backend, Job, JobResult, map_jobs
 
@@ -37,9 +38,6 @@ PASS_AT: Final = (1, 2, 5, 10, 100, 1000)
 
 ATTEMPTS: Final = 2
 """Answers that the official scorer looks at."""
-
-FIRST_COLOUR: Final = 2
-"""Token of colour 0; below are 0 = PAD and 1 = EOS (REFERENCE.md A)."""
 
 _NO_ANSWER: Final = [[0, 0], [0, 0]]
 """What the official sample submission holds; for a test input without any grid predicted."""
@@ -132,26 +130,6 @@ class VotingReport:
 
 
 # --- Votes
-
-
-def crop(tokens: Int[np.ndarray, "batch 900"]) -> Int8[np.ndarray, "batch 900"]:
-    """The grids that predictions show, as boards (`Query.board`).
-
-    A grid is the largest rectangle at the top left that holds nothing but colours; of equally large
-    ones the one with fewest rows. So EOS and PAD end a grid alike, what lies beyond does not
-    count, and a prediction whose first cell is no colour is empty (all zero).
-    """
-    canvases = tokens.reshape(-1, LARGEST, LARGEST)
-    coloured = (canvases >= FIRST_COLOUR) & (canvases < FIRST_COLOUR + NUM_COLOURS)
-    leading = np.cumprod(coloured, axis=2).sum(axis=2)
-    width = np.minimum.accumulate(leading, axis=1)
-    height = 1 + (width * np.arange(1, LARGEST + 1)).argmax(axis=1)
-    width = np.take_along_axis(width, height[:, None] - 1, axis=1)
-    place = np.arange(LARGEST)
-    inside: Bool[np.ndarray, "batch 30 30"] = (place < height[:, None])[:, :, None] & (
-        place < width
-    )[:, None, :]
-    return np.where(inside, canvases - (FIRST_COLOUR - 1), 0).astype(np.int8).reshape(-1, 900)
 
 
 class Ballot:

@@ -220,26 +220,28 @@ def _difference(
 
 
 def tables(rows: Sequence[Row], found: Sequence[Difference]) -> Iterator[Table]:
-    """For the terminal: the rows, and the differences where there are some."""
-    columns = [
-        *("exact", "valid", "commit_valid", "commit_valid_of_unique", "violated"),
-        *("peak_exact", "train_exact"),
-    ]
+    """For the terminal: the rows, without figures that none has, and the differences if any."""
     table = Table(box=SIMPLE_HEAD)
     table.add_column("recipe", overflow="fold")
-    for name in ("seeds", *columns, "steps", "CPU s", "cache CPU s", "passes"):
-        table.add_column(name.replace("_", " "), justify="right")
-    for row in rows:
-        cache = row.cache_cpu_seconds
-        table.add_row(
-            row.recipe,
-            str(len(row.seeds)),
-            *(_text(getattr(row, name)) for name in columns),
-            str(row.step),
-            f"{row.train_cpu_seconds:.0f}",
-            "" if cache is None else f"{cache:.0f}",
-            str(row.passes),
-        )
+    columns = {
+        "seeds": [str(len(row.seeds)) for row in rows],
+        "exact": [_text(row.exact) for row in rows],
+        "valid": [_text(row.valid) for row in rows],
+        "commit": [_text(row.commit_valid) for row in rows],
+        "of unique": [_text(row.commit_valid_of_unique) for row in rows],
+        "violated": [_text(row.violated) for row in rows],
+        "peak": [_text(row.peak_exact) for row in rows],
+        "train": [_text(row.train_exact) for row in rows],
+        "steps": [str(row.step) for row in rows],
+        "CPU s": [f"{row.train_cpu_seconds:.0f}" for row in rows],
+        "cache": [_seconds(row.cache_cpu_seconds) for row in rows],
+        "passes": [str(row.passes) for row in rows],
+    }
+    shown = {heading: cells for heading, cells in columns.items() if any(cells)}
+    for heading in shown:
+        table.add_column(heading, justify="right")
+    for place, row in enumerate(rows):
+        table.add_row(row.recipe, *(cells[place] for cells in shown.values()))
     yield table
     if found:
         table = Table(box=SIMPLE_HEAD, title="differences in points, paired by seed")
@@ -262,3 +264,7 @@ def _text(spread: Spread | None) -> str:
         return ""
     std = "" if spread.std is None else f" ± {100 * spread.std:.1f}"
     return f"{100 * spread.mean:.1f}{std}"
+
+
+def _seconds(value: float | None) -> str:
+    return "" if value is None else f"{value:.0f}"

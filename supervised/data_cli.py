@@ -7,6 +7,8 @@ from typing import Any
 
 import click
 
+from trm.options import json_option
+
 
 @click.group()
 def data() -> None:
@@ -21,7 +23,7 @@ def build() -> None:
 @data.command()
 @click.argument("folder", type=click.Path(path_type=Path))
 @click.option("--check", is_flag=True, help="Read every file and compare sizes and SHA-256.")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object on one line.")
+@json_option
 def info(*, folder: Path, check: bool, as_json: bool) -> None:
     """Say what the data set in FOLDER holds."""
     from supervised.datasets import check_files, read_info
@@ -64,7 +66,7 @@ def _builder(
             ),
             *options,
             click.option("--seed", type=click.IntRange(0), default=0, show_default=True),
-            click.option("--json", "as_json", is_flag=True, help="One JSON object on one line."),
+            json_option,
         )
         function: Callable[..., Any] = command
         for option in reversed(shared):

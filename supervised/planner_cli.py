@@ -11,22 +11,17 @@ from typing import Any
 
 import click
 
-from supervised.train_cli import RECIPE_HELP, make_placement, placement_options, set_option
+from supervised.train_cli import RECIPE_HELP
+from trm.options import (
+    job_options,
+    json_option,
+    make_placement,
+    overrides_option,
+    placement_options,
+)
 
 _RUN = click.argument("run_path", metavar="RUN", type=click.Path(path_type=Path))
 _FOLDER = click.argument("folder", metavar="CACHE", type=click.Path(path_type=Path))
-_JSON = click.option("--json", "as_json", is_flag=True, help="One JSON object on one line.")
-
-
-def _job_options(command: Any) -> Any:
-    """Where the jobs run."""
-    for option in (
-        click.option("--address", help="Of the Ray cluster, e.g. auto; none starts one here."),
-        click.option("--backend", type=click.Choice(["local", "ray"]), default="local"),
-        click.option("--workers", type=click.IntRange(1), help="Jobs at once.  [default: cores]"),
-    ):
-        command = option(command)
-    return command
 
 
 def _checkpoint(text: str | None) -> int | str | None:
@@ -70,12 +65,12 @@ def cache() -> None:
     show_default=True,
     help="planner, rollout, random-step, exact-first, or a YAML file.",
 )
-@set_option
+@overrides_option
 @click.option(
     "--data", "data", multiple=True, metavar="K=V", help="Override a field of the run's data."
 )
 @click.option("--checkpoint", help="A step, or best.  [default: the newest]")
-@_job_options
+@job_options
 @placement_options
 def build(
     *,
@@ -133,7 +128,7 @@ def build(
 @cache.command("info")
 @_FOLDER
 @click.option("--check", is_flag=True, help="Read every shard and compare its hash.")
-@_JSON
+@json_option
 def cache_info_command(*, folder: Path, check: bool, as_json: bool) -> None:
     """Say what a CACHE holds, of which teacher and data, and what it cost."""
     from supervised.teacher_cache import TeacherCache, cache_info
@@ -147,7 +142,7 @@ def cache_info_command(*, folder: Path, check: bool, as_json: bool) -> None:
 @_FOLDER
 @click.option("--num", type=click.IntRange(1), default=2000, show_default=True, help="Examples.")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Draws them.")
-@_JSON
+@json_option
 def audit(*, folder: Path, num: int, seed: int, as_json: bool) -> None:
     """How much the entries of a CACHE differ (Table 14), and how good they are."""
     from supervised.teacher_cache import TeacherCache, audit_cache
@@ -160,7 +155,7 @@ def audit(*, folder: Path, num: int, seed: int, as_json: bool) -> None:
 @click.argument("teacher", metavar="TEACHER", type=click.Path(path_type=Path))
 @click.option("--recipe", required=True, help=RECIPE_HELP)
 @click.option("--cache", "folder", type=click.Path(path_type=Path), help="Of the teacher.")
-@set_option
+@overrides_option
 @click.option("--steps", type=click.IntRange(1), help="Optimiser steps.  [default: the recipe's]")
 @click.option(
     "--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the student."
@@ -215,7 +210,7 @@ def distill(
 @click.option("--num", type=click.IntRange(1), default=128, show_default=True, help="Examples.")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Draws them.")
 @click.option("--checkpoint", help="A step, or best.  [default: the newest]")
-@_JSON
+@json_option
 @placement_options
 def diagnose(
     *,
@@ -262,8 +257,8 @@ def diagnose(
 @click.option("--batch-size", type=click.IntRange(1), default=64, show_default=True)
 @click.option("--tasks-per-job", type=click.IntRange(1), default=8, show_default=True)
 @click.option("--submission", type=click.Path(path_type=Path), help="Write the official file here.")
-@_job_options
-@_JSON
+@job_options
+@json_option
 @placement_options
 def vote(
     *,

@@ -5,79 +5,29 @@ Everything that costs time to import (torch, numba) stands inside the commands.
 
 import dataclasses
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
 import click
 
+from trm.options import (
+    json_option,
+    make_placement,
+    overrides_option,
+    placement_options,
+    refuse_with_resume,
+    run_options,
+)
+
 RECIPE_HELP = "Name of a shipped recipe, or a YAML file."
-
-
-def set_option(command: Any) -> Any:
-    """Overrides of a recipe."""
-    return click.option(
-        "--set",
-        "overrides",
-        multiple=True,
-        metavar="K=V",
-        help="Override a recipe's field; repeatable.",
-    )(command)
-
-
-def placement_options(command: Any) -> Any:
-    """Where the numbers are computed."""
-    for option in (
-        click.option(
-            "--threads",
-            type=click.IntRange(1),
-            help="CPU threads.  [default: 1; a resumed run keeps its own]",
-        ),
-        click.option(
-            "--compile/--no-compile", "compiled", default=False, help="Use torch.compile."
-        ),
-        click.option(
-            "--precision",
-            type=click.Choice(["float32", "bfloat16"]),
-            default="float32",
-            show_default=True,
-            help="Of matrix products.",
-        ),
-        click.option("--device", default="cpu", show_default=True, help="cpu, cuda, cuda:1, ..."),
-    ):
-        command = option(command)
-    return command
-
-
-def make_placement(
-    *, device: str, precision: Any, compiled: bool, threads: int | None, resumed: bool = False
-) -> Any:
-    """A `Placement` of the options, of one thread where none is named."""
-    from trm.device import Placement
-
-    threads = 1 if threads is None and not resumed else threads
-    return Placement(device=device, precision=precision, compile=compiled, threads=threads)
 
 
 @click.command()
 @click.option("--recipe", help=RECIPE_HELP)
-@set_option
+@overrides_option
 @click.option("--steps", type=click.IntRange(1), help="Optimiser steps.  [default: the recipe's]")
-@click.option(
-    "--seed",
-    type=click.IntRange(0),
-    default=0,
-    show_default=True,
-    help="Seed of all random streams.",
-)
-@click.option(
-    "--out", type=click.Path(path_type=Path), help="Run folder to make.  [default: below runs/]"
-)
-@click.option(
-    "--resume",
-    metavar="RUN",
-    type=click.Path(path_type=Path),
-    help="Go on with a run that stopped.",
-)
+@run_options
 @placement_options
 @click.pass_context
 def train(
@@ -101,12 +51,7 @@ def train(
     from supervised.recipe import find_recipe
 
     if resume is not None:
-        for parameter in ("recipe", "overrides", "seed", "out"):
-            if ctx.get_parameter_source(parameter) is not click.core.ParameterSource.DEFAULT:
-                flag = "set" if parameter == "overrides" else parameter
-                raise click.UsageError(
-                    f"--{flag} can't be combined with --resume: the run records it"
-                )
+        refuse_with_resume(ctx, ("recipe", "overrides", "seed", "out"))
         run = trainer.resume(resume, steps=steps, placement=placement)
     elif recipe is None:
         raise click.UsageError("--recipe is missing (or --resume RUN)")
@@ -155,7 +100,7 @@ def train(
     help="Besides, write the most confident token and run again (Sudoku, N-Queens).",
 )
 @click.option("--checkpoint", help="A step, or best.  [default: the newest]")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object on one line.")
+@json_option
 @placement_options
 def evaluate_run(
     *,
@@ -274,7 +219,7 @@ def _show(found: Any) -> None:
     help="What differences are of; exact where it was not measured.",
 )
 @click.option("--save", metavar="FILE", type=click.Path(path_type=Path), help="Keep all records.")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object on one line.")
+@json_option
 def compare(
     *, paths: tuple[Path, ...], against: str | None, figure: str, save: Path | None, as_json: bool
 ) -> None:
@@ -302,14 +247,15 @@ def compare(
         }
         click.echo(json.dumps(shown))
         return
+    console = Console(width=None if sys.stdout.isatty() else 120)
     for table in tables(rows, found):
-        Console().print(table)
+        console.print(table)
 
 
 @click.command()
 @click.argument("recipe")
-@set_option
-@click.option("--json", "as_json", is_flag=True, help="One JSON object on one line.")
+@overrides_option
+@json_option
 def info(*, recipe: str, overrides: tuple[str, ...], as_json: bool) -> None:
     """Say what a RECIPE costs: parameters, forward passes, FLOPs, memory."""
     from supervised.costs import costs_of
@@ -328,7 +274,7 @@ def info(*, recipe: str, overrides: tuple[str, ...], as_json: bool) -> None:
 @click.command("import")
 @click.argument("checkpoint", type=click.Path(path_type=Path))
 @click.option("--recipe", required=True, help=RECIPE_HELP)
-@set_option
+@overrides_option
 @click.option("--out", type=click.Path(path_type=Path), help="Run folder to make.")
 def import_checkpoint(
     *, checkpoint: Path, recipe: str, overrides: tuple[str, ...], out: Path | None

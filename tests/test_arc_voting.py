@@ -15,12 +15,12 @@ from voting_cases import SyntheticPredictor, open_synthetic, symmetries, tokens_
 
 from plan_envs.arc import LARGEST, ArcSymmetry, board_of
 from plan_envs.arc_tasks import ArcTask, load_arc
+from supervised.arc_data import crop
 from supervised.arc_voting import (
     PASS_AT,
     Ballot,
     InputResult,
     Query,
-    crop,
     read_results,
     run_voting,
     score_submission,

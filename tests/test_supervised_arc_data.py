@@ -18,6 +18,7 @@ from supervised.arc_data import (
     ArcIdentifiers,
     arc_plan,
     check_arc_evaluation,
+    crop,
     decode_tokens,
     draw_symmetries,
     encode_boards,
@@ -25,7 +26,7 @@ from supervised.arc_data import (
     known_among,
     refuse_arc_leaks,
 )
-from supervised.arc_voting import crop, vote_on_task
+from supervised.arc_voting import vote_on_task
 from supervised.builders import build_dataset
 from supervised.cli import supervised
 from supervised.datasets import IGNORE, open_dataset, read_info

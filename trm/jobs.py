@@ -517,14 +517,24 @@ class _RayPool:
 
 def _attempt_on_ray(task: _Task) -> int:
     """What a Ray worker does: start the process, wait for it, pass a cancellation on."""
-    attempt = _Attempt(task)
-    while True:
-        try:
-            while (code := attempt.poll()) is None:
-                time.sleep(_POLL_SECONDS)
-            return code
-        except KeyboardInterrupt:  # ray.cancel
-            attempt.stop()
+    told = False
+
+    def on_interrupt(number: int, frame: object) -> None:
+        nonlocal told
+        told = True
+
+    # ray.cancel interrupts, and again every two seconds until the task ends; were it an exception,
+    # one that came between our lines would end the task, and Ray kills what a worker leaves behind.
+    previous = signal.signal(signal.SIGINT, on_interrupt)
+    try:
+        attempt = _Attempt(task)
+        while (code := attempt.poll()) is None:
+            if told:
+                attempt.stop()
+            time.sleep(_POLL_SECONDS)
+        return code
+    finally:
+        signal.signal(signal.SIGINT, previous)
 
 
 @contextlib.contextmanager

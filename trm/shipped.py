@@ -9,15 +9,16 @@ import difflib
 from pathlib import Path
 
 
-def shipped_folder(package: Path, learner: str) -> Path:
+def shipped_folder(package: Path, name: str, *, inside: str = "configs") -> Path:
     """The folder of a learner's shipped files.
 
     Args:
         package: folder of the learner's package.
-        learner: name of its folder below `configs` in a checkout.
+        name: of their folder below `configs` in a checkout.
+        inside: of their folder below the package in a wheel.
     """
-    inside = package / "configs"
-    return inside if inside.is_dir() else package.parent / "configs" / learner
+    own = package / inside
+    return own if own.is_dir() else package.parent / "configs" / name
 
 
 def shipped_names(folder: Path) -> list[str]:
@@ -25,8 +26,8 @@ def shipped_names(folder: Path) -> list[str]:
     return sorted(path.stem for path in folder.glob("*.yaml"))
 
 
-def shipped_file(name: str, folder: Path) -> Path:
-    """The file of that name, with or without `.yaml`.
+def shipped_file(name: str, folder: Path, *, kind: str = "recipe") -> Path:
+    """The file of that name, with or without `.yaml`; `kind` is what errors call it.
 
     Raises:
         ValueError: if there is none; names the nearest one.
@@ -35,5 +36,5 @@ def shipped_file(name: str, folder: Path) -> Path:
     if stem not in names:
         near = difflib.get_close_matches(stem, names, n=1)
         hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(names) or 'none'}"
-        raise ValueError(f"recipe: no recipe is called {name!r}; {hint}")
+        raise ValueError(f"{kind}: no {kind} is called {name!r}; {hint}")
     return folder / f"{stem}.yaml"

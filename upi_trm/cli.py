@@ -18,6 +18,14 @@ from typing import Any
 
 import click
 
+from trm.options import (
+    json_option,
+    make_placement,
+    overrides_option,
+    placement_options,
+    refuse_with_resume,
+    run_options,
+)
 from upi_trm import __version__
 from upi_trm.experiments_cli import compare, sweep
 from upi_trm.play import play
@@ -121,33 +129,6 @@ class _CheckpointName(click.ParamType):  # type: ignore[type-arg]  # generic onl
         return int(value)
 
 
-def _placement_options(command: Any) -> Any:
-    """Where the numbers are computed: the same four flags on every command that runs a model."""
-    options = (
-        # One by default: these models are small, and on shared cores a second thread waits more
-        # than it works (measured: 9 edits/s against 156). It also fixes the bits on every machine.
-        click.option(
-            "--threads",
-            type=click.IntRange(1),
-            help="CPU threads.  [default: 1; a resumed run keeps its own]",
-        ),
-        click.option(
-            "--compile/--no-compile", "compiled", default=False, help="Use torch.compile."
-        ),
-        click.option(
-            "--precision",
-            type=click.Choice(["float32", "bfloat16"]),
-            default="float32",
-            show_default=True,
-            help="Of matrix products.",
-        ),
-        click.option("--device", default="cpu", show_default=True, help="cpu, cuda, cuda:1, ..."),
-    )
-    for option in options:
-        command = option(command)
-    return command
-
-
 def _more_compute_options(command: Any) -> Any:
     """Further passes of the same policy, kept apart from its greedy one."""
     options = (
@@ -175,32 +156,11 @@ def _more_compute_options(command: Any) -> Any:
 @click.option(
     "--recipe", help="Name of a shipped recipe, or a YAML file.  [default: that of the env]"
 )
-@click.option(
-    "--set",
-    "overrides",
-    multiple=True,
-    metavar="K=V",
-    help="Override a recipe's field; repeatable.",
-)
+@overrides_option
 @click.option(
     "--steps", type=click.IntRange(0), help="Edits over all parallel plans, never exceeded."
 )
-@click.option(
-    "--seed",
-    type=click.IntRange(0),
-    default=0,
-    show_default=True,
-    help="Seed of all random streams.",
-)
-@click.option(
-    "--out", type=click.Path(path_type=Path), help="Run folder to make.  [default: below runs/]"
-)
-@click.option(
-    "--resume",
-    metavar="RUN",
-    type=click.Path(path_type=Path),
-    help="Go on with a run that stopped.",
-)
+@run_options
 @click.option(
     "--eval-num",
     type=click.IntRange(0),
@@ -208,7 +168,7 @@ def _more_compute_options(command: Any) -> Any:
     show_default=True,
     help="Unseen puzzles to evaluate on at the end; 0 = none.",
 )
-@_placement_options
+@placement_options
 @click.pass_context
 def train(
     ctx: click.Context,
@@ -287,10 +247,8 @@ def train(
     help="Checkpoint to use: a number of edits, or best.  [default: the newest]",
 )
 @_more_compute_options
-@click.option(
-    "--json", "as_json", is_flag=True, help="One JSON object on one line, last on stdout."
-)
-@_placement_options
+@json_option
+@placement_options
 def evaluate(
     *,
     run_path: Path,
@@ -343,7 +301,7 @@ def evaluate(
     help="Checkpoint to use: a number of edits, or best.  [default: the newest]",
 )
 @_more_compute_options
-@_placement_options
+@placement_options
 def solve(
     *,
     puzzle: str,
@@ -424,10 +382,7 @@ def _refuse_mixed_resume(ctx: click.Context, *, resume: Path | None, env: str | 
         if env is None:
             raise click.UsageError("--env is missing (or --resume RUN); `upi-trm envs` lists them")
         return
-    for parameter in ("env", "recipe", "overrides", "seed", "out"):
-        if ctx.get_parameter_source(parameter) is not click.core.ParameterSource.DEFAULT:
-            flag = "set" if parameter == "overrides" else parameter
-            raise click.UsageError(f"--{flag} can't be combined with --resume: the run records it")
+    refuse_with_resume(ctx, ("env", "recipe", "overrides", "seed", "out"))
 
 
 def _refuse_shipped(resume: Path | None) -> None:
@@ -460,22 +415,9 @@ def _find_recipe(recipe: str | None, env: str) -> Path | None:
     return recipe_path(name) if name in recipe_names() else None
 
 
-def _placement(
-    *,
-    device: str,
-    precision: str,
-    compiled: bool,
-    threads: int | None,
-    resumed: bool = False,
-) -> Any:
-    """What the four flags say; a resumed run keeps its thread count unless one is given."""
-    from trm.device import Placement
-
-    if threads is None and not resumed:
-        threads = 1
-
-    literal: Any = precision
-    placement = Placement(device=device, precision=literal, compile=compiled, threads=threads)
+def _placement(**flags: Any) -> Any:
+    """What the four flags say, once the environments are sure to be ready."""
+    placement = make_placement(**flags)
     _say_when_kernels_compile()
     return placement
 

@@ -11,6 +11,8 @@ from typing import Any
 
 import click
 
+from trm.options import job_options
+
 _EXIT_FAILED = 1
 _EXIT_INTERRUPTED = 130
 
@@ -20,15 +22,7 @@ _EXIT_INTERRUPTED = 130
 @click.option(
     "--out", type=click.Path(path_type=Path), help="The sweep's folder.  [default: runs/NAME]"
 )
-@click.option("--workers", type=click.IntRange(1), help="Runs at once.  [default: one a core]")
-@click.option(
-    "--backend",
-    type=click.Choice(["local", "ray"]),
-    default="local",
-    show_default=True,
-    help="Processes of this machine, or a Ray cluster (extra `cluster`).",
-)
-@click.option("--address", help="Of the Ray cluster, e.g. auto.  [default: start a local one]")
+@job_options
 @click.option("--dry-run", is_flag=True, help="Show the points and their state; start nothing.")
 def sweep(
     *,

@@ -11,6 +11,8 @@ from typing import Any
 
 import click
 
+from trm.options import device_option, json_option
+
 _DEFAULT_NUM = 100
 
 
@@ -58,10 +60,8 @@ def _shared_options(command: Any) -> Any:
         click.option(
             "--threads", type=click.IntRange(1), default=1, show_default=True, help="CPU threads."
         ),
-        click.option("--device", default="cpu", show_default=True, help="cpu, cuda, cuda:1, ..."),
-        click.option(
-            "--json", "as_json", is_flag=True, help="One JSON object on one line, last on stdout."
-        ),
+        device_option,
+        json_option,
         click.option(
             "--seed",
             type=click.IntRange(0),

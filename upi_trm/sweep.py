@@ -32,6 +32,7 @@ from typing import Any, Literal
 
 from trm.durable import FolderLock, LockedError, replace_durably
 from trm.jobs import Backend, Job, JobResult, map_jobs, run_command
+from trm.shipped import shipped_file, shipped_folder, shipped_names
 
 FORMAT_VERSION = 1
 """Of manifest.json."""
@@ -40,8 +41,7 @@ PLUGIN_GROUP = "upi_trm.sweeps"
 """Entry-point group of other learners' commands: `baselines.train` names a module or an object with
 the attributes of `SweepCommand`, for `upi-trm baselines train`."""
 
-_PACKAGE = Path(__file__).resolve().parent
-_FOLDERS = (_PACKAGE / "configs" / "sweeps", _PACKAGE.parent / "configs" / "sweeps")
+_FOLDER = shipped_folder(Path(__file__).resolve().parent, "sweeps", inside="configs/sweeps")
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]*")
 _REFERENCE = re.compile(r"\{([A-Za-z0-9][\w.-]*)\}")
 _PLAIN_TEXT = re.compile(r"(?!(?:y|n|yes|no|on|off|true|false|null)$)[A-Za-z_][\w./-]*", re.I)
@@ -193,7 +193,7 @@ class Sweep:
 
 def sweep_names() -> list[str]:
     """Names of the shipped specs, sorted."""
-    return sorted(path.stem for path in _folder().glob("*.yaml"))
+    return shipped_names(_FOLDER)
 
 
 def sweep_path(name: str) -> Path:
@@ -202,14 +202,7 @@ def sweep_path(name: str) -> Path:
     Raises:
         ValueError: there is neither; names the nearest shipped one.
     """
-    if Path(name).is_file():
-        return Path(name)
-    stem, names = name.removesuffix(".yaml"), sweep_names()
-    if stem not in names:
-        near = difflib.get_close_matches(stem, names, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"shipped are {', '.join(names) or 'none'}"
-        raise ValueError(f"{name}: no such file, and no shipped sweep is called so; {hint}")
-    return _folder() / f"{stem}.yaml"
+    return Path(name) if Path(name).is_file() else shipped_file(name, _FOLDER, kind="sweep")
 
 
 def plan_sweep(path: Path) -> Sweep:
@@ -276,10 +269,6 @@ def _filled(value: Any, folders: Mapping[str, str]) -> Any:
         changes = {one.name: _filled(getattr(value, one.name), folders) for one in fields(value)}
         return dataclasses.replace(value, **changes)
     return value
-
-
-def _folder() -> Path:
-    return next((folder for folder in _FOLDERS if folder.is_dir()), _FOLDERS[0])
 
 
 def _upi_command() -> SweepCommand:
