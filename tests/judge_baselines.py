@@ -82,9 +82,11 @@ def judge(name: str, algorithm: Algorithm, *, edits: int, predictions: int) -> d
     }
 
 
-def judge_all(*, share: float) -> Iterator[dict[str, Any]]:
-    """Every algorithm on every task, at `share` of the full length."""
+def judge_all(tasks: Sequence[str], *, share: float) -> Iterator[dict[str, Any]]:
+    """Every algorithm on these tasks, at `share` of the full length."""
     for name, edits in EDITS.items():
+        if name not in tasks:
+            continue
         for algorithm in METHODS:
             yield judge(
                 name,
@@ -97,18 +99,26 @@ def judge_all(*, share: float) -> Iterator[dict[str, Any]]:
 def main(words: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--share", type=float, default=1.0, help="of the full length")
-    parser.add_argument("--json", type=Path, help="write the counts there too")
+    parser.add_argument("--task", action="append", choices=EDITS, help="only this; repeatable")
+    parser.add_argument(
+        "--json", type=Path, help="write the counts there too, beside those of other tasks"
+    )
     options = parser.parse_args(words)
     torch.set_num_threads(1)
+    tasks = options.task or list(EDITS)
     records = []
-    for record in judge_all(share=options.share):
+    if options.json and options.json.is_file():
+        kept = json.loads(options.json.read_text())["records"]
+        records = [record for record in kept if record["env"] not in tasks]
+    commit = provenance()["git"]
+    for record in judge_all(tasks, share=options.share):
         print(json.dumps(record), flush=True)
-        records.append(record)
-    if options.json:
-        head = {"command": "python tests/judge_baselines.py", "provenance": provenance()}
-        lines = ",\n".join(json.dumps(record) for record in records)
-        text = json.dumps({**head, "share": options.share})[:-1]
-        options.json.write_text(f'{text}, "records": [\n{lines}\n]}}\n')
+        records.append({**record, "share": options.share, "git": commit})
+        if options.json:
+            lines = ",\n".join(json.dumps(record) for record in records)
+            options.json.write_text(
+                f'{{"command": "python tests/judge_baselines.py", "records": [\n{lines}\n]}}\n'
+            )
     illegal = sum(one["illegal_in_training"] + one["illegal_in_prediction"] for one in records)
     print(f"{illegal} illegal edits")
     return 1 if illegal else 0
