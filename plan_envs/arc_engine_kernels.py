@@ -30,6 +30,7 @@ from plan_envs.packed_kernels import (
     STREAM,
     WIDTH,
     draw_rows,
+    fetch_nothing,
     observe_rows,
     step_rows,
     step_single,
@@ -189,14 +190,14 @@ def show(places, head, data, at, rules, resets, instance, row):
 
 
 @njit(cache=True)
-def step_one(head, gamma, action):
+def step_one(head, action):
     """Step the only environment; see `plan_envs.engine.Engine.step_one`."""
-    return step_single(places, move, figures, rules_of(head), head, gamma, action)
+    return step_single(places, move, figures, rules_of(head), head, action)
 
 
 @njit(cache=True, nogil=True)
 def step_share(
-    flags, head, data, gamma, resets, actions, autoreset, shown, out, index, finals, first, stop
+    flags, head, data, resets, actions, autoreset, shown, out, index, finals, first, stop
 ):
     """Step environments first to stop - 1, none refuses: (first, stop) of their final states."""
     return step_rows(
@@ -206,11 +207,10 @@ def step_share(
         draw,
         show,
         rules_of(head),
-        False,
+        fetch_nothing,
         flags,
         head,
         data,
-        gamma,
         resets,
         actions,
         autoreset,

@@ -8,9 +8,9 @@ them step by step).
 """
 
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import cache
-from typing import Any, Final, Protocol, Self
+from typing import Any, Final, NamedTuple, Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -70,9 +70,11 @@ class Refusal(Exception):  # noqa: N818 (no error yet: the shells say what it me
         self.reason, self.env = reason, env
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class StepArrays:
-    """Outcome of one step of n environments; observations follow a reset if there was one."""
+class StepArrays(NamedTuple):
+    """Outcome of one step of n environments; observations follow a reset if there was one.
+
+    A tuple, since kernels take it as it is, and making a dataclass takes 1 us of every step.
+    """
 
     instance: Int8Array
     """Shape [n, observed]: what learners see of the instances."""
@@ -97,32 +99,16 @@ class StepArrays:
         """
         size, layout = _layout(num_envs, spec.observed_size, spec.num_cells, spec.num_actions)
         block = np.empty(size, np.int8)
-        return cls(
-            **{name: np.ndarray(shape, dtype, block, start) for name, shape, dtype, start in layout}
-        )
-
-    def arrays(self) -> tuple[NDArray[Any], ...]:
-        """The arrays in the order of their declaration."""
-        return (
-            self.instance,
-            self.plan,
-            self.action_mask,
-            self.reward,
-            self.terminated,
-            self.truncated,
-            self.score,
-            self.violations,
-            self.solved,
-            self.illegal_action,
-        )
+        return cls(*[np.ndarray(shape, dtype, block, start) for shape, dtype, start in layout])
 
     def at(self, index: slice | NDArray[np.int64]) -> Self:
         """The rows at `index`."""
-        return type(self)(**{item.name: getattr(self, item.name)[index] for item in fields(self)})
+        rows: list[Any] = [array[index] for array in self]
+        return type(self)(*rows)
 
 
-_Piece = tuple[str, tuple[int, ...], Any, int]
-"""Name, shape, dtype and first byte of an array in its block."""
+_Piece = tuple[tuple[int, ...], Any, int]
+"""Shape, dtype and first byte of an array in its block."""
 
 
 @cache
@@ -130,21 +116,13 @@ def _layout(
     num_envs: int, observed: int, cells: int, actions: int
 ) -> tuple[int, tuple[_Piece, ...]]:
     """Bytes of a block for `StepArrays`, and its pieces; each begins at a multiple of 64."""
-    wanted: dict[str, tuple[tuple[int, ...], Any]] = {
-        "instance": ((num_envs, observed), np.int8),
-        "plan": ((num_envs, cells), np.int8),
-        "action_mask": ((num_envs, actions), np.int8),
-        "reward": ((num_envs,), np.float64),
-        "terminated": ((num_envs,), np.bool_),
-        "truncated": ((num_envs,), np.bool_),
-        "score": ((num_envs,), np.float64),
-        "violations": ((num_envs,), np.int64),
-        "solved": ((num_envs,), np.bool_),
-        "illegal_action": ((num_envs,), np.bool_),
-    }
+    boards = {"instance": observed, "plan": cells, "action_mask": actions}
+    dtypes = {"reward": np.float64, "score": np.float64, "violations": np.int64}
     pieces, start = [], 0
-    for name, (shape, dtype) in wanted.items():
-        pieces.append((name, shape, np.dtype(dtype), start))
+    for name in StepArrays._fields:
+        shape = (num_envs, boards[name]) if name in boards else (num_envs,)
+        dtype = np.int8 if name in boards else dtypes.get(name, np.bool_)
+        pieces.append((shape, np.dtype(dtype), start))
         start += -(-math.prod(shape) * np.dtype(dtype).itemsize // 64) * 64
     return start, tuple(pieces)
 

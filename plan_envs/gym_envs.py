@@ -173,11 +173,12 @@ class PlanEditEnv(gym.Env[Any, Any]):
         self._instance = engine.instances[0, : self.task.domain.spec.observed_size]
         self._plan = engine.plans[0]
         self._mask: Int8Array = engine.masks[0]
+        self._live = {"instance": self._instance, "plan": self._plan, "action_mask": self._mask}
         self._step_one = engine.step_one
 
     def __getstate__(self) -> dict[str, Any]:
         """Copies and pickles leave out what `_bind` and `render` make anew."""
-        bound = {"_instance", "_plan", "_mask", "_step_one"}
+        bound = {"_instance", "_plan", "_mask", "_live", "_step_one"}
         state = {name: value for name, value in vars(self).items() if name not in bound}
         return {**state, "_window": None}
 
@@ -221,7 +222,7 @@ class PlanEditEnv(gym.Env[Any, Any]):
             }
         else:
             mask = self._mask
-            observation = {"instance": self._instance, "plan": self._plan, "action_mask": mask}
+            observation = self._live.copy()
         if self.render_mode == "human":
             self.render()
         return (
@@ -377,6 +378,7 @@ class PlanEditVectorEnv(VectorEnv[Any, Any, Any]):
         self.action_space = batch_space(self.single_action_space, num_envs)
         self._autoreset = _AUTORESET[mode]
         self._buffers = None if copy else StepArrays.empty(num_envs, spec)
+        self._everyone = np.ones(num_envs, np.bool_)
         self._seeded = np.zeros(num_envs, np.bool_)
         pool = self.instances.instances
         self._engine = make_engine(self.task.domain, num_envs, pool, self.engine_options)
@@ -396,7 +398,7 @@ class PlanEditVectorEnv(VectorEnv[Any, Any, Any]):
                 "plan" ([n, cell]), the plans to start from instead of the initial ones.
         """
         options = dict(options or {})
-        chosen = np.ones(self.num_envs, np.bool_)
+        chosen = self._everyone.copy()
         if "reset_mask" in options:
             chosen = _checked_reset_mask(options.pop("reset_mask"), self.num_envs)
         self._seed(seed, chosen)
@@ -425,7 +427,7 @@ class PlanEditVectorEnv(VectorEnv[Any, Any, Any]):
         except Refusal as refusal:
             where = f" in environment {refusal.env}"
             raise _error_of(refusal.reason, actions[refusal.env], where) from None
-        infos = _infos(out, np.ones(self.num_envs, np.bool_))
+        infos = _infos(out, self._everyone.copy())
         if finals is not None:
             infos.update(_final_infos(finals, self.num_envs))
         return _observation(out), out.reward, out.terminated, out.truncated, infos
@@ -456,7 +458,7 @@ class PlanEditVectorEnv(VectorEnv[Any, Any, Any]):
             ValueError: names the entry that does not fit this environment.
         """
         self._seeded = _set_state(self.task.domain, self._engine, state)
-        return self._observe(np.ones(self.num_envs, np.bool_))
+        return self._observe(self._everyone.copy())
 
     def render(self) -> tuple[Any, ...] | None:
         """A frame for each environment."""
@@ -692,10 +694,18 @@ def _observation(out: StepArrays) -> Observation:
 
 
 def _infos(out: StepArrays, present: NDArray[np.bool_]) -> dict[str, Any]:
-    infos: dict[str, Any] = {}
-    for key in _INFO_KEYS:
-        infos[key], infos[f"_{key}"] = getattr(out, key), present
-    return infos
+    return {
+        "action_mask": out.action_mask,
+        "_action_mask": present,
+        "score": out.score,
+        "_score": present,
+        "solved": out.solved,
+        "_solved": present,
+        "violations": out.violations,
+        "_violations": present,
+        "illegal_action": out.illegal_action,
+        "_illegal_action": present,
+    }
 
 
 def _final_infos(finals: Finals, num_envs: int) -> dict[str, Any]:

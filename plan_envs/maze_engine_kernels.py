@@ -29,6 +29,7 @@ from plan_envs.packed_kernels import (
     WIDTH,
     draw_ready,
     draw_rows,
+    fetch_nothing,
     load_rows,
     observe_rows,
     show_packed,
@@ -213,14 +214,14 @@ def draw_all(head, data, index, resets):
 
 
 @njit(cache=True)
-def step_one(head, gamma, action):
+def step_one(head, action):
     """Step the only environment; see `plan_envs.engine.Engine.step_one`."""
-    return step_single(places, move, figures, rules_of(head), head, gamma, action)
+    return step_single(places, move, figures, rules_of(head), head, action)
 
 
 @njit(cache=True, nogil=True)
 def step_share(
-    flags, head, data, gamma, resets, actions, autoreset, shown, out, index, finals, first, stop
+    flags, head, data, resets, actions, autoreset, shown, out, index, finals, first, stop
 ):
     """Step environments first to stop - 1, none refuses: (first, stop) of their final states."""
     return step_rows(
@@ -230,11 +231,10 @@ def step_share(
         draw,
         show_packed,
         rules_of(head),
-        False,
+        fetch_nothing,
         flags,
         head,
         data,
-        gamma,
         resets,
         actions,
         autoreset,

@@ -24,14 +24,25 @@ from numba import njit
 
 from plan_envs.engine import FINISHED as REASON_FINISHED
 from plan_envs.engine import ILLEGAL, NEVER, NEXT_STEP, OUT_OF_RANGE, SAME_STEP
-from plan_envs.kernels import below, borrowed, copy_bytes, count_ones, folded, next_word, prefetch
+from plan_envs.instances import mix
+from plan_envs.kernels import (
+    GAMMA,
+    below,
+    borrowed,
+    copy_bytes,
+    count_ones,
+    folded,
+    next_word,
+    prefetch,
+)
 from plan_envs.threads import raise_flag
 
-STREAM, SAMPLER, STEPS, FINISHED, LIMIT, SHAPED, ABSORB, REFUSE, ACTIONS, WIDTH, MASK = range(11)
-"""Integers at the beginning of a row: random streams, counters, the engine's options (from LIMIT
-on), then the row's number of actions, its size in integers and the byte at which its legal edits
-begin."""
-OWN = 11
+STREAM, SAMPLER, STEPS, FINISHED, DISCOUNT, LIMIT = range(6)
+SHAPED, ABSORB, REFUSE, ACTIONS, WIDTH, MASK = range(6, 12)
+"""Integers at the beginning of a row: random streams, counters, the engine's options (from DISCOUNT
+on; that one is the bits of a float), then the row's number of actions, its size in integers and the
+byte at which its legal edits begin."""
+OWN = 12
 """The first integer of a row that belongs to the domain."""
 
 
@@ -58,7 +69,7 @@ def refuse(head, data, actions, autoreset):
 
 
 @njit(forceinline=True)
-def take(places, move, figures, head, data, at, rules, gamma, action):
+def take(places, move, figures, head, data, at, rules, action):
     """One action that is in range: (reward, terminated, truncated, illegal)."""
     before, _, _, _ = figures(head, data, at, rules)
     illegal = data[places(at, rules)[2] + action] == 0
@@ -66,6 +77,7 @@ def take(places, move, figures, head, data, at, rules, gamma, action):
     if not illegal:
         ended, solved = move(head, data, at, rules, action)
     after, _, _, _ = figures(head, data, at, rules)
+    gamma = head.view(np.float64)[DISCOUNT]
     worth = folded(solved, ended, before, after, gamma, head[SHAPED] == 1)
     head[at + STEPS] += 1
     timeout = 0 < head[LIMIT] <= head[at + STEPS]
@@ -74,7 +86,7 @@ def take(places, move, figures, head, data, at, rules, gamma, action):
 
 
 @njit(forceinline=True)
-def step_single(places, move, figures, rules, head, gamma, action):
+def step_single(places, move, figures, rules, head, action):
     """Step the only environment; see `plan_envs.engine.Engine.step_one`."""
     head = borrowed(head)
     data = borrowed(head.view(np.int8))
@@ -87,9 +99,7 @@ def step_single(places, move, figures, rules, head, gamma, action):
         reason = ILLEGAL
     if reason:
         return 0.0, False, False, 1 + reason, 0.0, 0, False
-    worth, ended, timeout, illegal = take(
-        places, move, figures, head, data, 0, rules, gamma, action
-    )
+    worth, ended, timeout, illegal = take(places, move, figures, head, data, 0, rules, action)
     _, score, violations, solved = figures(head, data, 0, rules)
     code = 1 if illegal else 0
     return worth, ended, timeout, code, np.float64(score), np.int64(violations), solved
@@ -103,11 +113,10 @@ def step_rows(
     draw,
     show,
     rules,
-    ahead,
+    fetch,
     flags,
     head,
     data,
-    gamma,
     resets,
     actions,
     autoreset,
@@ -123,7 +132,7 @@ def step_rows(
     Final states are written from row `first` of `finals` on. `shown` = `out` holds the instances
     already, but for environments that are reset now. Tuples are unpacked before the loop: taking an
     array out of one counts a reference.
-    `ahead` = rows are so short, and touched in so many places, that fetching them ahead pays.
+    `fetch(head, data, at, autoreset, resets)` asks for the memory that the next environments need.
     """
     raise_flag(flags)
     head, data, resets = borrowed(head), borrowed(data), borrowed(resets)
@@ -136,9 +145,8 @@ def step_rows(
     width = head[WIDTH]
     for env in range(first, stop):
         at = env * width
-        if ahead:  # fetch the next row, while this one is at work
-            for line in range(0, 8 * width, 64):
-                prefetch(data, 8 * (at + width) + line)
+        if env + 2 < stop:
+            fetch(head, data, at, autoreset, resets)
         fresh = not shown
         if head[at + FINISHED] and autoreset == NEXT_STEP:
             draw(head, data, at, rules, resets)
@@ -147,7 +155,7 @@ def step_rows(
             ended[env] = timeout[env] = illegal[env] = False
         else:
             worth, end, late, refused = take(
-                places, move, figures, head, data, at, rules, gamma, actions[env]
+                places, move, figures, head, data, at, rules, actions[env]
             )
             reward[env] = worth
             ended[env] = end
@@ -241,6 +249,29 @@ def draw_ready(load, head, data, at, resets):
         copy_bytes(head, 8 * (at + STEPS), ready, 8 * first, 8 * (width - STEPS))
     else:
         load(head, data, at, tables, instances[chosen], starts[chosen])
+
+
+@njit(forceinline=True)
+def fetch_ready(head, data, at, autoreset, resets):
+    """Ask for the row after the next one, and for what the next one is reset to, if it will be.
+
+    It pays where rows are short and touched in many places.
+    """
+    _, instances, _, ready = resets
+    width = head[WIDTH]
+    for line in range(0, 8 * width, 64):
+        prefetch(data, 8 * (at + 2 * width) + line)
+    at += width
+    if head[at + FINISHED] and autoreset == NEXT_STEP:
+        state = np.uint64(head[at + STREAM]) + GAMMA
+        chosen = below(mix(state), len(instances))
+        for line in range(0, 8 * width, 64):
+            prefetch(ready, 8 * chosen * width + line)
+
+
+@njit(forceinline=True)
+def fetch_nothing(head, data, at, autoreset, resets):
+    """Leave it to the processor, which finds long rows by itself."""
 
 
 @njit(cache=True, nogil=True)

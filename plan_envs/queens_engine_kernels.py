@@ -20,6 +20,7 @@ from plan_envs.packed_kernels import (
     STEPS,
     draw_ready,
     draw_rows,
+    fetch_nothing,
     load_rows,
     observe_rows,
     sample_share,
@@ -224,17 +225,17 @@ def draw_all(head, data, index, resets):
 
 
 @njit(cache=True)
-def step_one(head, gamma, action):
+def step_one(head, action):
     """Step the only environment; see `plan_envs.engine.Engine.step_one`."""
     n, full, constraint = rules_of(head)
     if constraint and not full:
-        return step_single(places, move, figures, (n, False, True), head, gamma, action)
-    return step_single(places, move, figures, (n, full, constraint), head, gamma, action)
+        return step_single(places, move, figures, (n, False, True), head, action)
+    return step_single(places, move, figures, (n, full, constraint), head, action)
 
 
 @njit(cache=True, nogil=True)
 def step_share(
-    flags, head, data, gamma, resets, actions, autoreset, shown, out, index, finals, first, stop
+    flags, head, data, resets, actions, autoreset, shown, out, index, finals, first, stop
 ):
     """Step environments first to stop - 1, none refuses: (first, stop) of their final states."""
     return step_rows(
@@ -244,11 +245,10 @@ def step_share(
         draw,
         show_packed,
         rules_of(head),
-        False,
+        fetch_nothing,
         flags,
         head,
         data,
-        gamma,
         resets,
         actions,
         autoreset,
@@ -263,7 +263,7 @@ def step_share(
 
 @njit(cache=True, nogil=True)
 def step_share_8x8(
-    flags, head, data, gamma, resets, actions, autoreset, shown, out, index, finals, first, stop
+    flags, head, data, resets, actions, autoreset, shown, out, index, finals, first, stop
 ):
     """`step_share` for the default rules of 8x8, with these as constants."""
     return step_rows(
@@ -273,11 +273,10 @@ def step_share_8x8(
         draw,
         show_packed,
         (8, False, True),
-        False,
+        fetch_nothing,
         flags,
         head,
         data,
-        gamma,
         resets,
         actions,
         autoreset,

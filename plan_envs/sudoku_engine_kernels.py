@@ -20,6 +20,7 @@ from plan_envs.packed_kernels import (
     STEPS,
     draw_ready,
     draw_rows,
+    fetch_ready,
     load_rows,
     observe_rows,
     sample_share,
@@ -45,6 +46,8 @@ FILLED, VIOLATIONS, ZERO = range(OWN, OWN + 3)
 SIDE, BOX_ROWS, EDITS, CONSTRAINT, TOKENS = range(OWN + 3, OWN + 8)
 HEAD: Final = OWN + 8
 """Integers of a row: three facts of the plan, the options of the domain, then their number."""
+USUAL: Final = (9, FILL, True, 0)
+"""The default rules of 9x9, which the kernels know as constants."""
 
 PEERS: Final = np.zeros((4, 256, 39), np.uint8)
 """Peers of each cell for the sides 4, 6, 9 and 16."""
@@ -265,14 +268,17 @@ def draw_all(head, data, index, resets):
 
 
 @njit(cache=True)
-def step_one(head, gamma, action):
+def step_one(head, action):
     """Step the only environment; see `plan_envs.engine.Engine.step_one`."""
-    return step_single(places, move, figures, rules_of(head), head, gamma, action)
+    side, edits, constraint, tokens = rules_of(head)
+    if side == 9 and edits == FILL and constraint and tokens == 0:
+        return step_single(places, move, figures, USUAL, head, action)
+    return step_single(places, move, figures, rules_of(head), head, action)
 
 
 @njit(cache=True, nogil=True)
 def step_share(
-    flags, head, data, gamma, resets, actions, autoreset, shown, out, index, finals, first, stop
+    flags, head, data, resets, actions, autoreset, shown, out, index, finals, first, stop
 ):
     """Step environments first to stop - 1, none refuses: (first, stop) of their final states."""
     return step_rows(
@@ -282,11 +288,10 @@ def step_share(
         draw,
         show_packed,
         rules_of(head),
-        True,
+        fetch_ready,
         flags,
         head,
         data,
-        gamma,
         resets,
         actions,
         autoreset,
@@ -301,7 +306,7 @@ def step_share(
 
 @njit(cache=True, nogil=True)
 def step_share_9x9(
-    flags, head, data, gamma, resets, actions, autoreset, shown, out, index, finals, first, stop
+    flags, head, data, resets, actions, autoreset, shown, out, index, finals, first, stop
 ):
     """`step_share` for the default rules of 9x9, with these as constants."""
     return step_rows(
@@ -310,12 +315,11 @@ def step_share_9x9(
         figures,
         draw,
         show_packed,
-        (9, FILL, True, 0),
-        True,
+        USUAL,
+        fetch_ready,
         flags,
         head,
         data,
-        gamma,
         resets,
         actions,
         autoreset,

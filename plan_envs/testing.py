@@ -516,7 +516,7 @@ def _same_engines(own: Engine, pure: Engine, where: str) -> None:
 
 
 def _same_outcomes(one: StepArrays, other: StepArrays, where: str) -> None:
-    for name in StepArrays.__slots__:
+    for name in StepArrays._fields:
         _same(getattr(one, name), getattr(other, name), f"{where}, {name}")
 
 

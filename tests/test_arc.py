@@ -903,7 +903,7 @@ def test_a_copied_or_pickled_environment_goes_on_alike() -> None:
             outs.append(StepArrays.empty(3, domain.spec))
             one.step(one.sample(), 1, outs[-1])
         for out in outs[1:]:
-            for got, expected in zip(out.arrays(), outs[0].arrays(), strict=True):
+            for got, expected in zip(out, outs[0], strict=True):
                 assert np.array_equal(got, expected)
         for twin in twins:
             assert np.array_equal(twin.instances, engine.instances)

@@ -361,7 +361,7 @@ def test_the_engine_agrees_on_plans_that_lost_their_given_queens(domain: Queens)
         outs = [StepArrays.empty(3, domain.spec) for _ in range(2)]
         for engine, out in zip((own, pure), outs, strict=True):
             engine.step(actions, NEXT_STEP, out)
-        for one, other in zip(outs[0].arrays(), outs[1].arrays(), strict=True):
+        for one, other in zip(outs[0], outs[1], strict=True):
             assert np.array_equal(one, other)
         assert not outs[0].solved.any()
         for engine in (own, pure):
