@@ -138,6 +138,7 @@ class PackedEngine(ABC):
     def step(self, actions: NDArray[np.int64], autoreset: int, out: StepArrays) -> Finals | None:
         """Take one action in every environment; see `Engine.step`."""
         rows, num_envs = self._rows, len(actions)
+        actions = np.ascontiguousarray(actions, np.int64)  # compiled code takes it as it comes
         env, reason = packed_kernels.refuse(rows.head, rows.data, actions, autoreset)
         if reason:
             raise Refusal(reason, env)
