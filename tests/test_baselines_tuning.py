@@ -235,7 +235,7 @@ def test_a_wrong_space_is_refused_in_one_line(
 def test_an_unknown_space_and_a_folder_of_another_search_are_refused(
     tmp_path: Path, oracle: Oracle
 ) -> None:
-    with pytest.raises(ValueError, match="no search space is called 'sac'; there are"):
+    with pytest.raises(ValueError, match="no search space is called 'sac'; did you mean a2c"):
         read_search("sac", env="sudoku4x4")
     run_search(read_search(space(tmp_path), env="sudoku4x4"), tmp_path / "out")
     other = read_search(space(tmp_path, SPACE.replace("steps: 16", "steps: 24")), env="sudoku4x4")
