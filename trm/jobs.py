@@ -160,14 +160,7 @@ def run_command(words: Sequence[str]) -> None:
         subprocess.CalledProcessError: the program failed or was killed; a job that does not catch
             it ends in the same way.
     """
-    told = False
-
-    def on_signal(number: int, frame: object) -> None:
-        nonlocal told
-        told = True
-
-    previous = signal.signal(signal.SIGTERM, on_signal)
-    try:
+    with _heard(signal.SIGTERM) as told:
         process = subprocess.Popen(list(words), stdin=subprocess.DEVNULL)
         passed_on = False
         while process.poll() is None:
@@ -177,8 +170,6 @@ def run_command(words: Sequence[str]) -> None:
                 passed_on = True
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(timeout=_POLL_SECONDS)
-    finally:
-        signal.signal(signal.SIGTERM, previous)
     if told:
         os.kill(os.getpid(), signal.SIGTERM)
     if process.returncode:
@@ -517,24 +508,26 @@ class _RayPool:
 
 def _attempt_on_ray(task: _Task) -> int:
     """What a Ray worker does: start the process, wait for it, pass a cancellation on."""
-    told = False
-
-    def on_interrupt(number: int, frame: object) -> None:
-        nonlocal told
-        told = True
-
     # ray.cancel interrupts, and again every two seconds until the task ends; were it an exception,
     # one that came between our lines would end the task, and Ray kills what a worker leaves behind.
-    previous = signal.signal(signal.SIGINT, on_interrupt)
-    try:
+    with _heard(signal.SIGINT) as told:
         attempt = _Attempt(task)
         while (code := attempt.poll()) is None:
             if told:
                 attempt.stop()
             time.sleep(_POLL_SECONDS)
         return code
+
+
+@contextlib.contextmanager
+def _heard(number: signal.Signals) -> Iterator[list[int]]:
+    """While it lasts, the signal does nothing but stand in this list; empty = it has not come."""
+    told: list[int] = []
+    previous = signal.signal(number, lambda came, frame: told.append(came))
+    try:
+        yield told
     finally:
-        signal.signal(signal.SIGINT, previous)
+        signal.signal(number, previous)
 
 
 @contextlib.contextmanager

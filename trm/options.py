@@ -46,12 +46,12 @@ precision_option: Decorator = click.option(
 
 def placement_options(command: Any) -> Any:
     """Where the numbers are computed: the same four flags on every command that runs a model."""
-    return _added(command, device_option, precision_option, compile_option, threads_option)
+    return added(command, device_option, precision_option, compile_option, threads_option)
 
 
 def run_options(command: Any) -> Any:
     """Which run is made, or gone on with."""
-    return _added(
+    return added(
         command,
         click.option(
             "--seed",
@@ -76,7 +76,7 @@ def run_options(command: Any) -> Any:
 
 def job_options(command: Any) -> Any:
     """Where independent jobs run; see `trm.jobs.map_jobs`."""
-    return _added(
+    return added(
         command,
         click.option(
             "--workers", type=click.IntRange(1), help="Jobs at once.  [default: one a core]"
@@ -94,7 +94,7 @@ def job_options(command: Any) -> Any:
     )
 
 
-def _added(command: Any, *options: Decorator) -> Any:
+def added(command: Any, *options: Decorator) -> Any:
     """The command with the options, which its help shows in this order."""
     for option in reversed(options):
         command = option(command)

@@ -19,6 +19,7 @@ from typing import Any
 import click
 
 from trm.options import (
+    added,
     json_option,
     make_placement,
     overrides_option,
@@ -131,7 +132,14 @@ class _CheckpointName(click.ParamType):  # type: ignore[type-arg]  # generic onl
 
 def _more_compute_options(command: Any) -> Any:
     """Further passes of the same policy, kept apart from its greedy one."""
-    options = (
+    return added(
+        command,
+        click.option(
+            "--samples",
+            type=click.IntRange(1),
+            metavar="N",
+            help="Play N sampled episodes a puzzle and keep the best plan.",
+        ),
         click.option(
             "--search",
             type=click.IntRange(1),
@@ -139,16 +147,7 @@ def _more_compute_options(command: Any) -> Any:
             help="Search, led by the policy and verified by the checker: the network may look at N"
             " plans a puzzle.",
         ),
-        click.option(
-            "--samples",
-            type=click.IntRange(1),
-            metavar="N",
-            help="Play N sampled episodes a puzzle and keep the best plan.",
-        ),
     )
-    for option in options:
-        command = option(command)
-    return command
 
 
 @cli.command()

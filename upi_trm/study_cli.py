@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from trm.options import device_option, json_option
+from trm.options import added, device_option, json_option
 
 _DEFAULT_NUM = 100
 
@@ -56,12 +56,14 @@ def _step(ctx: click.Context, param: click.Parameter, value: str | None) -> int 
 
 def _shared_options(command: Any) -> Any:
     """Which checkpoint, which instances, where it computes, and how it is shown."""
-    options = (
+    return added(
+        command,
         click.option(
-            "--threads", type=click.IntRange(1), default=1, show_default=True, help="CPU threads."
+            "--step",
+            metavar="N|best",
+            callback=_step,
+            help="Checkpoint: a number of edits, or best.  [default: the newest]",
         ),
-        device_option,
-        json_option,
         click.option(
             "--seed",
             type=click.IntRange(0),
@@ -69,16 +71,12 @@ def _shared_options(command: Any) -> Any:
             show_default=True,
             help="Of the test puzzles, rollouts and estimates.",
         ),
+        json_option,
+        device_option,
         click.option(
-            "--step",
-            metavar="N|best",
-            callback=_step,
-            help="Checkpoint: a number of edits, or best.  [default: the newest]",
+            "--threads", type=click.IntRange(1), default=1, show_default=True, help="CPU threads."
         ),
     )
-    for option in options:
-        command = option(command)
-    return command
 
 
 @click.command()
