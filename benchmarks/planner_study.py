@@ -1,10 +1,11 @@
 """TRM-Planner against its controls at CPU scale: `python benchmarks/planner_study.py --out FOLDER`.
 
 One teacher that is stopped early, its caches, and students of every method over several seeds, all
-from 6x6 Sudoku (recipes trm-sudoku6x6 and planner-sudoku6x6-*, cache recipes rollout, planner,
-exact-first). Teacher and caches stay fixed, only the student's seed varies. Printed in the form of
-the paper's tables: 3 and 7 (exact on unseen puzzles after the last step, with the processor time of
-cache and student apart), 6 (target sensitivity), 14 (audit). What is finished in FOLDER is kept.
+from 6x6 Sudoku (recipes trm-sudoku6x6 and planner-sudoku6x6-*, cache recipes rollout, random-step,
+planner, exact-first; the planner's also with logits in float32). Teacher and caches stay fixed,
+only the student's seed varies. Printed in the form of the paper's tables: 3 and 7 (exact on unseen
+puzzles after the last step, with the processor time of cache and student apart), 6 (target
+sensitivity), 14 (audit). What is finished in FOLDER is kept.
 
     python benchmarks/planner_study.py --out runs/planner-study --json FILE
 """
@@ -28,14 +29,24 @@ from trm.recipe import load_recipe
 from trm.run import Run
 
 HERE = Placement(threads=1)
+CACHES: dict[str, tuple[str, ...]] = {
+    "rollout": (),
+    "random-step": (),
+    "planner": (),
+    "exact-first": (),
+    "planner-float32": ("storage.logits=float32",),
+}
+"""Cache -> what it changes of the recipe that its name, up to "-float32", is."""
 METHODS = {
     "TRM, compute-matched": ("control", None),
     "rollout-KD, hard": ("hard", "rollout"),
+    "random-step KD, hard": ("hard", "random-step"),
     "planner, hard": ("hard", "planner"),
     "planner, soft": ("soft", "planner"),
+    "planner, soft, float32 logits": ("soft", "planner-float32"),
     "planner, exactness first, hard": ("hard", "exact-first"),
 }
-"""Method -> student recipe, cache recipe."""
+"""Method -> student recipe, cache."""
 
 
 def main() -> None:
@@ -62,9 +73,7 @@ def main() -> None:
         "machine": platform.processor() or platform.machine(),
         "teacher": figures(teacher, asked.test),
         "sensitivity": dataclasses.asdict(diagnose(model, dataset, num=128, seed=0)),
-        "caches": {
-            name: cached(asked.out, teacher, name) for name in ("rollout", "planner", "exact-first")
-        },
+        "caches": {name: cached(asked.out, teacher, name) for name in CACHES},
         "students": {},
     }
     for method, (recipe, cache) in METHODS.items():
@@ -127,7 +136,11 @@ def cached(out: Path, teacher: Path, name: str) -> dict[str, Any]:
     folder = out / "caches" / name
     build_cache(
         folder,
-        load_recipe(CacheRecipe, find_recipe(name, cache_recipes())),
+        load_recipe(
+            CacheRecipe,
+            find_recipe(name.removesuffix("-float32"), cache_recipes()),
+            CACHES[name],
+        ),
         open_source=functools.partial(open_teacher, teacher.resolve(), placement=HERE),
         workers=1,
     )
