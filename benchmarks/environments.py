@@ -46,6 +46,7 @@ from plan_envs.domain import PlanDomain
 from plan_envs.gym_envs import PlanEditEnv, PlanEditVectorEnv
 from plan_envs.testing import States, random_states
 from plan_envs.threads import set_num_threads
+from trm.process import git_state
 
 ENV_ID = "PlanEdit/Sudoku9x9-v0"
 
@@ -609,6 +610,7 @@ def main() -> None:
         "command": " ".join(["python", "benchmarks/environments.py", *sys.argv[1:]]),
         "machine": platform.machine(),
         "versions": versions(),
+        "commit": git_state(Path(__file__).resolve()),
         "records": records,
         "races": races,
         "two_cores": doubled,

@@ -225,6 +225,25 @@ def test_curriculum_reveals_givens_and_gets_harder_with_success() -> None:
     assert curriculum.distance == curriculum.most == 8
 
 
+def test_curriculum_retreats_where_too_little_succeeds() -> None:
+    pool = resolve_task("sudoku4x4-hard").instances("train", num=20)
+    config = CurriculumConfig(
+        kind="adaptive", start=2, step=3, threshold=0.75, retreat=0.25, window=4, full_share=0.0
+    )
+    curriculum = Curriculum(Sudoku(4), pool, config, np.random.default_rng(0))
+    reached = []
+    for wins in (4, 3, 2, 1, 0, 0):
+        outcomes = np.arange(4) < wins
+        curriculum.update(np.full(4, 8), outcomes)
+        if wins == 2:  # neither: the window goes on, and three failures more end it
+            assert curriculum.distance == 8
+            curriculum.update(np.full(1, 8), np.zeros(1, bool))
+        reached.append(curriculum.distance)
+    assert reached == [5, 8, 5, 2, 2, 2], "3 of 4: harder, 1 of 4: easier, never below 2"
+    with pytest.raises(ValueError, match=r"curriculum\.retreat must lie in \[0, threshold"):
+        CurriculumConfig(threshold=0.5, retreat=0.5)
+
+
 def test_mixed_curriculum_draws_every_number_of_blanks_and_never_changes() -> None:
     pool = resolve_task("sudoku4x4-hard").instances("train", num=20)  # 6 to 8 blanks
     config = CurriculumConfig(kind="mixed", start=3, window=4, full_share=0.0)
@@ -272,7 +291,8 @@ def test_targets_of_a_rollout_bootstrap_with_the_given_network(
     learner = copy.copy(learner)
     learner.config = replace(SMALL, evaluator=replace(EVALUATOR, control_variate=control_variate))
     advantage = np.random.default_rng(0).standard_normal(fresh.action.shape).astype(np.float32)
-    target = learner.targets_of(replace(fresh, advantage=advantage), learner.target.model)
+    known = replace(fresh, advantage=advantage)
+    (target,) = learner.targets_of([known], [learner.next_values(known, learner.target.model)])
     flat = fresh.next_plan.reshape(-1, 16)
     states = learner.states(fresh.instance.reshape(-1, 16), flat)
     raw = learner.target.model(states)[0].detach()
@@ -287,6 +307,21 @@ def test_targets_of_a_rollout_bootstrap_with_the_given_network(
         gamma=0.9,
     )
     torch.testing.assert_close(target, wanted, atol=1e-5, rtol=1e-5)
+
+
+def test_targets_look_into_the_rollout_after() -> None:
+    whole, roller = make(SMALL)
+    together, _ = whole.collect(roller, steps=12)
+    learner, roller = make(SMALL)
+    parts = [learner.collect(roller, steps=steps)[0] for steps in (5, 7)]
+    (wanted,) = whole.targets_of([together], [whole.next_values(together, whole.target.model)])
+    values = [learner.next_values(part, learner.target.model) for part in parts]
+    targets = learner.targets_of(parts, values)
+    torch.testing.assert_close(torch.cat(targets), wanted, atol=1e-5, rtol=1e-5)
+    # Alone, the first rollout's last states would have less to go by.
+    (alone,) = learner.targets_of(parts[:1], values[:1])
+    assert not torch.allclose(alone[-1], targets[0][-1])
+    assert torch.allclose(alone[:-2], targets[0][:-2], atol=1e-5), "K = 3 edits"
 
 
 @pytest.mark.parametrize("target_policy", ["current", "improved"])

@@ -248,7 +248,8 @@ def test_values_are_regressed_at_the_latents_that_the_rollout_had() -> None:
     _, states = learner.views(
         fresh.instance.reshape(-1, 16), fresh.plan.reshape(-1, 16), Latents.join([trace])
     )
-    target = learner.targets_of(fresh, learner.target.model, states.start).flatten()
+    values = learner.next_values(fresh, learner.target.model, states.start)
+    target = learner.targets_of([fresh], [values])[0].flatten()
     with torch.no_grad():
         wanted = (learner.evaluator(states)[0] - target).square().mean()
     assert learner.fit_evaluator()["value_loss"] == pytest.approx(float(wanted), rel=1e-4)

@@ -99,18 +99,18 @@ def test_the_commit_is_that_of_the_source_and_dirty_when_changed(tmp_path: Path)
     source.write_text("a = 1\n")
     git(tmp_path, "init", "-q")
     # An environment inside somebody's checkout: the file is not theirs.
-    assert process._git_state(source) is None
+    assert process.git_state(source) is None
     git(tmp_path, "add", "module.py")
     git(tmp_path, "commit", "-q", "-m", "first")
     commit = git(tmp_path, "rev-parse", "HEAD")
-    assert process._git_state(source) == {"commit": commit, "dirty": False}
+    assert process.git_state(source) == {"commit": commit, "dirty": False}
     (tmp_path / "notes.txt").write_text("untracked\n")
-    assert process._git_state(source) == {"commit": commit, "dirty": False}
+    assert process.git_state(source) == {"commit": commit, "dirty": False}
     source.write_text("a = 2\n")
-    assert process._git_state(source) == {"commit": commit, "dirty": True}
+    assert process.git_state(source) == {"commit": commit, "dirty": True}
 
 
 def test_without_git_there_is_no_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert process._git_state(tmp_path / "module.py") is None
+    assert process.git_state(tmp_path / "module.py") is None
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert process._git_state(Path(process.__file__)) is None
+    assert process.git_state(Path(process.__file__)) is None

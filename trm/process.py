@@ -19,8 +19,6 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-import torch
-
 _ECHO_SECONDS = 0.25
 """Wrappers such as `timeout` pass one Ctrl-C on a second time: a SIGINT this soon after the first
 is the same one."""
@@ -126,8 +124,10 @@ class ResourceMeter:
 
 def provenance() -> dict[str, Any]:
     """Code, packages and machine of this process, as JSON; names no user, host or folder."""
+    import torch  # here, so that benchmarks of environments alone can ask for their commit
+
     return {
-        "git": _git_state(Path(__file__).resolve()),
+        "git": git_state(Path(__file__).resolve()),
         "packages": {
             name: version for name in _PACKAGES if (version := _version(name)) is not None
         },
@@ -145,7 +145,7 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _git_state(source: Path) -> dict[str, Any] | None:
+def git_state(source: Path) -> dict[str, Any] | None:
     """Commit of the checkout that holds `source`; None for an installed package or without git."""
 
     def git(*arguments: str) -> str:

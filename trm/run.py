@@ -508,6 +508,21 @@ def _read_info(path: Path) -> RunInfo:
 
 def _read_json(path: Path) -> dict[str, Any]:
     """A JSON object of this format version."""
+    record = read_json_object(path)
+    if record.get("format_version") != FORMAT_VERSION:
+        version = record.get("format_version")
+        raise RunError(
+            f"{path}: format_version is {version!r}, this program reads and writes {FORMAT_VERSION}"
+        )
+    return record
+
+
+def read_json_object(path: Path) -> dict[str, Any]:
+    """The JSON object that a file holds.
+
+    Raises:
+        RunError: for a file that can't be read or holds something else; names it.
+    """
     with _explained(path, "cannot be read"):
         data = path.read_bytes()
     try:
@@ -516,11 +531,6 @@ def _read_json(path: Path) -> dict[str, Any]:
         raise RunError(f"{path}: not valid JSON ({error})") from error
     if not isinstance(record, dict):
         raise RunError(f"{path}: expected a JSON object, got {type(record).__name__}")
-    if record.get("format_version") != FORMAT_VERSION:
-        version = record.get("format_version")
-        raise RunError(
-            f"{path}: format_version is {version!r}, this program reads and writes {FORMAT_VERSION}"
-        )
     return record
 
 

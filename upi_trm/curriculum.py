@@ -31,6 +31,9 @@ class CurriculumConfig:
     """adaptive: edits added each time the success is high enough."""
     threshold: float = 0.55
     """adaptive: success over the last `window` episodes at which the puzzles get harder."""
+    retreat: float | None = None
+    """adaptive: success over the last `window` episodes at which the puzzles get easier again, by
+    `step`, never nearer than `start`; null = never."""
     window: int = 48
     """adaptive: episodes over which the success is measured."""
     full_share: float = 0.1
@@ -44,6 +47,11 @@ class CurriculumConfig:
         for name in ("threshold", "full_share"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"curriculum.{name} must lie in [0, 1], got {getattr(self, name)}")
+        if self.retreat is not None and not 0 <= self.retreat < self.threshold:
+            raise ValueError(
+                f"curriculum.retreat must lie in [0, threshold = {self.threshold}) or be null, got"
+                f" {self.retreat}"
+            )
 
 
 class Starts(NamedTuple):
@@ -107,9 +115,15 @@ class Curriculum:
         if self.config.kind != "adaptive":
             return
         self._recent.extend(bool(won) for won in solved[distance >= self.distance])
-        enough = len(self._recent) == self.config.window
-        if enough and sum(self._recent) >= self.config.threshold * self.config.window:
-            self.distance = min(self.distance + self.config.step, self.most)
+        config = self.config
+        if len(self._recent) < config.window:
+            return
+        success = sum(self._recent) / config.window
+        if success >= config.threshold:
+            self.distance = min(self.distance + config.step, self.most)
+            self._recent.clear()
+        elif config.retreat is not None and success <= config.retreat:
+            self.distance = max(self.distance - config.step, min(config.start, self.most))
             self._recent.clear()
 
     def state(self) -> dict[str, Any]:

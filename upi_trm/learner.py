@@ -9,7 +9,7 @@ clock.
 import contextlib
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal
 
@@ -383,17 +383,20 @@ class UpiLearner:
     def fit_evaluator(self) -> dict[str, float]:
         """Phase 1: K-step bootstrapped regression of U_n on the replayed transitions."""
         config = self.config.evaluator
-        instances, plans, phis, targets, edits = [], [], [], [], []
+        instances, plans, phis, next_values, edits = [], [], [], [], []
         for past, trace in self._replayed():
             starts = None if trace is None else trace.evaluator.flatten(0, 1)
-            next_value = self._next_values(past, self.target.model, starts)
-            targets.append(self._targets(past, next_value).flatten())
-            if config.edit_values == "corrected":
-                edits.append(self._edits_made(past, next_value, targets[-1]))
+            next_values.append(self.next_values(past, self.target.model, starts))
             instances.append(_flat(past.instance))
             plans.append(_flat(past.plan))
             phis.append(self.phi(past.score.ravel()))
-        target, phi = torch.cat(targets), torch.cat(phis)
+        targets = self.targets_of(self.replay, next_values)
+        if config.edit_values == "corrected":
+            edits = [
+                self._edits_made(*made)
+                for made in zip(self.replay, next_values, targets, strict=True)
+            ]
+        target, phi = torch.cat(targets).flatten(), torch.cat(phis)
         _, states = self.views(
             np.concatenate(instances),
             np.concatenate(plans),
@@ -438,19 +441,19 @@ class UpiLearner:
     def _edits_made(
         self,
         past: Transitions,
-        next_value: Float[Tensor, " batch"],
-        target: Float[Tensor, " batch"],
+        next_value: Float[Tensor, "step plan"],
+        target: Float[Tensor, "step plan"],
     ) -> Float[Tensor, "3 batch"]:
         """What corrections learn from: edit, r + gamma U_n(s') (NaN where decided), its return.
 
         The target of the state has the advantage of the edit made taken out of it as a control
         variate; the return of the edit has it back.
         """
-        q = self._tensor(past.reward.ravel()) + self.config.evaluator.gamma * next_value
-        q = q.masked_fill(self._tensor(past.terminated.ravel()), torch.nan)
+        q = self._tensor(past.reward) + self.config.evaluator.gamma * next_value
+        q = q.masked_fill(self._tensor(past.terminated), torch.nan)
         if self.config.evaluator.control_variate:
-            target = target + self._tensor(past.advantage.ravel())
-        return torch.stack([self._tensor(past.action.ravel()).to(target.dtype), q, target])
+            target = target + self._tensor(past.advantage)
+        return torch.stack([self._tensor(past.action).to(target.dtype), q, target]).flatten(1)
 
     def _edit_loss(
         self,
@@ -791,42 +794,40 @@ class UpiLearner:
 
         return value
 
-    def targets_of(
+    def next_values(
         self,
         past: Transitions,
         model: TinyRecursiveModel,
         starts: Float[Tensor, "batch place channel"] | None = None,
     ) -> Float[Tensor, "step plan"]:
-        """K-step targets of a rollout with `model` as V_bar.
+        """V_bar of the states after the edits of a rollout, with `model` as V_bar.
 
         Persistent z: `starts` are the evaluator's latents at the states before the edits; that of
         the state after starts where `model` brings them.
         """
-        return self._targets(past, self._next_values(past, model, starts))
+        after = self._after(past, model, starts)
+        return self._values(model, after, past.next_score.ravel()).view(past.action.shape)
 
-    def _next_values(
-        self,
-        past: Transitions,
-        model: TinyRecursiveModel,
-        starts: Float[Tensor, "batch place channel"] | None,
-    ) -> Float[Tensor, " batch"]:
-        """V_bar of the states after the edits of a rollout."""
-        return self._values(model, self._after(past, model, starts), past.next_score.ravel())
+    def targets_of(
+        self, pasts: Collection[Transitions], next_values: Sequence[Float[Tensor, "step plan"]]
+    ) -> list[Float[Tensor, "step plan"]]:
+        """K-step targets of successive rollouts, each of which goes on where the one before ended.
 
-    def _targets(
-        self, past: Transitions, next_value: Float[Tensor, " batch"]
-    ) -> Float[Tensor, "step plan"]:
-        reward = past.reward
+        What became of a plan after its rollout is known but for the last one's, which alone end
+        with a bootstrapped value where K or the episode would reach further.
+        """
+        reward = np.concatenate([past.reward for past in pasts])
         if self.config.evaluator.control_variate:
-            reward = reward - past.advantage
-        return k_step_targets(
+            reward = reward - np.concatenate([past.advantage for past in pasts])
+        target = k_step_targets(
             self._tensor(reward),
-            next_value.view(past.action.shape),
-            self._tensor(past.terminated),
-            self._tensor(past.truncated),
+            torch.cat(list(next_values)),
+            self._tensor(np.concatenate([past.terminated for past in pasts])),
+            self._tensor(np.concatenate([past.truncated for past in pasts])),
             k_steps=self.config.evaluator.k_steps,
             gamma=self.config.evaluator.gamma,
         )
+        return list(target.split([len(past.reward) for past in pasts]))
 
     def _after(
         self,

@@ -15,7 +15,7 @@ from typing import Any
 
 from trm.device import Placement
 from trm.durable import replace_durably
-from trm.run import Run
+from trm.run import Run, read_json_object
 from upi_trm.shipped_runs import is_shipped, run_path
 
 FORMAT_VERSION = 1
@@ -120,7 +120,7 @@ def keep_record(
     run = Run.open(path)
     file = path / RECORD_FILE
     if file.exists():
-        found = _read_json(file)
+        found = read_json_object(file)
         if _is_current(found, run, num):
             return found
     announce(f"evaluating {path}")
@@ -266,7 +266,7 @@ def _records_at(
 
 
 def _records_in(file: Path, num: int | None) -> Iterator[dict[str, Any]]:
-    found = _read_json(file)
+    found = read_json_object(file)
     records = found.get("records", [found])
     for record in records:
         parsed = parse_record(record, source=str(file))
@@ -276,18 +276,6 @@ def _records_in(file: Path, num: int | None) -> Iterator[dict[str, Any]]:
                 "its run is not at hand"
             )
         yield record if "recipe" in record else {**record, "recipe": label_of(Path(file.stem))}
-
-
-def _read_json(file: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(file.read_bytes())
-    except OSError as error:
-        raise ValueError(f"{file}: cannot be read: {error.strerror}") from error
-    except ValueError as error:
-        raise ValueError(f"{file}: not valid JSON ({error})") from error
-    if not isinstance(found, dict):
-        raise ValueError(f"{file}: expected a JSON object, got {type(found).__name__}")
-    return found
 
 
 def _field(record: Any, name: str, kinds: tuple[type, ...], source: str) -> Any:
