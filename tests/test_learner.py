@@ -67,6 +67,7 @@ CONFIGS = {
         improvement=replace(IMPROVEMENT, lookahead_states=10, state_weight="value"),
     ),
     "corrected edit values": replace(SMALL, evaluator=replace(EVALUATOR, edit_values="corrected")),
+    "edit values of the state": replace(SMALL, evaluator=replace(EVALUATOR, edit_values="state")),
     "clamped": replace(SMALL, contraction=ContractionConfig(modulus=0.5)),
     "clamped on schedule, value head": replace(
         SMALL,
@@ -377,7 +378,9 @@ def test_an_iteration_moves_all_networks_and_reports_finite_numbers(
         assert metrics["centring_defect"] <= 1e-5
         assert metrics["candidate_advantage"] >= -1e-6
         states = learner.config.improvement.lookahead_states or PLANS * STEPS
-        assert metrics["successors"] >= metrics["successors_evaluated"] > 0
+        evaluated = metrics["successors_evaluated"]
+        assert (evaluated > 0) == (learner.config.evaluator.edit_values != "state")
+        assert metrics["successors"] >= evaluated
         assert metrics["successors"] >= states
 
 
@@ -555,8 +558,10 @@ def test_every_phase_of_an_iteration_is_timed() -> None:
 # --- Bad settings
 
 
-def corrected(value: Literal["success", "score"]) -> tuple[UpiLearner, Transitions]:
-    evaluator = replace(EVALUATOR, edit_values="corrected", value=value)
+def corrected(
+    value: Literal["success", "score"], edit_values: Literal["corrected", "state"] = "corrected"
+) -> tuple[UpiLearner, Transitions]:
+    evaluator = replace(EVALUATOR, edit_values=edit_values, value=value)
     candidate = "success_posterior" if value == "success" else "exp_advantage"
     config = replace(
         SMALL, evaluator=evaluator, improvement=replace(IMPROVEMENT, candidate=candidate)
@@ -587,10 +592,35 @@ def test_a_correction_changes_undecided_edits_only_and_none_where_it_says_nothin
 
 
 @pytest.mark.parametrize("value", ["success", "score"])
+def test_edit_values_of_the_state_ask_for_no_successor(value: Literal["success", "score"]) -> None:
+    learner, fresh = corrected(value, "state")
+    instances, plans = fresh.instance.reshape(-1, 16), fresh.plan.reshape(-1, 16)
+    states = learner.states(instances, plans)
+    plain = learner.look_ahead(instances, plans)
+    found = learner.edit_values(instances, plans, states=states)
+    assert found.num_evaluated == 0 < plain.num_evaluated
+    assert torch.equal(found.undecided, plain.undecided)
+    assert torch.equal(found.q[~plain.undecided], plain.q[~plain.undecided])
+    with torch.no_grad():
+        learner.evaluator.edit_out.weight.zero_()
+        learner.evaluator.edit_out.bias.zero_()
+    silent = learner.edit_values(instances, plans, states=states).q
+    score = fresh.score.ravel()
+    masks = learner.domain.action_mask(instances, plans)
+    own = learner.state_value(instances, plans, masks, score)
+    phi = learner.phi(score)
+    gamma = learner.config.evaluator.gamma
+    wanted = own if value == "score" else gamma * (own + phi) - phi
+    wanted = wanted[:, None].expand_as(silent)[plain.undecided]
+    torch.testing.assert_close(silent[plain.undecided], wanted, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("edit_values", ["corrected", "state"])
+@pytest.mark.parametrize("value", ["success", "score"])
 def test_a_correction_learns_the_returns_of_the_edits_made(
-    value: Literal["success", "score"],
+    value: Literal["success", "score"], edit_values: Literal["corrected", "state"]
 ) -> None:
-    learner, roller = make(corrected(value)[0].config)
+    learner, roller = make(corrected(value, edit_values)[0].config)
     losses = [learner.iterate(roller, steps=STEPS)["edit_loss"] for _ in range(2)]
     learner.replay.popleft()
     losses += [learner.fit_evaluator()["edit_loss"] for _ in range(60)]

@@ -57,13 +57,13 @@ def look_ahead(
     Equal successors are evaluated once; terminal ones cost nothing (their folded reward is their
     whole return). With a persistent latent a value depends on the state before: give
     `successor_value` in place of `state_value`; equal successors of different states are then told
-    apart.
+    apart. With neither, undecided edits are given their reward alone and no network is asked.
     """
     found = domain.successors(instances, plans, gamma=gamma, dead_end=dead_end)
     q_row = found.reward.astype(np.float32)
     live = np.flatnonzero(~found.terminated)
     num_evaluated = 0
-    if len(live):
+    if len(live) and (state_value is not None or successor_value is not None):
         owner = found.state[live]
         parent = np.ascontiguousarray(owner, np.int64)
         where = instances[owner] if successor_value is None else parent[:, None].view(np.int8)

@@ -47,11 +47,12 @@ class EvaluatorConfig:
     it will become. `improved` centres the control variates under pi_new: G(s_t) is then
     E_{pi_new}[Q(s_t, .)] plus the temporal differences along the edits made, without importance
     weights, as in Q(lambda) (Harutyunyan et al. 2016). Success far from the goal is seen sooner."""
-    edit_values: Literal["successor", "corrected"] = "successor"
+    edit_values: Literal["successor", "corrected", "state"] = "successor"
     """Q(s, a) of an edit that the checker does not decide: r + gamma U_n(s') (the paper), or the
     same with a correction c(s, a) that the evaluator's edit head reads from the state before, added
     to the logit (success) or to the value (score). A successor does not show whether the edit that
-    led to it was forced or guessed, the state before does. Needs improvement.advantage 'exact'."""
+    led to it was forced or guessed, the state before does. `state` corrects U_n(s) instead: no
+    successor is evaluated. Both need improvement.advantage 'exact'."""
 
     def __post_init__(self) -> None:
         """Check ranges."""
@@ -137,6 +138,27 @@ def corrected_values(
     """
     raw = _head_units(q, phi, gamma=gamma, value=value) + correction
     return raw if value == "score" else gamma * torch.sigmoid(raw) - phi
+
+
+def state_edit_value(
+    state_value: Float[Tensor, "*states"],
+    phi: Float[Tensor, "*states"],
+    *,
+    gamma: float,
+    value: Literal["success", "score"],
+) -> Float[Tensor, "*states"]:
+    """Q of every undecided edit where nothing tells them apart: what their state is worth.
+
+    The head says the same of it as of the state: `corrected_values` of it gives gamma sigmoid(logit
+    P(solve | s) + c) - Phi(s), or U_n(s) + c.
+
+    Args:
+        state_value: U_n(s).
+        phi: Phi(s).
+        gamma: discount.
+        value: what the evaluator's head means.
+    """
+    return state_value if value == "score" else gamma * (state_value + phi) - phi
 
 
 def correction_loss(

@@ -49,6 +49,8 @@ from upi_trm.evaluator import (
     k_step_targets,
     minibatches,
     model_shape,
+    shaped_value,
+    state_edit_value,
     value_loss,
 )
 from upi_trm.improvement import (
@@ -168,10 +170,10 @@ class LearnerConfig:
                 f"improvement.alpha_rule {self.improvement.alpha_rule!r} needs evaluator.gamma"
                 " below 1, where Eq. 11 says something, got 1"
             )
-        if self.evaluator.edit_values == "corrected" and self.improvement.advantage != "exact":
+        if self.evaluator.edit_values != "successor" and self.improvement.advantage != "exact":
             raise ValueError(
-                "evaluator.edit_values 'corrected' needs improvement.advantage 'exact', got"
-                f" {self.improvement.advantage!r}"
+                f"evaluator.edit_values {self.evaluator.edit_values!r} needs improvement.advantage"
+                f" 'exact', got {self.improvement.advantage!r}"
             )
         if self.evaluator.control_variate and (
             self.improvement.advantage != "exact" or self.improvement.lookahead_states
@@ -391,7 +393,7 @@ class UpiLearner:
             plans.append(_flat(past.plan))
             phis.append(self.phi(past.score.ravel()))
         targets = self.targets_of(self.replay, next_values)
-        if config.edit_values == "corrected":
+        if config.edit_values != "successor":
             edits = [
                 self._edits_made(*made)
                 for made in zip(self.replay, next_values, targets, strict=True)
@@ -416,7 +418,7 @@ class UpiLearner:
             losses.append(loss.detach())
             if made is not None:
                 correction = self.evaluator.edit_logits(z, encoding, part)
-                edit_loss = self._edit_loss(correction, made[:, index], phi[index])
+                edit_loss = self._edit_loss(correction, made[:, index], phi[index], raw.detach())
                 edit_losses.append(edit_loss.detach())
                 loss = loss + edit_loss
             self.evaluator_optimiser.zero_grad(set_to_none=True)
@@ -460,15 +462,18 @@ class UpiLearner:
         correction: Float[Tensor, "batch action"],
         made: Float[Tensor, "3 batch"],
         phi: Float[Tensor, " batch"],
+        raw: Float[Tensor, " batch"],
     ) -> Float[Tensor, ""]:
-        """Mean loss of the corrected values of undecided edits."""
+        """Mean loss of the corrected values of undecided edits; `raw` is what the head says."""
         config = self.config.evaluator
         undecided = ~made[1].isnan()
         edit, q, target = made[:, undecided]
+        phi = phi[undecided]
+        if config.edit_values == "state":
+            own = shaped_value(raw[undecided].to(phi.dtype), phi, value=config.value)
+            q = state_edit_value(own, phi, gamma=config.gamma, value=config.value)
         of_edit = correction[undecided].gather(1, edit.long()[:, None]).squeeze(1)
-        loss = correction_loss(
-            q, of_edit, target, phi[undecided], gamma=config.gamma, value=config.value
-        )
+        loss = correction_loss(q, of_edit, target, phi, gamma=config.gamma, value=config.value)
         return loss if len(q) else correction.sum() * 0.0
 
     def _replayed(self) -> list[tuple[Transitions, Latents | None]]:
@@ -755,13 +760,34 @@ class UpiLearner:
 
         `states` are the same states as the evaluator sees them.
         """
-        ahead = self.look_ahead(instances, plans, states.start)
         config = self.config.evaluator
         if config.edit_values == "successor":
-            return ahead
-        phi = self.phi(self.domain.check(instances, plans).score)[:, None]
-        correction = all_edit_logits(self.evaluator, states)
-        q = corrected_values(ahead.q, correction, phi, gamma=config.gamma, value=config.value)
+            return self.look_ahead(instances, plans, states.start)
+        score = self.domain.check(instances, plans).score
+        phi = self.phi(score)
+        if config.edit_values == "state":
+            ahead = look_ahead(
+                self.domain,
+                instances,
+                plans,
+                None,
+                gamma=config.gamma,
+                dead_end=self.dead_end,
+                device=self.device,
+            )
+            own = self._values(self.evaluator, states, score)
+            base = state_edit_value(own, phi, gamma=config.gamma, value=config.value)
+            before = base[:, None].expand_as(ahead.q)
+        else:
+            ahead = self.look_ahead(instances, plans, states.start)
+            before = ahead.q
+        q = corrected_values(
+            before,
+            all_edit_logits(self.evaluator, states),
+            phi[:, None],
+            gamma=config.gamma,
+            value=config.value,
+        )
         return replace(ahead, q=torch.where(ahead.undecided, q, ahead.q))
 
     def _from_parents(
