@@ -5,6 +5,7 @@ settings seed by seed: with the data and the order of samples in common, what is
 Input: folders of sweeps or files of records; output: rows, and tables for the terminal.
 """
 
+import json
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +17,6 @@ from rich.table import Table
 
 from plan_envs.evaluation import student_t_interval
 from supervised.sweeping import RECORD_VERSION
-from trm.run import read_json_object
 
 Record = Mapping[str, Any]
 
@@ -92,8 +92,14 @@ def read_records(paths: Sequence[Path]) -> list[dict[str, Any]]:
 
 
 def _records_in(file: Path) -> Iterator[dict[str, Any]]:
-    content = read_json_object(file)
-    for record in content.get("records", [content]):
+    try:
+        content = json.loads(file.read_bytes())
+    except OSError as error:
+        raise ValueError(f"{file}: cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise ValueError(f"{file}: not valid JSON ({error})") from error
+    records = content.get("records", [content]) if isinstance(content, dict) else [content]
+    for record in records:
         known = isinstance(record, dict) and record.get("kind") == "supervised"
         if not known or record.get("format_version") != RECORD_VERSION:
             raise ValueError(f"{file}: not a supervised record of format version {RECORD_VERSION}")
