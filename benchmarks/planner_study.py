@@ -29,14 +29,14 @@ from trm.recipe import load_recipe
 from trm.run import Run
 
 HERE = Placement(threads=1)
-CACHES: dict[str, tuple[str, ...]] = {
-    "rollout": (),
-    "random-step": (),
-    "planner": (),
-    "exact-first": (),
-    "planner-float32": ("storage.logits=float32",),
+CACHES: dict[str, tuple[str, tuple[str, ...]]] = {
+    "rollout": ("rollout", ()),
+    "random-step": ("random-step", ()),
+    "planner": ("planner", ()),
+    "exact-first": ("exact-first", ()),
+    "planner-float32": ("planner", ("storage.logits=float32",)),
 }
-"""Cache -> what it changes of the recipe that its name, up to "-float32", is."""
+"""Cache -> its recipe, and what it changes of it."""
 METHODS = {
     "TRM, compute-matched": ("control", None),
     "rollout-KD, hard": ("hard", "rollout"),
@@ -134,13 +134,10 @@ def figures(folder: Path, num: int) -> dict[str, float]:
 def cached(out: Path, teacher: Path, name: str) -> dict[str, Any]:
     """A cache, its cost and its audit."""
     folder = out / "caches" / name
+    recipe, overrides = CACHES[name]
     build_cache(
         folder,
-        load_recipe(
-            CacheRecipe,
-            find_recipe(name.removesuffix("-float32"), cache_recipes()),
-            CACHES[name],
-        ),
+        load_recipe(CacheRecipe, find_recipe(recipe, cache_recipes()), overrides),
         open_source=functools.partial(open_teacher, teacher.resolve(), placement=HERE),
         workers=1,
     )

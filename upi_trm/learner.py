@@ -25,6 +25,7 @@ from trm.model import ModelConfig, StateBatch, TinyRecursiveModel
 from trm.workers import ALONE, Workers
 from upi_trm.advantage import (
     Lookahead,
+    StateValue,
     SuccessorValue,
     centred_advantage,
     centring_defect,
@@ -741,12 +742,24 @@ class UpiLearner:
         Persistent z: `starts` are the evaluator's latents at these states; a successor's recursion
         starts where that of its parent ends.
         """
-        successor_value = None if starts is None else self._from_parents(instances, plans, starts)
+        if starts is None:
+            return self._look_ahead(instances, plans, state_value=self.state_value)
+        value = self._from_parents(instances, plans, starts)
+        return self._look_ahead(instances, plans, successor_value=value)
+
+    def _look_ahead(
+        self,
+        instances: Int8Array,
+        plans: Int8Array,
+        *,
+        state_value: StateValue | None = None,
+        successor_value: SuccessorValue | None = None,
+    ) -> Lookahead:
         return look_ahead(
             self.domain,
             instances,
             plans,
-            self.state_value if successor_value is None else None,
+            state_value,
             gamma=self.config.evaluator.gamma,
             dead_end=self.dead_end,
             device=self.device,
@@ -766,15 +779,7 @@ class UpiLearner:
         score = self.domain.check(instances, plans).score
         phi = self.phi(score)
         if config.edit_values == "state":
-            ahead = look_ahead(
-                self.domain,
-                instances,
-                plans,
-                None,
-                gamma=config.gamma,
-                dead_end=self.dead_end,
-                device=self.device,
-            )
+            ahead = self._look_ahead(instances, plans)
             own = self._values(self.evaluator, states, score)
             base = state_edit_value(own, phi, gamma=config.gamma, value=config.value)
             before = base[:, None].expand_as(ahead.q)
