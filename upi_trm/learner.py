@@ -840,8 +840,8 @@ class UpiLearner:
         return self._values(model, after, past.next_score.ravel()).view(past.action.shape)
 
     def targets_of(
-        self, pasts: Collection[Transitions], next_values: Sequence[Float[Tensor, "step plan"]]
-    ) -> list[Float[Tensor, "step plan"]]:
+        self, pasts: Collection[Transitions], next_values: Sequence[Float[Tensor, "_ plan"]]
+    ) -> list[Float[Tensor, "_ plan"]]:
         """K-step targets of successive rollouts, each of which goes on where the one before ended.
 
         What became of a plan after its rollout is known but for the last one's, which alone end
