@@ -23,6 +23,7 @@ from plan_envs.sudoku import Sudoku
 from upi_trm.evaluator import (
     EvaluatorConfig,
     TargetNetwork,
+    bootstrapped,
     corrected_values,
     correction_loss,
     evaluate_states,
@@ -99,6 +100,28 @@ def test_targets_of_a_hand_derived_example() -> None:
     truncated[1, 2] = True
     target = k_step_targets(reward, value, terminated, truncated, k_steps=2, gamma=0.5)
     assert target.T.tolist() == [[5, 8, 13, 18], [2, 2, 13, 18], [5, 8, 13, 18]]
+
+
+@given(seed=SEEDS, k_steps=st.sampled_from([1, 2, 3, 9, 50]), steps=st.integers(1, 9))
+def test_only_the_values_that_targets_bootstrap_with_are_read(
+    seed: int, k_steps: int, steps: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    shape = (steps, 5)
+    reward, value = (torch.from_numpy(array) for array in rng.standard_normal((2, *shape)))
+    terminated = torch.from_numpy(rng.random(shape) < 0.2)
+    truncated = torch.from_numpy(rng.random(shape) < 0.2) & ~terminated
+
+    def targets(value: torch.Tensor) -> torch.Tensor:
+        return k_step_targets(reward, value, terminated, truncated, k_steps=k_steps, gamma=0.9)
+
+    read = bootstrapped(terminated, truncated, k_steps=k_steps)
+    poisoned = value.masked_fill(~read, torch.nan)
+    torch.testing.assert_close(targets(poisoned), targets(value), rtol=0.0, atol=0.0)
+    for step, plan in read.nonzero().tolist():
+        poisoned = value.clone()
+        poisoned[step, plan] = torch.nan
+        assert targets(poisoned).isnan().any()
 
 
 def test_value_after_absorption_is_never_read() -> None:

@@ -325,6 +325,33 @@ def test_targets_look_into_the_rollout_after() -> None:
     assert torch.allclose(alone[:-2], targets[0][:-2], atol=1e-5), "K = 3 edits"
 
 
+@pytest.mark.parametrize("edit_values", ["successor", "corrected", "state"])
+def test_the_regression_computes_no_value_that_its_targets_do_not_read(
+    edit_values: Literal["successor", "corrected", "state"], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+    values = UpiLearner.next_values
+
+    def counted(learner: UpiLearner, past: Transitions, *others: Any) -> torch.Tensor:
+        asked.append(int(others[-1].sum()))
+        return values(learner, past, *others)
+
+    config = replace(SMALL, evaluator=replace(EVALUATOR, edit_values=edit_values))
+    sparing, roller = make(config)
+    sparing.iterate(roller, steps=STEPS)
+    whole = copy.deepcopy(sparing)
+    with monkeypatch.context() as patch:
+        patch.setattr(UpiLearner, "next_values", counted)
+        sparing.fit_evaluator()
+        patch.setattr("upi_trm.learner.bootstrapped", lambda ended, cut, k_steps: ~ended)
+        whole.fit_evaluator()
+    assert asked[0] == asked[1] if edit_values == "corrected" else asked[0] < asked[1]
+    for one, other in zip(
+        sparing.evaluator.parameters(), whole.evaluator.parameters(), strict=True
+    ):
+        torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-4)
+
+
 @pytest.mark.parametrize("target_policy", ["current", "improved"])
 def test_an_iteration_replays_the_advantages_under_the_policy_to_evaluate(
     target_policy: Literal["current", "improved"],

@@ -231,6 +231,23 @@ def k_step_targets(
     return target
 
 
+def bootstrapped(
+    terminated: Bool[Tensor, "step plan"], truncated: Bool[Tensor, "step plan"], *, k_steps: int
+) -> Bool[Tensor, "step plan"]:
+    """Where `k_step_targets` reads `next_value`; nowhere else need V_bar be computed.
+
+    That is K edits into an episode and later, at truncation, and at the end of the rollout.
+    """
+    edits = torch.ones_like(terminated[0], dtype=torch.int64)  # of the episode, this one included
+    reads = []
+    for absorbed, cut in zip(terminated, truncated, strict=True):
+        reads.append(cut | (edits >= k_steps))
+        edits = torch.where(absorbed | cut, 1, edits + 1)
+    read = torch.stack(reads)
+    read[-1] = True
+    return read & ~terminated
+
+
 class TargetNetwork:
     """Slow copy psi_bar of an evaluator, moved towards it by `rate` after every optimiser step."""
 

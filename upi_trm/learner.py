@@ -44,6 +44,7 @@ from upi_trm.contraction import (
 from upi_trm.evaluator import (
     EvaluatorConfig,
     TargetNetwork,
+    bootstrapped,
     corrected_values,
     correction_loss,
     evaluate_states,
@@ -387,9 +388,9 @@ class UpiLearner:
         """Phase 1: K-step bootstrapped regression of U_n on the replayed transitions."""
         config = self.config.evaluator
         instances, plans, phis, next_values, edits = [], [], [], [], []
-        for past, trace in self._replayed():
+        for (past, trace), read in zip(self._replayed(), self._values_read(), strict=True):
             starts = None if trace is None else trace.evaluator.flatten(0, 1)
-            next_values.append(self.next_values(past, self.target.model, starts))
+            next_values.append(self.next_values(past, self.target.model, starts, read))
             instances.append(_flat(past.instance))
             plans.append(_flat(past.plan))
             phis.append(self.phi(past.score.ravel()))
@@ -476,6 +477,20 @@ class UpiLearner:
         of_edit = correction[undecided].gather(1, edit.long()[:, None]).squeeze(1)
         loss = correction_loss(q, of_edit, target, phi, gamma=config.gamma, value=config.value)
         return loss if len(q) else correction.sum() * 0.0
+
+    def _values_read(self) -> list[Bool[NDArray[np.bool_], "_ plan"]]:
+        """The edits of the replay after which the regression asks for V_bar."""
+        terminated = np.concatenate([past.terminated for past in self.replay])
+        if self.config.evaluator.edit_values == "corrected":  # learns from r + gamma V_bar(s') too
+            read = ~terminated
+        else:
+            truncated = np.concatenate([past.truncated for past in self.replay])
+            read = bootstrapped(
+                torch.from_numpy(terminated),
+                torch.from_numpy(truncated),
+                k_steps=self.config.evaluator.k_steps,
+            ).numpy()
+        return np.split(read, np.cumsum([len(past.reward) for past in self.replay])[:-1])
 
     def _replayed(self) -> list[tuple[Transitions, Latents | None]]:
         """The replayed transitions, oldest first, with their latents where they are persistent."""
@@ -830,14 +845,23 @@ class UpiLearner:
         past: Transitions,
         model: TinyRecursiveModel,
         starts: Float[Tensor, "batch place channel"] | None = None,
+        read: Bool[NDArray[np.bool_], "step plan"] | None = None,
     ) -> Float[Tensor, "step plan"]:
         """V_bar of the states after the edits of a rollout, with `model` as V_bar.
 
         Persistent z: `starts` are the evaluator's latents at the states before the edits; that of
-        the state after starts where `model` brings them.
+        the state after starts where `model` brings them. Where `read` is False the value is not
+        computed, and 0.
         """
-        after = self._after(past, model, starts)
-        return self._values(model, after, past.next_score.ravel()).view(past.action.shape)
+        shape = past.action.shape
+        values = torch.zeros(past.action.size, device=self.device)
+        chosen = np.flatnonzero(np.ones(shape, dtype=np.bool_) if read is None else read)
+        if len(chosen):
+            index = self._tensor(chosen)
+            start = None if starts is None else starts[index]
+            after = self._after(past, chosen, model, start)
+            values[index] = self._values(model, after, past.next_score.ravel()[chosen])
+        return values.view(shape)
 
     def targets_of(
         self, pasts: Collection[Transitions], next_values: Sequence[Float[Tensor, "_ plan"]]
@@ -863,14 +887,16 @@ class UpiLearner:
     def _after(
         self,
         past: Transitions,
+        chosen: NDArray[np.int64],
         model: TinyRecursiveModel,
         starts: Float[Tensor, "batch place channel"] | None,
     ) -> StateBatch:
-        """The states after the edits, with their latents where these are persistent."""
-        after = self.states(_flat(past.instance), _flat(past.next_plan))
+        """The states after the chosen edits, with their latents where these are persistent."""
+        instances = _flat(past.instance)[chosen]
+        after = self.states(instances, _flat(past.next_plan)[chosen])
         if starts is None:
             return after
-        before = self.states(_flat(past.instance), _flat(past.plan))
+        before = self.states(instances, _flat(past.plan)[chosen])
         return replace(after, start=memories(model, replace(before, start=starts)))
 
     def gae_advantage(
@@ -879,7 +905,7 @@ class UpiLearner:
         """GAE of the edits made, and the one-hot edits, at the chosen states."""
         shape = fresh.action.shape
         _, before = self.views(_flat(fresh.instance), _flat(fresh.plan), trace)
-        after = self._after(fresh, self.evaluator, before.start)
+        after = self._after(fresh, np.arange(len(before)), self.evaluator, before.start)
         advantage = gae(
             self._tensor(fresh.reward),
             self._values(self.evaluator, before, fresh.score.ravel()).view(shape),
