@@ -7,6 +7,7 @@ a record whose improvement is not its mean score less that of the untouched inst
 """
 
 import importlib
+import itertools
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -426,7 +427,8 @@ def _duration(seconds: float) -> str:
 def save_plot(comparison: Comparison, path: Path) -> None:
     """Draw the learning curves: success against edits, mean and standard deviation over seeds.
 
-    Dotted lines are the reference policies, on the test puzzles.
+    Dotted lines are the reference policies, on the test puzzles. Of more than four recipes only the
+    means are drawn, and the legend stands beside them, best first.
 
     Args:
         comparison: with curves.
@@ -442,13 +444,20 @@ def save_plot(comparison: Comparison, path: Path) -> None:
     envs = list(dict.fromkeys(curve.env for curve in comparison.curves))
     if not envs:
         raise ValueError("--plot: no run logged a success rate while it trained")
-    figure = figures.Figure(figsize=(6.4 * len(envs), 4.8), layout="constrained")
-    for number, env in enumerate(envs, start=1):
+    by_env = {env: [curve for curve in comparison.curves if curve.env == env] for env in envs}
+    crowded = any(len(curves) > 4 for curves in by_env.values())
+    width = 10.0 if crowded else 6.4
+    figure = figures.Figure(figsize=(width * len(envs), 4.8), layout="constrained")
+    for number, (env, curves) in enumerate(by_env.items(), start=1):
         axes = figure.add_subplot(1, len(envs), number)
-        curves = [curve for curve in comparison.curves if curve.env == env]
-        for curve in curves:
+        if crowded:
+            curves.sort(key=lambda curve: -curve.mean[-1])
+        for curve, marker in zip(curves, itertools.cycle("osD^vP*X<>")):
             label = f"{curve.label} ({curve.num_seeds} seed{'s' * (curve.num_seeds > 1)})"
-            (line,) = axes.plot(curve.edits, 100 * curve.mean, label=label)
+            style = {"marker": marker, "markersize": 4} if crowded else {}
+            (line,) = axes.plot(curve.edits, 100 * curve.mean, label=label, **style)
+            if crowded:
+                continue
             axes.fill_between(
                 curve.edits,
                 100 * np.clip(curve.mean - curve.std, 0, 1),
@@ -471,10 +480,11 @@ def save_plot(comparison: Comparison, path: Path) -> None:
         axes.set(
             title=env,
             xlabel="edits",
-            ylabel="validation puzzles solved, % (mean ± std over seeds)",
+            ylabel=f"validation puzzles solved, % (mean {'' if crowded else '± std '}over seeds)",
             ylim=(-2, 104),
         )
-        axes.legend(fontsize="small")
+        beside = {"loc": "upper left", "bbox_to_anchor": (1.01, 1.0)} if crowded else {}
+        axes.legend(fontsize="small", **beside)
     try:
         figure.savefig(path)
     except ValueError as error:
