@@ -22,7 +22,7 @@ from plan_envs.instances import InstanceSet
 from plan_envs.sudoku import Sudoku
 from trm.device import Placement
 from trm.process import git_state
-from trm.run import Run
+from trm.run import Run, RunError
 from upi_trm.policy import load_policy, task_of
 from upi_trm.shipped_runs import run_name, run_path
 
@@ -46,7 +46,10 @@ def main() -> None:
     asked = parser.parse_args()
     rows = []
     for path in map(run_path, asked.runs):
-        run = Run.open(path)
+        try:
+            run = Run.open(path)
+        except RunError as error:
+            raise SystemExit(str(error)) from None
         task = task_of(run)
         domain = task.domain
         if not isinstance(domain, Sudoku) or (domain.edits, domain.mask) != ("fill", "constraint"):
