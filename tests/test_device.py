@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 import torch
 
-from trm.device import Placement
+from trm.device import Placement, bfloat16_speedup
+from trm.options import make_placement
 from trm.recipe import load_recipe
 
 
@@ -81,6 +82,20 @@ def test_matrix_products_run_in_the_precision_and_weights_stay_float32(
         assert layer(torch.ones(2, 4)).dtype == dtype
     assert layer.weight.dtype == torch.float32
     assert layer(torch.ones(2, 4)).dtype == torch.float32
+
+
+def test_bfloat16_is_judged_by_measurement(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert 0.001 < bfloat16_speedup(size=128) < 1000
+    for speedup, said in ((0.1, "10.0 times slower in bfloat16"), (1.9, "")):
+        monkeypatch.setattr("trm.device.bfloat16_speedup", lambda speedup=speedup: speedup)
+        make_placement(device="cpu", compiled=False, threads=1, precision="bfloat16")
+        warned = capsys.readouterr().err
+        assert said in warned
+        assert bool(said) == bool(warned)
+    monkeypatch.setattr("trm.device.bfloat16_speedup", lambda: pytest.fail("measured in float32"))
+    make_placement(device="cpu", compiled=False, threads=1)
 
 
 def test_only_compile_compiles(monkeypatch: pytest.MonkeyPatch) -> None:

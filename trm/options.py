@@ -111,12 +111,22 @@ def make_placement(
 ) -> Any:
     """A `trm.device.Placement` of the flags.
 
-    A resumed run keeps its thread count unless one is given; else it is one.
+    A resumed run keeps its thread count unless one is given; else it is one. Where the CPU is
+    slower in bfloat16, which is measured, stderr says so.
     """
-    from trm.device import Placement
+    from trm.device import Placement, bfloat16_speedup
 
     threads = 1 if threads is None and not resumed else threads
-    return Placement(device=device, precision=precision, compile=compiled, threads=threads)
+    placement = Placement(device=device, precision=precision, compile=compiled, threads=threads)
+    if placement.precision == "bfloat16" and placement.kind == "cpu":
+        speedup = bfloat16_speedup()
+        if speedup < 1:
+            click.echo(
+                f"warning: this CPU multiplies matrices {1 / speedup:.1f} times slower in bfloat16"
+                " than in float32",
+                err=True,
+            )
+    return placement
 
 
 def refuse_with_resume(ctx: click.Context, parameters: Sequence[str]) -> None:
