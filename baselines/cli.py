@@ -12,10 +12,13 @@ import click
 from trm.options import (
     compile_option,
     device_option,
+    edits_option,
+    env_option,
+    eval_num_option,
     job_options,
     make_placement,
     overrides_option,
-    refuse_with_resume,
+    refuse_mixed_resume,
     run_options,
     threads_option,
 )
@@ -32,24 +35,16 @@ def baselines() -> None:
 
 @baselines.command()
 @click.option("--algo", help="ppo, a2c, dqn or maskable-ppo.  [default: that of the recipe]")
-@click.option("--env", help="sudoku4x4, ... or any PlanEdit id; `upi-trm envs` lists them.")
+@env_option
 @click.option(
     "--recipe",
     help="Name of a shipped recipe, or a YAML file.  [default: ALGO-ENV, or the algorithm's"
     " defaults]",
 )
 @overrides_option
-@click.option(
-    "--steps", type=click.IntRange(0), help="Edits over all parallel plans, never exceeded."
-)
+@edits_option
 @run_options
-@click.option(
-    "--eval-num",
-    type=click.IntRange(0),
-    default=500,
-    show_default=True,
-    help="Unseen puzzles to evaluate on at the end; 0 = none.",
-)
+@eval_num_option
 @device_option
 @compile_option
 @threads_option
@@ -75,12 +70,14 @@ def train(
     Ctrl-C saves and ends cleanly. At the end the greedy policy plays unseen puzzles beside the
     reference policies.
     """
-    _refuse_mixed_resume(ctx, resume=resume, env=env)
+    refuse_mixed_resume(ctx, resume=resume, env=env)
     require_sb3()
     placement = make_placement(
         device=device, compiled=compiled, threads=threads, resumed=resume is not None
     )
-    _say_when_kernels_compile()
+    from plan_envs.sudoku_kernels import announce_compilation
+
+    announce_compilation()
     from baselines import train as trainer
 
     if resume is not None:
@@ -195,26 +192,6 @@ def require_sb3() -> None:
 
     if find_spec("stable_baselines3") is None or find_spec("sb3_contrib") is None:
         raise ValueError(_NEEDS)
-
-
-def _refuse_mixed_resume(ctx: click.Context, *, resume: Path | None, env: str | None) -> None:
-    """A run goes on as it began: what its folder records can't be given again.
-
-    But for --algo, which a sweep's command may hold.
-    """
-    if resume is None:
-        if env is None:
-            raise click.UsageError("--env is missing (or --resume RUN); `upi-trm envs` lists them")
-        return
-    refuse_with_resume(ctx, ("env", "recipe", "overrides", "seed", "out"))
-
-
-def _say_when_kernels_compile() -> None:
-    """On a fresh machine the first use of the environments takes half a minute: say why."""
-    from plan_envs.sudoku_kernels import in_disk_cache
-
-    if not in_disk_cache():
-        click.echo("compiling the environments' kernels, once on this machine...", err=True)
 
 
 def _show_evaluation(run: Any, *, placement: Any, num: int) -> None:

@@ -6,6 +6,7 @@ Their input are the checked arrays of `Sudoku`, their output goes into arrays th
 """
 # mypy: ignore-errors
 
+import sys
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final
@@ -655,3 +656,9 @@ def in_disk_cache() -> bool:
     """Whether numba has compiled these kernels before; the first use takes about half a minute."""
     folder = Path(write_masks.stats.cache_path)
     return any(folder.glob("sudoku_kernels.write_masks-*.nbi"))
+
+
+def announce_compilation() -> None:
+    """Say on stderr, on a machine where it is so, that the first use will take half a minute."""
+    if not in_disk_cache():
+        print("compiling the environments' kernels, once on this machine...", file=sys.stderr)

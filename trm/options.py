@@ -44,6 +44,21 @@ precision_option: Decorator = click.option(
 )
 
 
+env_option: Decorator = click.option(
+    "--env", help="sudoku4x4, ... or any PlanEdit id; `upi-trm envs` lists them."
+)
+edits_option: Decorator = click.option(
+    "--steps", type=click.IntRange(0), help="Edits over all parallel plans, never exceeded."
+)
+eval_num_option: Decorator = click.option(
+    "--eval-num",
+    type=click.IntRange(0),
+    default=500,
+    show_default=True,
+    help="Unseen puzzles to evaluate on at the end; 0 = none.",
+)
+
+
 def placement_options(command: Any) -> Any:
     """Where the numbers are computed: the same four flags on every command that runs a model."""
     return added(command, device_option, precision_option, compile_option, threads_option)
@@ -127,6 +142,18 @@ def make_placement(
                 err=True,
             )
     return placement
+
+
+def refuse_mixed_resume(ctx: click.Context, *, resume: Path | None, env: str | None) -> None:
+    """A learner in environments begins with an environment, or goes on with a run as it began.
+
+    Raises:
+        click.UsageError: neither is given, or a parameter that the run's folder records.
+    """
+    if resume is not None:
+        refuse_with_resume(ctx, ("env", "recipe", "overrides", "seed", "out"))
+    elif env is None:
+        raise click.UsageError("--env is missing (or --resume RUN); `upi-trm envs` lists them")
 
 
 def refuse_with_resume(ctx: click.Context, parameters: Sequence[str]) -> None:

@@ -20,11 +20,14 @@ import click
 
 from trm.options import (
     added,
+    edits_option,
+    env_option,
+    eval_num_option,
     json_option,
     make_placement,
     overrides_option,
     placement_options,
-    refuse_with_resume,
+    refuse_mixed_resume,
     run_options,
 )
 from upi_trm import __version__
@@ -151,22 +154,14 @@ def _more_compute_options(command: Any) -> Any:
 
 
 @cli.command()
-@click.option("--env", help="sudoku4x4, ... or any PlanEdit id; `upi-trm envs` lists them.")
+@env_option
 @click.option(
     "--recipe", help="Name of a shipped recipe, or a YAML file.  [default: that of the env]"
 )
 @overrides_option
-@click.option(
-    "--steps", type=click.IntRange(0), help="Edits over all parallel plans, never exceeded."
-)
+@edits_option
 @run_options
-@click.option(
-    "--eval-num",
-    type=click.IntRange(0),
-    default=500,
-    show_default=True,
-    help="Unseen puzzles to evaluate on at the end; 0 = none.",
-)
+@eval_num_option
 @placement_options
 @click.pass_context
 def train(
@@ -190,7 +185,7 @@ def train(
     Ctrl-C saves and ends cleanly. At the end the greedy policy plays unseen puzzles beside the
     reference policies.
     """
-    _refuse_mixed_resume(ctx, resume=resume, env=env)
+    refuse_mixed_resume(ctx, resume=resume, env=env)
     _refuse_shipped(resume)
     placement = _placement(
         device=device,
@@ -375,15 +370,6 @@ for _command in (sweep, compare, drift, bounds, play):
 # Helpers of `train`, `eval` and `solve`.
 
 
-def _refuse_mixed_resume(ctx: click.Context, *, resume: Path | None, env: str | None) -> None:
-    """A run goes on as it began: what its folder records can't be given again."""
-    if resume is None:
-        if env is None:
-            raise click.UsageError("--env is missing (or --resume RUN); `upi-trm envs` lists them")
-        return
-    refuse_with_resume(ctx, ("env", "recipe", "overrides", "seed", "out"))
-
-
 def _refuse_shipped(resume: Path | None) -> None:
     from upi_trm.shipped_runs import PREFIX
 
@@ -416,17 +402,11 @@ def _find_recipe(recipe: str | None, env: str) -> Path | None:
 
 def _placement(**flags: Any) -> Any:
     """What the four flags say, once the environments are sure to be ready."""
+    from plan_envs.sudoku_kernels import announce_compilation
+
     placement = make_placement(**flags)
-    _say_when_kernels_compile()
+    announce_compilation()
     return placement
-
-
-def _say_when_kernels_compile() -> None:
-    """On a fresh machine the first use of the environments takes half a minute: say why."""
-    from plan_envs.sudoku_kernels import in_disk_cache
-
-    if not in_disk_cache():
-        click.echo("compiling the environments' kernels, once on this machine...", err=True)
 
 
 def _open_run(path: Path) -> Any:
