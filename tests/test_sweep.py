@@ -297,6 +297,23 @@ def test_a_dry_run_shows_the_commands_and_writes_nothing(tmp_path: Path) -> None
     assert not out.exists()
 
 
+def test_only_the_points_that_match_are_run_and_the_others_stay(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ran: list[str] = []
+    monkeypatch.setattr(
+        sweep, "map_jobs", lambda jobs, **_: ran.extend(job.key for job in jobs) or {}
+    )
+    planned = plan_sweep(_write(tmp_path, TINY))
+    states = run_sweep(planned, tmp_path / "out", only="*alpha=0.5-*")
+    assert ran == NAMES[1:]
+    assert states == dict.fromkeys(NAMES, "pending")
+    manifest = json.loads((tmp_path / "out" / "manifest.json").read_bytes())
+    assert [point["name"] for point in manifest["points"]] == NAMES
+    with pytest.raises(ValueError, match=r"no point of mine matches 'alpha-1'; one of 2 is 'sudo"):
+        run_sweep(planned, tmp_path / "out", only="alpha-1")
+
+
 def test_what_a_training_left_before_it_was_a_run_is_cleared_and_nothing_else(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

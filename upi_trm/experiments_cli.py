@@ -23,11 +23,18 @@ _EXIT_INTERRUPTED = 130
     "--out", type=click.Path(path_type=Path), help="The sweep's folder.  [default: runs/NAME]"
 )
 @job_options
+@click.option(
+    "--only",
+    metavar="PATTERN",
+    default="*",
+    help="Points to run, by name: 'control-*', '*-seed0'.  [default: all]",
+)
 @click.option("--dry-run", is_flag=True, help="Show the points and their state; start nothing.")
 def sweep(
     *,
     spec: str,
     out: Path | None,
+    only: str,
     workers: int | None,
     backend: Any,
     address: str | None,
@@ -40,6 +47,7 @@ def sweep(
     run failed, 130 after Ctrl-C, which lets runs save.
     """
     from upi_trm.sweep import (
+        matching_points,
         place_sweep,
         plan_sweep,
         point_states,
@@ -51,13 +59,14 @@ def sweep(
     path = sweep_path(spec)
     planned = plan_sweep(path)
     out = Path("runs") / planned.name if out is None else out
+    chosen = matching_points(planned, only)
     if dry_run:
         states = point_states(planned, out)
         placed = place_sweep(planned, out)
         for one in placed.preparations:
             words = ["upi-trm", *one.words, "--out", str(prepared_path(out, one.name))]
             click.echo(f"{'prepare':<12} {shlex.join(words)}")
-        for point in placed.points:
+        for point in matching_points(placed, only):
             words = ["upi-trm", *point.start, "--out", str(out / point.name)]
             click.echo(f"{states[point.name]:<12} {shlex.join(words)}")
         done = sum(state == "finished" for state in states.values())
@@ -80,6 +89,7 @@ def sweep(
         workers=workers,
         address=address,
         command=shlex.join(["upi-trm", *sys.argv[1:]]),
+        only=only,
         report=show,
     )
     counts = {state: list(states.values()).count(state) for state in dict.fromkeys(states.values())}
@@ -89,7 +99,7 @@ def sweep(
         click.echo(f"  {shlex.join(['upi-trm', *planned.command.compare, str(out)])}")
     if counts.get("failed"):
         sys.exit(_EXIT_FAILED)
-    if len(counts) > 1 or "finished" not in counts:
+    if any(states[point.name] != "finished" for point in chosen):
         click.echo("  the same command goes on")
         sys.exit(_EXIT_INTERRUPTED)
 

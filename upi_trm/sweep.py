@@ -16,6 +16,7 @@ entry points. Below the sweep's folder lie
 import contextlib
 import dataclasses
 import difflib
+import fnmatch
 import functools
 import itertools
 import json
@@ -535,6 +536,7 @@ def run_sweep(
     workers: int | None = None,
     address: str | None = None,
     command: str = "",
+    only: str = "*",
     report: Callable[[PointReport], None] = lambda _: None,
 ) -> dict[str, PointState]:
     """Prepare, then train and evaluate every point that is not finished; see `trm.jobs.map_jobs`.
@@ -546,6 +548,8 @@ def run_sweep(
         workers: runs at once; None for one a core.
         address: of the Ray cluster.
         command: for the manifest: how this was called.
+        only: pattern of the names of points to run, as `fnmatch` has it; the others stay as they
+            are.
         report: is told of every point that starts, ends or was finished before.
 
     Returns:
@@ -553,9 +557,10 @@ def run_sweep(
 
     Raises:
         ValueError: the folder holds another sweep or runs of other settings, another process is
-            running it, or a preparation failed.
+            running it, no point matches `only`, or a preparation failed.
     """
     sweep = place_sweep(sweep, out)
+    chosen = matching_points(sweep, only)
     run_jobs = functools.partial(map_jobs, backend=backend, workers=workers, address=address)
     with _locked(out):
         manifest = _Manifest(sweep, out, command)
@@ -586,8 +591,24 @@ def run_sweep(
                 )
             )
 
-        run_jobs([_job(sweep, point, out) for point in sweep.points], report=keep)
+        run_jobs([_job(sweep, point, out) for point in chosen], report=keep)
     return states
+
+
+def matching_points(sweep: Sweep, only: str) -> list[Point]:
+    """The points whose names match a pattern as `fnmatch` has it, in the sweep's order.
+
+    Raises:
+        ValueError: no point does; names the nearest one.
+    """
+    chosen = [point for point in sweep.points if fnmatch.fnmatchcase(point.name, only)]
+    if not chosen:
+        names = [point.name for point in sweep.points]
+        near = difflib.get_close_matches(only, names, n=1, cutoff=0.0)[0]
+        raise ValueError(
+            f"no point of {sweep.name} matches {only!r}; one of {len(names)} is {near!r}"
+        )
+    return chosen
 
 
 def prepared_path(out: Path, name: str) -> Path:
