@@ -70,6 +70,7 @@ def train(
     Ctrl-C saves and ends cleanly. At the end the greedy policy plays unseen puzzles beside the
     reference policies.
     """
+    # --algo may be given with --resume: a sweep's command may hold it.
     refuse_mixed_resume(ctx, resume=resume, env=env)
     require_sb3()
     placement = make_placement(
