@@ -22,6 +22,7 @@ from torch import nn
 from supervised.costs import call_flops
 from supervised.objective import sample_losses
 from supervised.recipe import SupervisedRecipe, find_recipe, token_shape
+from trm.device import Placement
 from trm.recipe import load_recipe
 from trm.token_model import TokenModel
 
@@ -107,7 +108,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     parser.add_argument("--peak", choices=["kept", "recomputed"], help=argparse.SUPPRESS)
     options = parser.parse_args()
-    torch.set_num_threads(1)
+    Placement(threads=1).apply()
     if options.peak:
         print(peak_of_step(options.recipe, options.batch, options.peak == "recomputed"))
         return

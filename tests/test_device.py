@@ -1,5 +1,8 @@
 """Placement: what a machine lacks is refused at once, and what it has is set up as asked."""
 
+import platform
+import subprocess
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -116,6 +119,28 @@ def test_apply_sets_the_threads_and_repeatable_algorithms() -> None:
     assert torch.get_num_threads() == 2
     assert torch.are_deterministic_algorithms_enabled()
     assert not torch.utils.deterministic.fill_uninitialized_memory
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc has the setting")
+@pytest.mark.parametrize("kept", [False, True])
+def test_a_large_tensor_finds_the_memory_of_the_one_before(kept: bool) -> None:
+    script = """
+import resource, sys, torch
+from trm.device import Placement
+torch.set_num_threads(1)
+if sys.argv[1] == "True":
+    Placement(threads=1).apply()
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    torch.ones(16_000_000)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+print([faults() for _ in range(9)][-1])
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(kept)], capture_output=True, text=True, check=True
+    )
+    # 64 MB are 15,625 pages of 4 KiB.
+    assert int(done.stdout) < 100 if kept else int(done.stdout) > 10_000
 
 
 @pytest.mark.usefixtures("torch_settings")

@@ -6,6 +6,7 @@ passes in `autocast` and pass what they want compiled through `compiled`.
 """
 
 import contextlib
+import ctypes
 import os
 import shutil
 import time
@@ -64,9 +65,11 @@ class Placement:
         return torch.device(self.device)
 
     def apply(self) -> None:
-        """Set the process up: threads and, on the CPU, algorithms that repeat bit by bit."""
+        """Set the process up: threads and, on the CPU, kept memory and algorithms that repeat."""
         if self.threads is not None:
             torch.set_num_threads(self.threads)
+        if self.kind == "cpu":
+            _keep_freed_memory()
         if self.kind == "cpu" and torch.get_num_threads() > 1:
             # One thread has one order anyway, and the deterministic cumsum and scatter cost up to
             # twice the time.
@@ -110,6 +113,25 @@ def bfloat16_speedup(size: int = 384, rounds: int = 3) -> float:
         return min(seconds)
 
     return fastest(torch.float32) / fastest(torch.bfloat16)
+
+
+def _keep_freed_memory() -> None:
+    """Let glibc keep what is freed, so that the next tensor of that size finds it; no-op elsewhere.
+
+    By default a tensor of more than 32 MB is mapped anew each time, page by page: a third of a
+    training step of a full-size model (`benchmarks/supervision_step.py`).
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, TypeError):  # another C library
+        return
+    mallopt(_M_MMAP_MAX, 0)
+    mallopt(_M_TRIM_THRESHOLD, -1)
+
+
+# Of glibc's malloc.h.
+_M_TRIM_THRESHOLD = -1
+_M_MMAP_MAX = -4
 
 
 def _check_device(device: str) -> None:
