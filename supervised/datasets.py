@@ -80,8 +80,13 @@ class DatasetInfo:
     """Version of the folder's format."""
 
     @property
-    def hash(self) -> str:
-        """SHA-256 over the names and hashes of all files: names the content, on every machine."""
+    def hash(self) -> str | None:
+        """SHA-256 over the names and hashes of all files: names the content, on every machine.
+
+        None for data that is drawn and not stored: its options name it.
+        """
+        if not self.files:
+            return None
         text = "".join(f"{name} {self.files[name]['sha256']}\n" for name in sorted(self.files))
         return hashlib.sha256(text.encode()).hexdigest()
 

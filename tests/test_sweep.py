@@ -305,13 +305,38 @@ def test_only_the_points_that_match_are_run_and_the_others_stay(
         sweep, "map_jobs", lambda jobs, **_: ran.extend(job.key for job in jobs) or {}
     )
     planned = plan_sweep(_write(tmp_path, TINY))
-    states = run_sweep(planned, tmp_path / "out", only="*alpha=0.5-*")
+    states = run_sweep(planned, tmp_path / "out", only=["*alpha=0.5-*"])
     assert ran == NAMES[1:]
     assert states == dict.fromkeys(NAMES, "pending")
     manifest = json.loads((tmp_path / "out" / "manifest.json").read_bytes())
     assert [point["name"] for point in manifest["points"]] == NAMES
     with pytest.raises(ValueError, match=r"no point of mine matches 'alpha-1'; one of 2 is 'sudo"):
-        run_sweep(planned, tmp_path / "out", only="alpha-1")
+        run_sweep(planned, tmp_path / "out", only=["*alpha=0.5-*", "alpha-1"])
+
+
+@pytest.mark.parametrize(
+    ("only", "finished", "code"),
+    [
+        (["*alpha=0.5-*"], NAMES[1:], 0),
+        (["*alpha=0.5-*"], NAMES[:1], 130),
+        (NAMES, NAMES, 0),
+        (NAMES, NAMES[1:], 130),
+    ],
+)
+def test_a_sweep_has_ended_well_when_the_points_asked_for_are_finished(
+    only: list[str],
+    finished: list[str],
+    code: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    states = {name: "finished" if name in finished else "pending" for name in NAMES}
+    monkeypatch.setattr(sweep, "run_sweep", lambda *_, **__: states)
+    words = [word for name in only for word in ("--only", name)]
+    call = CliRunner().invoke(
+        sweep_command, [str(_write(tmp_path, TINY)), "--out", str(tmp_path / "out"), *words]
+    )
+    assert call.exit_code == code, call.output
 
 
 def test_what_a_training_left_before_it_was_a_run_is_cleared_and_nothing_else(

@@ -26,15 +26,16 @@ _EXIT_INTERRUPTED = 130
 @click.option(
     "--only",
     metavar="PATTERN",
-    default="*",
-    help="Points to run, by name: 'control-*', '*-seed0'.  [default: all]",
+    multiple=True,
+    default=("*",),
+    help="Points to run, by name: 'control-*', '*-seed0'; may be repeated.  [default: all]",
 )
 @click.option("--dry-run", is_flag=True, help="Show the points and their state; start nothing.")
 def sweep(
     *,
     spec: str,
     out: Path | None,
-    only: str,
+    only: tuple[str, ...],
     workers: int | None,
     backend: Any,
     address: str | None,

@@ -536,7 +536,7 @@ def run_sweep(
     workers: int | None = None,
     address: str | None = None,
     command: str = "",
-    only: str = "*",
+    only: Sequence[str] = ("*",),
     report: Callable[[PointReport], None] = lambda _: None,
 ) -> dict[str, PointState]:
     """Prepare, then train and evaluate every point that is not finished; see `trm.jobs.map_jobs`.
@@ -548,8 +548,8 @@ def run_sweep(
         workers: runs at once; None for one a core.
         address: of the Ray cluster.
         command: for the manifest: how this was called.
-        only: pattern of the names of points to run, as `fnmatch` has it; the others stay as they
-            are.
+        only: patterns of the names of points to run, as `fnmatch` has them; the others stay as
+            they are.
         report: is told of every point that starts, ends or was finished before.
 
     Returns:
@@ -557,7 +557,7 @@ def run_sweep(
 
     Raises:
         ValueError: the folder holds another sweep or runs of other settings, another process is
-            running it, no point matches `only`, or a preparation failed.
+            running it, no point matches a pattern, or a preparation failed.
     """
     sweep = place_sweep(sweep, out)
     chosen = matching_points(sweep, only)
@@ -595,20 +595,23 @@ def run_sweep(
     return states
 
 
-def matching_points(sweep: Sweep, only: str) -> list[Point]:
-    """The points whose names match a pattern as `fnmatch` has it, in the sweep's order.
+def matching_points(sweep: Sweep, only: Sequence[str]) -> list[Point]:
+    """The points whose names match one of the patterns as `fnmatch` has it, in the sweep's order.
 
     Raises:
-        ValueError: no point does; names the nearest one.
+        ValueError: no point matches a pattern; names it and the nearest point.
     """
-    chosen = [point for point in sweep.points if fnmatch.fnmatchcase(point.name, only)]
-    if not chosen:
-        names = [point.name for point in sweep.points]
-        near = difflib.get_close_matches(only, names, n=1, cutoff=0.0)[0]
-        raise ValueError(
-            f"no point of {sweep.name} matches {only!r}; one of {len(names)} is {near!r}"
-        )
-    return chosen
+    names = [point.name for point in sweep.points]
+    matching: set[str] = set()
+    for pattern in only:
+        found = [name for name in names if fnmatch.fnmatchcase(name, pattern)]
+        if not found:
+            near = difflib.get_close_matches(pattern, names, n=1, cutoff=0.0)[0]
+            raise ValueError(
+                f"no point of {sweep.name} matches {pattern!r}; one of {len(names)} is {near!r}"
+            )
+        matching.update(found)
+    return [point for point in sweep.points if point.name in matching]
 
 
 def prepared_path(out: Path, name: str) -> Path:
