@@ -6,6 +6,7 @@ Input: folders of sweeps or files of records; output: rows, and tables for the t
 """
 
 import json
+import re
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from rich.table import Table
 
 from plan_envs.evaluation import student_t_interval
 from supervised.sweeping import RECORD_VERSION
+from trm.pictures import new_figure, save_figure
 
 Record = Mapping[str, Any]
 
@@ -257,6 +259,62 @@ def tables(rows: Sequence[Row], found: Sequence[Difference]) -> Iterator[Table]:
             mean = f"{100 * one.mean:+.1f}"
             table.add_row(one.recipe, one.against, one.figure, mean, interval, ahead)
         yield table
+
+
+Curve = list[tuple[float, float]]
+"""CPU seconds of training, share of valid predictions on validation examples."""
+
+
+def curves_of(records: Sequence[Record]) -> dict[str, dict[str, list[Curve]]]:
+    """What follows the first word of a setting's name -> that word -> a curve for each seed.
+
+    Only the whole time of a run is recorded; its steps are taken to be equally long. Runs without
+    evaluations have no curve. Numbers in names are ordered as numbers.
+    """
+    found: dict[str, dict[str, list[Curve]]] = {}
+    for record in records:
+        if record["validation"]:
+            word, _, rest = record["recipe"].partition(",")
+            second = record["train_cpu_seconds"] / record["step"]
+            curve = [(second * point["step"], point["valid"]) for point in record["validation"]]
+            found.setdefault(rest, {}).setdefault(word, []).append(curve)
+    return dict(sorted(found.items(), key=lambda item: _natural(item[0])))
+
+
+def _natural(name: str) -> list[tuple[int, str]]:
+    parts = re.split(r"(\d+)", name)
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in parts]
+
+
+def save_plot(records: Sequence[Record], path: Path) -> None:
+    """Draw `curves_of` records: panels side by side, a colour a word, a line a seed.
+
+    Args:
+        records: of sweeps.
+        path: the picture; its ending names the format, e.g. .png, .svg or .pdf.
+
+    Raises:
+        ValueError: matplotlib is not installed or does not know the format; there is no curve.
+    """
+    panels = curves_of(records)
+    if not panels:
+        raise ValueError("--plot: no run was evaluated on validation examples while it trained")
+    figure = new_figure(1.4 + 3.8 * len(panels), 3.8)
+    words = list(dict.fromkeys(word for panel in panels.values() for word in panel))
+    row = figure.subplots(1, len(panels), squeeze=False, sharey=True)[0]
+    legend = {}
+    for axes, (rest, panel) in zip(row, panels.items(), strict=True):
+        for word, curves in panel.items():
+            for curve in curves:
+                seconds, valid = zip(*curve, strict=True)
+                percent = [100 * share for share in valid]
+                color = f"C{words.index(word)}"
+                (legend[word],) = axes.plot(seconds, percent, ".-", color=color, linewidth=1)
+        axes.set(title=rest, xlabel="CPU seconds of training", ylim=(-2, 102))
+        axes.set_xlim(left=0)
+    row[0].set_ylabel("valid predictions, % of validation examples")
+    figure.legend(legend.values(), legend.keys(), loc="outside right upper", fontsize="small")
+    save_figure(figure, path)
 
 
 def _text(spread: Spread | None) -> str:

@@ -219,9 +219,21 @@ def _show(found: Any) -> None:
     help="What differences are of; exact where it was not measured.",
 )
 @click.option("--save", metavar="FILE", type=click.Path(path_type=Path), help="Keep all records.")
+@click.option(
+    "--plot",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="Draw validation curves by CPU time: .png, .svg, .pdf (extra `plot`).",
+)
 @json_option
 def compare(
-    *, paths: tuple[Path, ...], against: str | None, figure: str, save: Path | None, as_json: bool
+    *,
+    paths: tuple[Path, ...],
+    against: str | None,
+    figure: str,
+    save: Path | None,
+    plot: Path | None,
+    as_json: bool,
 ) -> None:
     """Show the runs of supervised sweeps: a row a setting over its seeds.
 
@@ -231,7 +243,7 @@ def compare(
     """
     from rich.console import Console
 
-    from supervised.comparing import differences, read_records, rows_of, tables
+    from supervised.comparing import differences, read_records, rows_of, save_plot, tables
     from trm.durable import replace_durably
 
     records = read_records(paths)
@@ -240,6 +252,8 @@ def compare(
     if save is not None:
         lines = ",\n".join(json.dumps(record) for record in records)
         replace_durably(save, f'{{"records": [\n{lines}\n]}}\n'.encode())
+    if plot is not None:
+        save_plot(records, plot)
     if as_json:
         shown = {
             "rows": [dataclasses.asdict(row) for row in rows],
@@ -247,7 +261,7 @@ def compare(
         }
         click.echo(json.dumps(shown))
         return
-    console = Console(width=None if sys.stdout.isatty() else 120)
+    console = Console(width=None if sys.stdout.isatty() else 160)
     for table in tables(rows, found):
         console.print(table)
 

@@ -437,7 +437,7 @@ def test_several_runs_are_compared_and_drawn(
 def test_a_plot_without_matplotlib_names_the_extra(
     clamped: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(ValueError, match=r"--plot needs matplotlib: pip install 'upi-trm\[plot\]'"):
         drift.main([str(clamped), "--plot", str(tmp_path / "x.png")], standalone_mode=False)
 

@@ -254,6 +254,7 @@ def record_of(recipe: str, seed: int, exact: float, **more: Any) -> dict[str, An
         "peak": {"step": 5, "exact": exact},
         "train_exact": None,
         "train_cpu_seconds": 2.0,
+        "validation": [{"step": 5, "exact": 0.0, "valid": exact / 2}],
         "cache": {"cpu_seconds": 7.0, "teacher_steps": 1},
         "parameters": 9,
         "passes": 18,
@@ -309,6 +310,34 @@ def test_rows_are_means_over_seeds_and_differences_are_paired(tmp_path: Path) ->
     assert [row["recipe"] for row in shown["rows"]] == [first.recipe, second.recipe, third.recipe]
     assert shown["differences"][0]["wins"] == 3
     assert read_records([kept]) == records
+
+
+def test_curves_are_by_time_in_panels_in_the_order_of_numbers(tmp_path: Path) -> None:
+    records = [
+        record_of("dis,width=128", 0, 0.5),
+        record_of("dis,width=32", 0, 0.25),
+        record_of("final,width=32", 0, 0.75),
+        record_of("final,width=32", 1, 1.0),
+        record_of("blind,width=8", 0, 1.0, validation=[]),
+    ]
+    curves = comparing.curves_of(records)
+    # Ten steps took two seconds, the evaluation came after five.
+    assert curves == {
+        "width=32": {"dis": [[(1.0, 0.125)]], "final": [[(1.0, 0.375)], [(1.0, 0.5)]]},
+        "width=128": {"dis": [[(1.0, 0.25)]]},
+    }
+    assert list(curves) == ["width=32", "width=128"]
+
+    with pytest.raises(ValueError, match="--plot: no run was evaluated"):
+        comparing.save_plot(records[-1:], tmp_path / "none.png")
+    pytest.importorskip("matplotlib", reason="the extra plot (matplotlib) is not installed")
+    kept, picture = tmp_path / "kept.json", tmp_path / "curves.png"
+    kept.write_text(json.dumps({"records": records}))
+    call = CliRunner().invoke(supervised, ["compare", str(kept), "--plot", str(picture)])
+    assert call.exit_code == 0, call.output
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    with pytest.raises(ValueError, match=r"--plot: .*curves\.xyz"):
+        comparing.save_plot(records, tmp_path / "curves.xyz")
 
 
 @pytest.mark.parametrize(

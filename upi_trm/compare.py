@@ -6,7 +6,6 @@ and 95% interval over seeds, costs, and the reference policies on the same insta
 a record whose improvement is not its mean score less that of the untouched instances is refused.
 """
 
-import importlib
 import itertools
 import statistics
 from collections.abc import Mapping, Sequence
@@ -20,6 +19,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from plan_envs.evaluation import student_t_interval, wilson_interval
+from trm.pictures import new_figure, save_figure
 from upi_trm.records import Record
 
 _CONFIDENCE = 0.95
@@ -437,17 +437,13 @@ def save_plot(comparison: Comparison, path: Path) -> None:
     Raises:
         ValueError: matplotlib is not installed or does not know the format; there is no curve.
     """
-    try:
-        figures: Any = importlib.import_module("matplotlib.figure")
-    except ImportError:
-        raise ValueError("--plot needs matplotlib: pip install 'upi-trm[plot]'") from None
     envs = list(dict.fromkeys(curve.env for curve in comparison.curves))
     if not envs:
         raise ValueError("--plot: no run logged a success rate while it trained")
     by_env = {env: [curve for curve in comparison.curves if curve.env == env] for env in envs}
     crowded = any(len(curves) > 4 for curves in by_env.values())
     width = 10.0 if crowded else 6.4
-    figure = figures.Figure(figsize=(width * len(envs), 4.8), layout="constrained")
+    figure = new_figure(width * len(envs), 4.8)
     for number, (env, curves) in enumerate(by_env.items(), start=1):
         axes = figure.add_subplot(1, len(envs), number)
         if crowded:
@@ -485,10 +481,7 @@ def save_plot(comparison: Comparison, path: Path) -> None:
         )
         beside = {"loc": "upper left", "bbox_to_anchor": (1.01, 1.0)} if crowded else {}
         axes.legend(fontsize="small", **beside)
-    try:
-        figure.savefig(path)
-    except ValueError as error:
-        raise ValueError(f"--plot: {path}: {error}") from error
+    save_figure(figure, path)
 
 
 def _reference_levels(rows: Sequence[Row], env: str) -> dict[float, list[str]]:

@@ -22,6 +22,7 @@ from plan_envs.catalogue import Task
 from plan_envs.domain import Int8Array, PlanDomain, potential
 from trm.device import Placement
 from trm.model import ModelConfig, StateBatch, TinyRecursiveModel
+from trm.pictures import new_figure, save_figure
 from trm.run import Run, RunError
 from upi_trm.deployment import deployed_part
 from upi_trm.evaluator import evaluate_states
@@ -549,15 +550,7 @@ def plot_drift(reports: Sequence[DriftReport], path: Path) -> None:
     Raises:
         ValueError: without matplotlib, or for a file type it does not know.
     """
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ValueError("--plot needs matplotlib: pip install 'upi-trm[plot]'") from error
-
-    figure = Figure(figsize=(12, 3.6), layout="constrained")
-    # The canvas of pixels, whatever a display would want; savefig still picks by file type.
-    FigureCanvasAgg(figure)
+    figure = new_figure(12.0, 3.6)
     by_value, by_policy, together = figure.subplots(1, 3)
     for index, report in enumerate(reports):
         for table, line in zip(report.tables, ("-", "--", ":", "-."), strict=False):
@@ -581,7 +574,4 @@ def plot_drift(reports: Sequence[DriftReport], path: Path) -> None:
         together.set_title(title, fontsize=8)
     labels = by_value.get_legend_handles_labels()
     figure.legend(*labels, fontsize=6, loc="outside lower center", ncols=4)
-    try:
-        figure.savefig(path, dpi=150)
-    except ValueError as error:
-        raise ValueError(f"{path}: {' '.join(str(error).split())}") from error
+    save_figure(figure, path)

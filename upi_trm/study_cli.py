@@ -127,10 +127,11 @@ def drift(
     Several runs are compared, and Delta_V is correlated with Delta_pi over runs and depths.
     """
     placement = _placement(device, threads)
+    from trm.pictures import require_matplotlib
     from upi_trm.stability import drift_correlations, load_studied, measure_drift, plot_drift
 
     if plot is not None:
-        _require_matplotlib()
+        require_matplotlib()
     reports = []
     for path in runs:
         studied = load_studied(_open_run(path), placement=placement, step=step)
@@ -250,14 +251,6 @@ def _placement(device: str, threads: int) -> Any:
     from upi_trm.cli import _placement as placement
 
     return placement(device=device, precision="float32", compiled=False, threads=threads)
-
-
-def _require_matplotlib() -> None:
-    """Say so before measuring for minutes."""
-    from importlib.util import find_spec
-
-    if find_spec("matplotlib") is None:
-        raise ValueError("--plot needs matplotlib: pip install 'upi-trm[plot]'")
 
 
 def _status(message: str) -> Any:
