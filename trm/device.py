@@ -21,6 +21,10 @@ Precision = Literal["float32", "bfloat16"]
 
 C = TypeVar("C", bound=Callable[..., Any])
 
+# Of glibc's malloc.h.
+_M_TRIM_THRESHOLD = -1
+_M_MMAP_MAX = -4
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Placement:
@@ -68,9 +72,10 @@ class Placement:
         """Set the process up: threads and, on the CPU, kept memory and algorithms that repeat."""
         if self.threads is not None:
             torch.set_num_threads(self.threads)
-        if self.kind == "cpu":
-            _keep_freed_memory()
-        if self.kind == "cpu" and torch.get_num_threads() > 1:
+        if self.kind != "cpu":
+            return
+        _keep_freed_memory()
+        if torch.get_num_threads() > 1:
             # One thread has one order anyway, and the deterministic cumsum and scatter cost up to
             # twice the time.
             torch.use_deterministic_algorithms(True)
@@ -118,8 +123,8 @@ def bfloat16_speedup(size: int = 384, rounds: int = 3) -> float:
 def _keep_freed_memory() -> None:
     """Let glibc keep what is freed, so that the next tensor of that size finds it; no-op elsewhere.
 
-    By default a tensor of more than 32 MB is mapped anew each time, page by page: a third of a
-    training step of a full-size model (`benchmarks/supervision_step.py`).
+    By default a tensor of more than 32 MB is mapped anew each time, page by page: up to a
+    third of a training step of the full-size mixer (`benchmarks/supervision_step.py`).
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt
@@ -127,11 +132,6 @@ def _keep_freed_memory() -> None:
         return
     mallopt(_M_MMAP_MAX, 0)
     mallopt(_M_TRIM_THRESHOLD, -1)
-
-
-# Of glibc's malloc.h.
-_M_TRIM_THRESHOLD = -1
-_M_MMAP_MAX = -4
 
 
 def _check_device(device: str) -> None:

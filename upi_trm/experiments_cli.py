@@ -60,7 +60,6 @@ def sweep(
     path = sweep_path(spec)
     planned = plan_sweep(path)
     out = Path("runs") / planned.name if out is None else out
-    chosen = matching_points(planned, only)
     if dry_run:
         states = point_states(planned, out)
         placed = place_sweep(planned, out)
@@ -73,6 +72,7 @@ def sweep(
         done = sum(state == "finished" for state in states.values())
         click.echo(f"{len(states)} runs, {done} of them finished")
         return
+    chosen = matching_points(planned, only)
     total = len(planned.points)
 
     def show(change: Any) -> None:
