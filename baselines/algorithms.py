@@ -22,10 +22,10 @@ from baselines.masked_sb3 import (
     MaskedDQN,
     MaskedDQNPolicy,
     TrmFeatures,
-    model_shape,
 )
 from baselines.vec_adapter import PlanEditVecEnv
-from trm.model import ModelConfig, TinyRecursiveModel
+from trm.experiments.states import model_shape
+from trm.nn.model import ModelConfig, TinyRecursiveModel
 
 Algorithm = Literal["ppo", "a2c", "dqn", "maskable-ppo"]
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from trm.options import (
+from trm.experiments.options import (
     compile_option,
     device_option,
     edits_option,
@@ -76,7 +76,7 @@ def train(
     placement = make_placement(
         device=device, compiled=compiled, threads=threads, resumed=resume is not None
     )
-    from plan_envs.sudoku_kernels import announce_compilation
+    from plan_envs.sudoku.kernels import announce_compilation
 
     announce_compilation()
     from baselines import train as trainer

@@ -25,28 +25,11 @@ from stable_baselines3.common.type_aliases import Schedule
 from stable_baselines3.dqn.policies import DQNPolicy, QNetwork
 from torch import Tensor, nn
 
-from plan_envs.domain import DomainSpec
-from trm.model import ILLEGAL_LOGIT, ModelConfig, ModelShape, StateBatch, TinyRecursiveModel
+from trm.nn.model import ILLEGAL_LOGIT, ModelConfig, ModelShape, StateBatch, TinyRecursiveModel
 
 Observations = dict[str, Tensor]
 """Keys instance, plan, action_mask, as `PlanEditEnv` observes them."""
 EpsilonDraw = Literal["together", "each"]
-
-
-def model_shape(spec: DomainSpec) -> ModelShape:
-    """What a model must know of a domain, as tensors."""
-    return ModelShape(
-        num_cells=spec.num_cells,
-        num_values=spec.num_values,
-        num_actions=spec.num_actions,
-        action_cell=torch.from_numpy(spec.action_cell.copy()),
-        action_value=torch.from_numpy(spec.action_value.copy()),
-        action_kind=torch.from_numpy(spec.action_kind.copy()),
-        groups={name: torch.from_numpy(label.copy()) for name, label in spec.groups.items()},
-        neighbours=None if spec.neighbours is None else torch.from_numpy(spec.neighbours.copy()),
-        instance_layers=spec.instance_layers,
-        num_instance_values=spec.num_instance_values,
-    )
 
 
 class TrmFeatures(BaseFeaturesExtractor):

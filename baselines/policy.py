@@ -1,73 +1,25 @@
 """The trained networks of a baseline run: what evaluation, comparison and the stability study read.
 
-The entry point `sb3` of the group `upi_trm.run_kinds` names this module: `upi-trm eval`, `compare`
-and `drift` find `load_policy` and `load_networks` here.
+`baselines.plugin` hands `load_policy` and `load_networks` to `upi-trm eval`, `compare` and `drift`.
 """
 
-from dataclasses import dataclass
-
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
-from baselines.masked_sb3 import model_shape
 from baselines.recipe import BaselineRecipe
 from plan_envs.catalogue import resolve_task
-from plan_envs.domain import Int8Array
-from trm.device import Placement
-from trm.model import ModelConfig, StateBatch, TinyRecursiveModel
-from trm.run import Checkpoint, Run, RunError
+from trm.compute.device import Placement
+from trm.experiments.learners import Networks
+from trm.experiments.states import GreedyPolicy, model_shape
+from trm.nn.model import TinyRecursiveModel
+from trm.runs.checkpoints import Checkpoint
+from trm.runs.files import RunError
+from trm.runs.run import Run
 
 RUN_KIND = "sb3"
 """`kind` of the runs that the baselines write."""
 
 
-@dataclass(frozen=True)
-class GreedyEdits:
-    """The edit with the largest logit or action value, the first one on a tie; no random draws."""
-
-    model: TinyRecursiveModel
-    placement: Placement
-    chunk: int = 1024
-
-    @torch.no_grad()
-    def __call__(
-        self,
-        instances: Int8Array,
-        plans: Int8Array,
-        mask: Int8Array,
-        rng: np.random.Generator,
-    ) -> NDArray[np.int32]:
-        """Shapes [batch, observed], [batch, cell], [batch, action] -> actions, shape [batch]."""
-        device = self.placement.torch_device
-        actions = []
-        for start in range(0, len(plans), self.chunk):
-            boards = (array[start : start + self.chunk] for array in (instances, plans, mask))
-            tensors = (torch.from_numpy(np.ascontiguousarray(board)).to(device) for board in boards)
-            instance, plan, legal = tensors
-            states = StateBatch(instance=instance, plan=plan, mask=legal)
-            encoding = self.model.encode(states)
-            with self.placement.autocast():
-                logits = self.model.edit_logits(self.model.recur(encoding), encoding, states)
-            actions.append(logits.argmax(dim=1).cpu().numpy())
-        return np.concatenate(actions).astype(np.int32)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Networks:
-    """The networks of a checkpoint, in evaluation mode on the placement's device."""
-
-    policy: TinyRecursiveModel
-    """Its edit logits are those of the policy, or action values up to a constant a state (DQN)."""
-    evaluator: TinyRecursiveModel
-    """Its value is V(s), in the units of the shaped return; the policy itself where both share one
-    backbone. Of DQN without `dueling` the value head was never trained."""
-    model: ModelConfig
-    step: int
-    """Edits at the checkpoint."""
-
-
-def load_policy(run: Run, *, placement: Placement, step: int | str | None = None) -> GreedyEdits:
+def load_policy(run: Run, *, placement: Placement, step: int | str | None = None) -> GreedyPolicy:
     """The greedy policy of a checkpoint.
 
     Args:
@@ -78,7 +30,7 @@ def load_policy(run: Run, *, placement: Placement, step: int | str | None = None
     Raises:
         RunError: a run of another learner, or weights that do not fit its recipe.
     """
-    return GreedyEdits(load_networks(run, placement=placement, step=step).policy, placement)
+    return GreedyPolicy(load_networks(run, placement=placement, step=step).policy, placement)
 
 
 def load_networks(run: Run, *, placement: Placement, step: int | str | None = None) -> Networks:

@@ -1,7 +1,7 @@
 """The recipe of a baseline run, and where the shipped ones lie.
 
 One YAML file is one reported number: `configs/baselines/<algorithm>-<task>.yaml` in a checkout,
-`baselines/configs` in a wheel. `trm.recipe.load_recipe` reads them into a `BaselineRecipe`.
+`baselines/configs` in a wheel. `trm.runs.recipe.load_recipe` reads them into a `BaselineRecipe`.
 """
 
 import difflib
@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any, cast
 
 from baselines.algorithms import METHODS, SECTIONS, A2cConfig, Algorithm, DqnConfig, PpoConfig
-from trm.model import ModelConfig
-from trm.recipe import load_recipe
-from trm.shipped import shipped_file, shipped_folder, shipped_names
+from trm.nn.model import ModelConfig
+from trm.runs.recipe import load_recipe
+from trm.runs.shipped import shipped_file, shipped_folder, shipped_names
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,8 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 from stable_baselines3.common.buffers import DictReplayBuffer
 
-from trm.durable import replace_durably
-from trm.run import KEEP_NEWEST, Run, RunError
+from trm.runs.durable import replace_durably
+from trm.runs.files import RunError
+from trm.runs.run import KEEP_NEWEST, Run
 
 FOLDER = "replay"
 _MASK = "action_mask"

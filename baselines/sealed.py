@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from trm.streams import Streams
+from trm.compute.streams import Streams
 
 
 class SealedRandomness:

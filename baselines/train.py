@@ -26,19 +26,20 @@ from stable_baselines3.common.type_aliases import TrainFreq, TrainFrequencyUnit
 
 from baselines.algorithms import METHODS, compile_steps, make_algorithm, networks_of
 from baselines.lookahead import ExactAdvantages
-from baselines.policy import RUN_KIND, GreedyEdits, load_weights, weights_of
+from baselines.policy import RUN_KIND, load_weights, weights_of
 from baselines.recipe import BaselineRecipe, check_algorithm, read_recipe
 from baselines.replay import load_replay, prune_replays, save_replay
 from baselines.sealed import SealedRandomness
 from baselines.vec_adapter import PlanEditVecEnv
 from plan_envs.catalogue import resolve_task
 from plan_envs.evaluation import EvalReport, evaluate_policy
-from plan_envs.gym_envs import PlanEditVectorEnv
-from trm.device import Placement
-from trm.process import ResourceMeter, graceful_stop
-from trm.progress import TrainingProgress
-from trm.run import Run
-from trm.streams import named_streams
+from plan_envs.vector_env import PlanEditVectorEnv
+from trm.compute.device import Placement
+from trm.compute.process import ResourceMeter, graceful_stop, provenance
+from trm.compute.streams import named_streams
+from trm.experiments.states import GreedyPolicy
+from trm.runs.progress import TrainingProgress
+from trm.runs.run import Run
 
 COLUMNS = {"success": ".1%", "score": ".2f", "reward": ".3f", "solved in play": ".1%"}
 """What the live display shows, beside edits, edits per second and time left."""
@@ -95,7 +96,7 @@ def train(
         env=f"{module}:{task.name}" if module not in ("", "plan_envs") else task.name,
         seed=seed,
         recipe=recipe,
-        placement=placement,
+        provenance=provenance(placement),
         extra={"method": METHODS[recipe.algorithm], "packages": _versions()},
     ) as run:
         _Training(run, recipe, placement).loop(recipe.schedule.edits)
@@ -270,7 +271,7 @@ class _Training:
 
     def evaluate(self) -> dict[str, float]:
         """Greedy success on validation puzzles."""
-        policy = GreedyEdits(self.networks["policy"], self.placement)
+        policy = GreedyPolicy(self.networks["policy"], self.placement)
         report: EvalReport = evaluate_policy(policy, self.task.domain, self.validation)
         return {
             "success_rate": report.success_rate,

@@ -2,7 +2,7 @@
 
 A search space (`configs/baselines/spaces/*.yaml`) names fields of a recipe with ranges or choices.
 Trial 0 is the recipe as it ships; the others are proposed by optuna's TPE in batches of fixed size,
-so that the outcome does not depend on how many run at once, and trained as `trm.jobs` on this
+so that the outcome does not depend on how many run at once, and trained as `trm.compute.jobs` on this
 machine or on Ray. What counts is greedy success on the run's validation puzzles at the end of the
 budget, over all seeds; test puzzles are never played. Below the search's folder lie
 
@@ -26,10 +26,10 @@ from pathlib import Path
 from typing import Any
 
 from baselines.recipe import BaselineRecipe, config_folder, recipe_path
-from trm.durable import FolderLock, LockedError, replace_durably
-from trm.jobs import Backend, Job, JobResult, map_jobs
-from trm.recipe import dump_recipe, load_recipe, recipe_hash
-from trm.shipped import shipped_file, shipped_names
+from trm.compute.jobs import Backend, Job, JobResult, map_jobs
+from trm.runs.durable import FolderLock, LockedError, replace_durably
+from trm.runs.recipe import dump_recipe, load_recipe, recipe_hash
+from trm.runs.shipped import shipped_file, shipped_names
 
 FORMAT_VERSION = 1
 """Of tuning.json."""
@@ -166,7 +166,7 @@ def run_search(
     command: str = "",
     report: Callable[[JobResult], None] = lambda _: None,
 ) -> list[Trial]:
-    """Train every trial that is not finished; see `trm.jobs.map_jobs`.
+    """Train every trial that is not finished; see `trm.compute.jobs.map_jobs`.
 
     Args:
         search: what to try.
@@ -235,7 +235,7 @@ def train_trial(folder: Path, record: Path, *, env: str, recipe: str, seed: int)
         seed: of the run.
     """
     from baselines.train import resume, stopped_early, train
-    from trm.device import Placement
+    from trm.compute.device import Placement
 
     placement = Placement(threads=1)
     if (folder / "run.json").exists():
@@ -362,7 +362,7 @@ def _claim(search: Search, out: Path) -> None:
 
 
 def _write_record(search: Search, out: Path, trials: Sequence[Trial], command: str) -> None:
-    from trm.process import provenance
+    from trm.compute.process import provenance
 
     counted = [trial for trial in trials if trial.value is not None]
     record: dict[str, Any] = {

@@ -19,7 +19,7 @@ from stable_baselines3.common.vec_env.base_vec_env import VecEnv
 
 from plan_envs.domain import Int8Array
 from plan_envs.engine import ILLEGAL, SAME_STEP, Finals, Refusal, StepArrays
-from plan_envs.gym_envs import PlanEditVectorEnv
+from plan_envs.vector_env import PlanEditVectorEnv
 
 Infos = Literal["final", "all"]
 Indices = int | Iterable[int] | None

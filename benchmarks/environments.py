@@ -42,11 +42,12 @@ from rich.table import Table
 
 import plan_envs  # noqa: F401 (registers the environments)
 from plan_envs.catalogue import pool_of, resolve_task
+from plan_envs.compiled.threads import set_num_threads
 from plan_envs.domain import PlanDomain
-from plan_envs.gym_envs import PlanEditEnv, PlanEditVectorEnv
+from plan_envs.env import PlanEditEnv
 from plan_envs.testing import States, random_states
-from plan_envs.threads import set_num_threads
-from trm.process import git_state
+from plan_envs.vector_env import PlanEditVectorEnv
+from trm.compute.process import git_state
 
 ENV_ID = "PlanEdit/Sudoku9x9-v0"
 

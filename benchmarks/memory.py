@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 
 from plan_envs.catalogue import resolve_task
-from plan_envs.gym_envs import PlanEditVectorEnv
 from plan_envs.instances import InstanceSet
+from plan_envs.vector_env import PlanEditVectorEnv
 
 
 def arc_vector() -> Iterator[None]:

@@ -19,14 +19,20 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from supervised.evaluation import EvalOptions, evaluate
-from supervised.planner_runs import diagnose, open_teacher
+from supervised.commands.opening import diagnose, open_teacher
+from supervised.measures.evaluation import EvalOptions, evaluate
+from supervised.planner.teacher_cache import (
+    CacheRecipe,
+    TeacherCache,
+    audit_cache,
+    build_cache,
+    cache_info,
+)
 from supervised.recipe import cache_recipes, find_recipe
-from supervised.teacher_cache import CacheRecipe, TeacherCache, audit_cache, build_cache, cache_info
 from supervised.trainer import RUN_KIND, load_model, open_data, resume, train
-from trm.device import Placement
-from trm.recipe import load_recipe
-from trm.run import Run
+from trm.compute.device import Placement
+from trm.runs.recipe import load_recipe
+from trm.runs.run import Run
 
 HERE = Placement(threads=1)
 CACHES: dict[str, tuple[str, tuple[str, ...]]] = {

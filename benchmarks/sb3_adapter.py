@@ -34,9 +34,10 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 from baselines.algorithms import PpoConfig, make_algorithm
 from baselines.vec_adapter import PlanEditVecEnv
 from plan_envs.engine import SAME_STEP, StepArrays
-from plan_envs.gym_envs import PlanEditEnv, PlanEditVectorEnv
-from trm.model import ModelConfig
-from trm.process import provenance
+from plan_envs.env import PlanEditEnv
+from plan_envs.vector_env import PlanEditVectorEnv
+from trm.compute.process import provenance
+from trm.nn.model import ModelConfig
 
 TASK, PLANS = "sudoku9x9", 64
 TARGET = 30.0

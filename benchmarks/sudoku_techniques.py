@@ -19,12 +19,13 @@ from numpy.typing import NDArray
 
 from plan_envs.evaluation import Policy
 from plan_envs.instances import InstanceSet
-from plan_envs.sudoku import Sudoku
-from trm.device import Placement
-from trm.process import git_state
-from trm.run import Run, RunError
-from upi_trm.policy import load_policy, task_of
-from upi_trm.shipped_runs import run_name, run_path
+from plan_envs.sudoku.rules import Sudoku
+from trm.compute.device import Placement
+from trm.compute.process import git_state
+from trm.experiments.learners import load_policy, task_of
+from trm.experiments.shipped_runs import run_name, run_path
+from trm.runs.files import RunError
+from trm.runs.run import Run
 
 BoolArray = NDArray[np.bool_]
 

@@ -19,12 +19,12 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from supervised.costs import call_flops
-from supervised.objective import sample_losses
+from supervised.commands.costs import call_flops
+from supervised.objectives.objective import sample_losses
 from supervised.recipe import SupervisedRecipe, find_recipe, token_shape
-from trm.device import Placement
-from trm.recipe import load_recipe
-from trm.token_model import TokenModel
+from trm.compute.device import Placement
+from trm.nn.token_model import TokenModel
+from trm.runs.recipe import load_recipe
 
 
 def model_of(recipe: str, *, recompute: bool = False) -> TokenModel:

@@ -11,15 +11,16 @@ from typing import TYPE_CHECKING, Any
 from plan_envs.registration import ENV_IDS, register_env
 
 if TYPE_CHECKING:
-    from plan_envs.arc import Arc
+    from plan_envs.arc.rules import Arc
     from plan_envs.catalogue import TASKS, Task, register_task, resolve_task
+    from plan_envs.compiled.threads import num_threads, set_num_threads
+    from plan_envs.env import PlanEditEnv
     from plan_envs.evaluation import EvalReport, evaluate_policy, reference_policies
-    from plan_envs.gym_envs import PlanEditEnv, PlanEditVectorEnv
     from plan_envs.instances import InstanceSet
-    from plan_envs.maze import Maze
-    from plan_envs.queens import Queens
-    from plan_envs.sudoku import Sudoku
-    from plan_envs.threads import num_threads, set_num_threads
+    from plan_envs.maze.rules import Maze
+    from plan_envs.queens.rules import Queens
+    from plan_envs.sudoku.rules import Sudoku
+    from plan_envs.vector_env import PlanEditVectorEnv
 
 __all__ = [
     "ENV_IDS",
@@ -43,21 +44,21 @@ __all__ = [
 
 _HOMES = {
     "TASKS": "catalogue",
-    "Arc": "arc",
+    "Arc": "arc.rules",
     "EvalReport": "evaluation",
     "InstanceSet": "instances",
-    "Maze": "maze",
-    "PlanEditEnv": "gym_envs",
-    "PlanEditVectorEnv": "gym_envs",
-    "Queens": "queens",
-    "Sudoku": "sudoku",
+    "Maze": "maze.rules",
+    "PlanEditEnv": "env",
+    "PlanEditVectorEnv": "vector_env",
+    "Queens": "queens.rules",
+    "Sudoku": "sudoku.rules",
     "Task": "catalogue",
     "evaluate_policy": "evaluation",
-    "num_threads": "threads",
+    "num_threads": "compiled.threads",
     "reference_policies": "evaluation",
     "register_task": "catalogue",
     "resolve_task": "catalogue",
-    "set_num_threads": "threads",
+    "set_num_threads": "compiled.threads",
 }
 
 for _env_id, (_task, _horizon) in ENV_IDS.items():
@@ -69,3 +70,8 @@ def __getattr__(name: str) -> Any:
     if name in _HOMES:
         return getattr(import_module(f"plan_envs.{_HOMES[name]}"), name)
     raise AttributeError(f"module 'plan_envs' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    """The public names."""
+    return __all__

@@ -14,17 +14,17 @@ from functools import cache
 from importlib import import_module
 from typing import Any, Final
 
-from plan_envs.arc import Arc
-from plan_envs.arc_tasks import arc_instances
+from plan_envs.arc.instances import arc_instances
+from plan_envs.arc.rules import Arc
 from plan_envs.domain import PlanDomain
 from plan_envs.instances import InstanceSet
-from plan_envs.maze import Maze
-from plan_envs.maze_instances import maze_instances
-from plan_envs.queens import Queens
-from plan_envs.queens_boards import queens_instances
+from plan_envs.maze.instances import maze_instances
+from plan_envs.maze.rules import Maze
+from plan_envs.queens.instances import queens_instances
+from plan_envs.queens.rules import Queens
 from plan_envs.registration import register_env
-from plan_envs.sudoku import Sudoku
-from plan_envs.sudoku_instances import sudoku_instances
+from plan_envs.sudoku.instances import sudoku_instances
+from plan_envs.sudoku.rules import Sudoku
 
 TINY_DEMONSTRATIONS: Final = 6
 """Demonstrations that an instance of arc-tiny shows at most."""

@@ -3,7 +3,7 @@
 An `Engine` holds n plans side by side, carries out edits, counts steps, ends and restarts
 episodes. `PureEngine` does so for any `PlanDomain` through its pure functions alone, so a new
 domain needs no engine; a domain with a method `make_engine` supplies a faster one
-(`plan_envs.sudoku_engine`), which must agree with `PureEngine` in every number (a law test compares
+(`plan_envs.sudoku.engine`), which must agree with `PureEngine` in every number (a law test compares
 them step by step).
 """
 
@@ -196,22 +196,6 @@ class Finals:
     """The environments, ascending, shape [final]."""
     arrays: StepArrays
     """Their outcome before the reset, shape [final, ...]."""
-
-
-def make_engine(
-    domain: PlanDomain, num_envs: int, pool: Int8Array, options: EngineOptions
-) -> Engine:
-    """The domain's own engine if it has one, else `PureEngine`.
-
-    Args:
-        domain: the rules.
-        num_envs: number of plans side by side.
-        pool: instances to reset to, shape [num, instance].
-        options: how episodes run.
-    """
-    factory = getattr(domain, "make_engine", PureEngine.of(domain))
-    engine: Engine = factory(num_envs, pool, options)
-    return engine
 
 
 class PureEngine:

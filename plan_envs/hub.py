@@ -104,7 +104,7 @@ def _read_file(path: Path, domain: PlanDomain, limit: int | None) -> InstanceSet
         return found if limit is None else found.subset(slice(limit))
     family = spec.name.rstrip("0123456789x")
     if family == "arc":
-        from plan_envs.arc_tasks import arc_instances
+        from plan_envs.arc.instances import arc_instances
 
         return arc_instances(
             size=options.size,
@@ -121,15 +121,15 @@ def _read_file(path: Path, domain: PlanDomain, limit: int | None) -> InstanceSet
 def _read_csv(path: Path, family: str, *, size: int | None, limit: int | None) -> InstanceSet:
     """Read a file of puzzles of one family; size = rows of a board, None = as the first row has."""
     if family == "sudoku":
-        from plan_envs.sudoku_instances import read_sudoku_csv
+        from plan_envs.sudoku.instances import read_sudoku_csv
 
         return read_sudoku_csv(path, side=size, limit=limit, require_unique=False)
     if family == "maze":
-        from plan_envs.maze_instances import read_maze_csv
+        from plan_envs.maze.instances import read_maze_csv
 
         return read_maze_csv(path, size=size, limit=limit)
     if family == "queens":
-        from plan_envs.queens import read_queens_csv
+        from plan_envs.queens.rules import read_queens_csv
 
         return read_queens_csv(path, limit=limit)
     raise ValueError(

@@ -1,7 +1,7 @@
 """Instance sets, for every domain alike: pools of puzzles with one valid completion each.
 
 Domains hold no random numbers (DESIGN.md, Environments): a generator or a reader (such as
-`plan_envs.sudoku_instances`) makes an `InstanceSet`, and the Gymnasium shells, the trainers and the
+`plan_envs.sudoku.instances`) makes an `InstanceSet`, and the Gymnasium shells, the trainers and the
 evaluation draw from it. Generators also share the splits, the seeds and the progress bar below.
 """
 

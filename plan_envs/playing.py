@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from plan_envs.catalogue import Task, resolve_task
 from plan_envs.domain import Int8Array, potential
-from plan_envs.gym_envs import PlanEditEnv
+from plan_envs.env import PlanEditEnv
 from plan_envs.rendering import Picture, default_picture, draw_text, picture_of
 
 _POOL: Final = 20

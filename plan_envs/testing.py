@@ -34,8 +34,8 @@ from plan_envs.engine import (
     EngineOptions,
     PureEngine,
     StepArrays,
-    make_engine,
 )
+from plan_envs.engines import make_engine
 
 MakeVector = Callable[[int, AutoresetMode], VectorEnv[Any, Any, Any]]
 """(number of environments, autoreset mode) -> the vector environment to check."""

@@ -6,9 +6,9 @@ Everything that costs time to import (torch, numba) stands inside the commands.
 
 import click
 
-from supervised.data_cli import data
-from supervised.planner_cli import cache, diagnose, distill, vote
-from supervised.train_cli import compare, evaluate_run, import_checkpoint, info, train
+from supervised.commands.data import data
+from supervised.commands.planner import cache, diagnose, distill, vote
+from supervised.commands.train import compare, evaluate_run, import_checkpoint, info, train
 
 
 @click.group()

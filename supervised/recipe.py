@@ -1,7 +1,7 @@
 """The recipe of a supervised run, and where the shipped ones lie.
 
 One YAML file is one run: `configs/supervised/<method>-<data>[-<size>].yaml` in a checkout,
-`supervised/configs` in a wheel. `trm.recipe.load_recipe` reads them into a `SupervisedRecipe`.
+`supervised/configs` in a wheel. `trm.runs.recipe.load_recipe` reads them into a `SupervisedRecipe`.
 """
 
 from dataclasses import dataclass, field
@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 from plan_envs.catalogue import resolve_task
-from supervised.codecs import codec_of
-from supervised.dis import DisConfig
-from supervised.distill import DistillConfig
-from supervised.trm_objective import ActConfig
-from trm.optim import OptimiserConfig
-from trm.recursion import RecursionSchedule
-from trm.shipped import shipped_file, shipped_folder, shipped_names
-from trm.token_model import TokenModelConfig, TokenShape
+from supervised.data_sets.codecs import codec_of
+from supervised.objectives.act import ActConfig
+from supervised.objectives.dis import DisConfig
+from supervised.planner.distill import DistillConfig
+from trm.nn.optim import OptimiserConfig
+from trm.nn.recursion import RecursionSchedule
+from trm.nn.token_model import TokenModelConfig, TokenShape
+from trm.runs.shipped import shipped_file, shipped_folder, shipped_names
 
 ARC_VOCABULARY, ARC_POSITIONS = 12, 900
 """Padding, end of grid and ten colours, on a canvas of 30 x 30 (REFERENCE.md A)."""

@@ -16,25 +16,27 @@ import torch
 from torch import Tensor
 
 from plan_envs.catalogue import resolve_task
-from supervised.datasets import BoardDataset, TokenDataset, open_dataset
-from supervised.dis import DisObjective
-from supervised.distill import Distillation
-from supervised.evaluation import EvalOptions, Evaluation, evaluate
-from supervised.images import FixedImages
-from supervised.objective import Objective
+from supervised.data_sets.datasets import BoardDataset, TokenDataset
+from supervised.data_sets.images import FixedImages
+from supervised.data_sets.opening import open_dataset
+from supervised.data_sets.sampling import SampleStream
+from supervised.measures.evaluation import EvalOptions, Evaluation, evaluate
+from supervised.objectives.act import ActObjective
+from supervised.objectives.dis import DisObjective
+from supervised.objectives.objective import Objective
+from supervised.planner.distill import Distillation
+from supervised.planner.teacher_cache import TeacherCache, data_hash, teacher_hash
 from supervised.processes import Processes, joined
 from supervised.recipe import DataConfig, SupervisedRecipe
-from supervised.sampling import SampleStream
-from supervised.teacher_cache import TeacherCache, data_hash, teacher_hash
-from supervised.trm_objective import ActObjective
-from trm.device import Placement
-from trm.optim import RunningAverage, set_learning_rate, sign_sgd_
-from trm.process import ResourceMeter, graceful_stop
-from trm.progress import TrainingProgress
-from trm.recipe import load_recipe
-from trm.run import Checkpoint, Run
-from trm.streams import named_streams
-from trm.token_model import TokenModel, TokenShape
+from trm.compute.device import Placement
+from trm.compute.process import ResourceMeter, graceful_stop, provenance
+from trm.compute.streams import named_streams
+from trm.nn.optim import RunningAverage, set_learning_rate, sign_sgd_
+from trm.nn.token_model import TokenModel, TokenShape
+from trm.runs.checkpoints import Checkpoint
+from trm.runs.progress import TrainingProgress
+from trm.runs.recipe import load_recipe
+from trm.runs.run import Run
 
 RUN_KIND = "supervised"
 """`kind` of the runs that this learner writes."""
@@ -91,7 +93,7 @@ def train(
             env=info.domain,
             seed=seed,
             recipe=recipe,
-            placement=placement,
+            provenance=provenance(placement),
             extra={
                 "data": info.name,
                 "data_hash": info.hash,
@@ -173,7 +175,15 @@ def save_import(model: TokenModel, recipe: SupervisedRecipe, out: Path, *, sourc
         assert recipe.data.task is not None
         domain = resolve_task(recipe.data.task).domain.spec.name
     extra = {"imported": source, "num_positions": model.shape.num_positions, "world": 1}
-    with Run.create(out, kind=RUN_KIND, env=domain, seed=0, recipe=recipe, extra=extra) as run:
+    with Run.create(
+        out,
+        kind=RUN_KIND,
+        env=domain,
+        seed=0,
+        recipe=recipe,
+        provenance=provenance(Placement()),
+        extra=extra,
+    ) as run:
         weights = {f"model.{name}": value for name, value in model.state_dict().items()}
         run.save_checkpoint(0, weights=weights, state={"steps": 0})
 

@@ -2,7 +2,7 @@
 
 import sys
 
-from upi_trm.cli import main
+from trm.experiments.cli import main
 
 if __name__ == "__main__":
     sys.argv[0] = "upi-trm"  # what a run records as its command

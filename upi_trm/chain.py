@@ -15,8 +15,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from trm.model import StateBatch, TinyRecursiveModel
-from upi_trm.improvement import policy_probabilities
+from trm.experiments.states import policy_probabilities
+from trm.nn.model import StateBatch, TinyRecursiveModel
 
 
 class MixturePolicy(nn.Module):

@@ -8,7 +8,8 @@ rather than waved through.
 
 import itertools
 import math
-from typing import cast
+from dataclasses import dataclass
+from typing import Literal, cast
 
 import numpy as np
 import torch
@@ -16,9 +17,9 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from trm.blocks import GroupStructure, MLPMap, RelationalMap
-from trm.cells import NeighbourMap
-from trm.model import TinyRecursiveModel
+from trm.nn.blocks import GroupStructure, MLPMap, RelationalMap
+from trm.nn.cells import NeighbourMap
+from trm.nn.model import TinyRecursiveModel
 
 
 class NotContractive(ValueError):  # noqa: N818  # the theory's word
@@ -305,3 +306,51 @@ def empirical_lipschitz(
     moved = torch.linalg.vector_norm(flat_after[0::2] - flat_after[1::2], dim=1)
     apart = torch.linalg.vector_norm(flat_before[0::2] - flat_before[1::2], dim=1)
     return cast(float, (moved / apart.clamp_min(1e-300)).max().item())
+
+
+@dataclass(frozen=True, kw_only=True)
+class ContractionConfig:
+    """The `contraction` section of a recipe."""
+
+    modulus: float | None = None
+    """L_z: the clamp keeps the certified Lipschitz constant of z -> z at or below it; null switches
+    it off."""
+    schedule: Literal["constant", "linear"] = "constant"
+    """L_z in force: `modulus` throughout, or falling linearly from `start` to `modulus`."""
+    start: float | None = None
+    """linear: L_z at the beginning, above `modulus`; above 1 there is no contraction yet."""
+    ramp: float = 0.5
+    """linear: share of the budget after which `modulus` is in force. A run whose budget is raised
+    later differs from one that had it from the start."""
+    value_head: float | None = None
+    """Bound on ||W_out|| ||W_hidden|| of the evaluator's value head, which limits L_V (Eq. 1);
+    kept by shrinking after every optimiser step, exact SVD. Null switches it off (the paper)."""
+
+    def modulus_at(self, progress: float) -> float | None:
+        """L_z in force when the share `progress` of the budget is spent."""
+        if self.modulus is None or self.start is None:
+            return self.modulus
+        return self.modulus + (self.start - self.modulus) * max(0.0, 1.0 - progress / self.ramp)
+
+    def __post_init__(self) -> None:
+        """Check ranges and combinations."""
+        if self.modulus is not None and not 0 < self.modulus < 1:
+            raise ValueError(
+                f"contraction.modulus must lie in (0, 1) or be null, got {self.modulus}"
+            )
+        if (self.schedule == "linear") != (self.start is not None):
+            raise ValueError(
+                "contraction.start goes with contraction.schedule 'linear' and is null without,"
+                f" got {self.start} with {self.schedule!r}"
+            )
+        if self.start is not None and not (self.modulus is not None and self.start > self.modulus):
+            raise ValueError(
+                f"contraction.start must be above contraction.modulus, got {self.start} and"
+                f" {self.modulus}"
+            )
+        if not 0 < self.ramp <= 1:
+            raise ValueError(f"contraction.ramp must lie in (0, 1], got {self.ramp}")
+        if self.value_head is not None and not self.value_head > 0:
+            raise ValueError(
+                f"contraction.value_head must be positive or null, got {self.value_head}"
+            )

@@ -16,13 +16,17 @@ from torch import Tensor
 
 from plan_envs.domain import Int8Array, PlanDomain
 from plan_envs.evaluation import Policy
-from trm.device import Placement
-from trm.model import StateBatch, TinyRecursiveModel
+from trm.compute.device import Placement
+from trm.experiments.states import (
+    EditPolicy,
+    GreedyPolicy,
+    model_shape,
+    policy_probabilities,
+    to_states,
+)
+from trm.nn.model import StateBatch, TinyRecursiveModel
 from upi_trm.chain import MixturePolicy
-from upi_trm.evaluator import model_shape
-from upi_trm.improvement import policy_probabilities
 from upi_trm.learner import LearnerConfig, UpiLearner, part_of
-from upi_trm.rollout import EditPolicy, GreedyPolicy, to_states
 
 
 @dataclass(frozen=True)

@@ -10,11 +10,12 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from trm.model import StateBatch, TinyRecursiveModel
-from trm.workers import ALONE, Workers
+from trm.compute.workers import ALONE, Workers
+from trm.experiments.states import edit_logits
+from trm.nn.model import StateBatch, TinyRecursiveModel
 from upi_trm.evaluator import minibatches
 
 CandidateKind = Literal["policy_gradient", "exp_advantage", "success_posterior"]
@@ -135,31 +136,6 @@ class ImprovementConfig:
                 "improvement.advantage 'gae' knows only the edits made and needs candidate "
                 f"'policy_gradient', got {self.candidate!r}"
             )
-
-
-def edit_logits(model: TinyRecursiveModel, states: StateBatch) -> Float[Tensor, "batch action"]:
-    """Masked logits of pi_phi at the recipe's depth."""
-    encoding = model.encode(states)
-    return model.edit_logits(model.recur(encoding), encoding, states)
-
-
-@torch.no_grad()
-def policy_probabilities(
-    model: TinyRecursiveModel, states: StateBatch, *, chunk: int = 1024
-) -> Float[Tensor, "batch action"]:
-    """pi_phi(a | s) of many states; exactly 0 at illegal edits."""
-    return torch.softmax(all_edit_logits(model, states, chunk=chunk), dim=1)
-
-
-@torch.no_grad()
-def all_edit_logits(
-    model: TinyRecursiveModel, states: StateBatch, *, chunk: int = 1024
-) -> Float[Tensor, "batch action"]:
-    """`edit_logits` of many states, without gradient."""
-    parts = range(0, len(states), chunk)
-    return torch.cat(
-        [edit_logits(model, states.select(slice(start, start + chunk))) for start in parts]
-    )
 
 
 def exp_advantage(
@@ -333,10 +309,3 @@ def distil(
         done += 1.0
         kl = workers.mean(mean_kl(model, check_states, check_target))
     return DistillationReport(kl=kl, kl_before=kl_before, steps=steps)
-
-
-def sample_edits(
-    probability: Float[Tensor, "batch action"], generator: torch.Generator
-) -> Int[Tensor, " batch"]:
-    """One edit a state, drawn from its distribution."""
-    return torch.multinomial(probability, 1, generator=generator).squeeze(1)

@@ -11,7 +11,7 @@ import time
 from collections import deque
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,123 +20,55 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from plan_envs.domain import DeadEnd, Int8Array, PlanDomain, potential
-from trm.device import Placement
-from trm.model import ModelConfig, StateBatch, TinyRecursiveModel
-from trm.workers import ALONE, Workers
+from trm.compute.device import Placement
+from trm.compute.workers import ALONE, Workers
+from trm.experiments.states import all_edit_logits, model_shape, policy_probabilities, to_states
+from trm.nn.model import ModelConfig, StateBatch, TinyRecursiveModel
 from upi_trm.advantage import (
     Lookahead,
     StateValue,
     SuccessorValue,
     centred_advantage,
     centring_defect,
-    gae,
     look_ahead,
 )
-from upi_trm.bounds import best_alpha, improvement_bound, operational_alpha
 from upi_trm.chain import MixturePolicy
 from upi_trm.contraction import (
     Certificate,
     ContractionClamp,
+    ContractionConfig,
     NotContractive,
     ValueHeadClamp,
     posterior_bias,
 )
+from upi_trm.corrections import corrected_values, correction_loss, state_edit_value
 from upi_trm.evaluator import (
     EvaluatorConfig,
     TargetNetwork,
     bootstrapped,
-    corrected_values,
-    correction_loss,
     evaluate_states,
     k_step_targets,
     minibatches,
-    model_shape,
     shaped_value,
-    state_edit_value,
     value_loss,
 )
+from upi_trm.gae import gae
 from upi_trm.improvement import (
     DistillationReport,
     ImprovementConfig,
-    all_edit_logits,
     distil,
     exp_advantage,
     kl_divergence,
     mixture,
     policy_gradient_candidate,
-    policy_probabilities,
     success_posterior,
 )
-from upi_trm.persistence import Latents, latent_drift, memories
-from upi_trm.rollout import Roller, Transitions, to_states
+from upi_trm.persistent_z import Latents, latent_drift, memories
+from upi_trm.rollout import Roller, RolloutConfig, Transitions, flat
+from upi_trm.theory.bounds import best_alpha, improvement_bound, operational_alpha
 
 COUNTS = ("episodes", "successors", "successors_evaluated")
 """Metrics of an iteration that are sums over the processes; the others are means."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class ContractionConfig:
-    """The `contraction` section of a recipe."""
-
-    modulus: float | None = None
-    """L_z: the clamp keeps the certified Lipschitz constant of z -> z at or below it; null switches
-    it off."""
-    schedule: Literal["constant", "linear"] = "constant"
-    """L_z in force: `modulus` throughout, or falling linearly from `start` to `modulus`."""
-    start: float | None = None
-    """linear: L_z at the beginning, above `modulus`; above 1 there is no contraction yet."""
-    ramp: float = 0.5
-    """linear: share of the budget after which `modulus` is in force. A run whose budget is raised
-    later differs from one that had it from the start."""
-    value_head: float | None = None
-    """Bound on ||W_out|| ||W_hidden|| of the evaluator's value head, which limits L_V (Eq. 1);
-    kept by shrinking after every optimiser step, exact SVD. Null switches it off (the paper)."""
-
-    def modulus_at(self, progress: float) -> float | None:
-        """L_z in force when the share `progress` of the budget is spent."""
-        if self.modulus is None or self.start is None:
-            return self.modulus
-        return self.modulus + (self.start - self.modulus) * max(0.0, 1.0 - progress / self.ramp)
-
-    def __post_init__(self) -> None:
-        """Check ranges and combinations."""
-        if self.modulus is not None and not 0 < self.modulus < 1:
-            raise ValueError(
-                f"contraction.modulus must lie in (0, 1) or be null, got {self.modulus}"
-            )
-        if (self.schedule == "linear") != (self.start is not None):
-            raise ValueError(
-                "contraction.start goes with contraction.schedule 'linear' and is null without,"
-                f" got {self.start} with {self.schedule!r}"
-            )
-        if self.start is not None and not (self.modulus is not None and self.start > self.modulus):
-            raise ValueError(
-                f"contraction.start must be above contraction.modulus, got {self.start} and"
-                f" {self.modulus}"
-            )
-        if not 0 < self.ramp <= 1:
-            raise ValueError(f"contraction.ramp must lie in (0, 1], got {self.ramp}")
-        if self.value_head is not None and not self.value_head > 0:
-            raise ValueError(
-                f"contraction.value_head must be positive or null, got {self.value_head}"
-            )
-
-
-@dataclass(frozen=True, kw_only=True)
-class RolloutConfig:
-    """The `rollout` section of a recipe."""
-
-    plans: int = 64
-    """E: plans edited in parallel, at least 2."""
-    steps: int = 8
-    """Edits of each plan in one iteration."""
-
-    def __post_init__(self) -> None:
-        """Check ranges: an iteration needs a state to distil on and one to measure on."""
-        for name, least in (("plans", 2), ("steps", 1)):
-            if getattr(self, name) < least:
-                given = getattr(self, name)
-                raise ValueError(f"rollout.{name} must be at least {least}, got {given}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -391,8 +323,8 @@ class UpiLearner:
         for (past, trace), read in zip(self._replayed(), self._values_read(), strict=True):
             starts = None if trace is None else trace.evaluator.flatten(0, 1)
             next_values.append(self.next_values(past, self.target.model, starts, read))
-            instances.append(_flat(past.instance))
-            plans.append(_flat(past.plan))
+            instances.append(flat(past.instance))
+            plans.append(flat(past.plan))
             phis.append(self.phi(past.score.ravel()))
         targets = self.targets_of(self.replay, next_values)
         if config.edit_values != "successor":
@@ -513,8 +445,8 @@ class UpiLearner:
         total = sum(past.action.size for past in sources)
         count = min(total, config.lookahead_states or total)
         order = torch.randperm(total, generator=self.noise)[:count].numpy()
-        instances = np.concatenate([_flat(past.instance) for past in sources])[order]
-        plans = np.concatenate([_flat(past.plan) for past in sources])[order]
+        instances = np.concatenate([flat(past.instance) for past in sources])[order]
+        plans = np.concatenate([flat(past.plan) for past in sources])[order]
         score = np.concatenate([past.score.ravel() for past in sources])[order]
         if latents is not None:
             latents = latents.select(torch.from_numpy(order).to(self.device))
@@ -892,11 +824,11 @@ class UpiLearner:
         starts: Float[Tensor, "batch place channel"] | None,
     ) -> StateBatch:
         """The states after the chosen edits, with their latents where these are persistent."""
-        instances = _flat(past.instance)[chosen]
-        after = self.states(instances, _flat(past.next_plan)[chosen])
+        instances = flat(past.instance)[chosen]
+        after = self.states(instances, flat(past.next_plan)[chosen])
         if starts is None:
             return after
-        before = self.states(instances, _flat(past.plan)[chosen])
+        before = self.states(instances, flat(past.plan)[chosen])
         return replace(after, start=memories(model, replace(before, start=starts)))
 
     def gae_advantage(
@@ -904,7 +836,7 @@ class UpiLearner:
     ) -> tuple[Float[Tensor, "batch 1"], Float[Tensor, "batch action"]]:
         """GAE of the edits made, and the one-hot edits, at the chosen states."""
         shape = fresh.action.shape
-        _, before = self.views(_flat(fresh.instance), _flat(fresh.plan), trace)
+        _, before = self.views(flat(fresh.instance), flat(fresh.plan), trace)
         after = self._after(fresh, np.arange(len(before)), self.evaluator, before.start)
         advantage = gae(
             self._tensor(fresh.reward),
@@ -957,7 +889,7 @@ class UpiLearner:
         if modulus >= 1:
             return {}
         few = slice(0, plans)
-        states = self.states(_flat(fresh.instance[:, few]), _flat(fresh.plan[:, few]))
+        states = self.states(flat(fresh.instance[:, few]), flat(fresh.plan[:, few]))
         states = replace(states, start=trace.evaluator[:, few].flatten(0, 1))
         ended = self._tensor(fresh.terminated[:, few] | fresh.truncated[:, few])
         return latent_drift(self.evaluator, states, ended, modulus=modulus).metrics()
@@ -1108,8 +1040,3 @@ class _Clock:
         now = time.perf_counter()
         self.seconds[f"seconds_{phase}"] = now - self._last
         self._last = now
-
-
-def _flat(array: NDArray[Any]) -> NDArray[Any]:
-    """[step, plan, ...] -> [step * plan, ...]."""
-    return array.reshape(-1, *array.shape[2:])

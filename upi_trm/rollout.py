@@ -4,25 +4,18 @@ Input: a `PlanEditVectorEnv` and edit probabilities. Output: `Transitions`, whic
 replays for the value regression and looks ahead from.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float
 from numpy.typing import NDArray
-from torch import Tensor
 
 from plan_envs.domain import Int8Array
-from plan_envs.gym_envs import PlanEditVectorEnv
-from trm.device import Placement
-from trm.model import StateBatch, TinyRecursiveModel
+from plan_envs.vector_env import PlanEditVectorEnv
+from trm.experiments.states import EditPolicy, sample_edits, to_states
 from upi_trm.curriculum import Curriculum, Starts
-from upi_trm.improvement import edit_logits, sample_edits
-
-EditPolicy = Callable[[StateBatch], Float[Tensor, "batch action"]]
-"""States -> probabilities over edits, zero where illegal."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -48,17 +41,6 @@ class Transitions:
     """The edit solved the plan."""
     advantage: NDArray[np.float32]
     """Centred advantage of the edit under the policy that made it; 0 where it was not looked up."""
-
-
-def to_states(
-    instances: Int8Array, plans: Int8Array, masks: Int8Array, device: torch.device
-) -> StateBatch:
-    """What learners see of instances, plans and masks -> a batch of states on the device."""
-    return StateBatch(
-        instance=torch.from_numpy(np.ascontiguousarray(instances)).to(device),
-        plan=torch.from_numpy(np.ascontiguousarray(plans)).to(device),
-        mask=torch.from_numpy(np.ascontiguousarray(masks)).to(device),
-    )
 
 
 class Roller:
@@ -127,28 +109,23 @@ class Roller:
         self.curriculum.load_state(state["curriculum"])
 
 
-@dataclass(frozen=True)
-class GreedyPolicy:
-    """The most probable edit of pi_phi, the first one on a tie; draws no random numbers."""
+@dataclass(frozen=True, kw_only=True)
+class RolloutConfig:
+    """The `rollout` section of a recipe."""
 
-    model: TinyRecursiveModel
-    placement: Placement
-    chunk: int = 1024
+    plans: int = 64
+    """E: plans edited in parallel, at least 2."""
+    steps: int = 8
+    """Edits of each plan in one iteration."""
 
-    @torch.no_grad()
-    def __call__(
-        self,
-        instances: Int8Array,
-        plans: Int8Array,
-        mask: Int8Array,
-        rng: np.random.Generator,
-    ) -> NDArray[np.int32]:
-        """Shapes [batch, observed], [batch, cell], [batch, action] -> actions, shape [batch]."""
-        device = self.placement.torch_device
-        actions = []
-        for start in range(0, len(plans), self.chunk):
-            part = slice(start, start + self.chunk)
-            states = to_states(instances[part], plans[part], mask[part], device)
-            with self.placement.autocast():
-                actions.append(edit_logits(self.model, states).argmax(dim=1).cpu().numpy())
-        return np.concatenate(actions).astype(np.int32)
+    def __post_init__(self) -> None:
+        """Check ranges: an iteration needs a state to distil on and one to measure on."""
+        for name, least in (("plans", 2), ("steps", 1)):
+            if getattr(self, name) < least:
+                given = getattr(self, name)
+                raise ValueError(f"rollout.{name} must be at least {least}, got {given}")
+
+
+def flat(array: NDArray[Any]) -> NDArray[Any]:
+    """[step, plan, ...] -> [step * plan, ...]."""
+    return array.reshape(-1, *array.shape[2:])

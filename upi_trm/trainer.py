@@ -2,14 +2,13 @@
 
 Input: an environment's name and a recipe. Output: a `Run` folder that `upi-trm eval` and `solve`
 take. A run that was stopped and resumed equals one that never stopped, bit for bit on the CPU at
-the same number of threads. Several processes (`trm.workers`) share the recipe's plans and
+the same number of threads. Several processes (`trm.compute.workers`) share the recipe's plans and
 minibatches; process 0 evaluates and writes.
 """
 
 import dataclasses
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,21 +18,21 @@ from rich.console import Console
 
 from plan_envs.catalogue import resolve_task
 from plan_envs.evaluation import EvalReport, evaluate_policy
-from plan_envs.gym_envs import PlanEditVectorEnv
-from trm.device import Placement
-from trm.process import ResourceMeter, graceful_stop
-from trm.progress import TrainingProgress
-from trm.recipe import load_recipe
-from trm.run import Checkpoint, Run
-from trm.streams import named_streams
-from trm.workers import Workers
-from upi_trm.curriculum import Curriculum, CurriculumConfig
+from plan_envs.vector_env import PlanEditVectorEnv
+from trm.compute.device import Placement
+from trm.compute.process import ResourceMeter, graceful_stop, provenance
+from trm.compute.streams import named_streams
+from trm.compute.workers import Workers
+from trm.runs.checkpoints import Checkpoint
+from trm.runs.packing import pack_state
+from trm.runs.progress import TrainingProgress
+from trm.runs.recipe import load_recipe
+from trm.runs.run import Run
+from upi_trm.curriculum import Curriculum
 from upi_trm.deployment import greedy_policy
-from upi_trm.learner import LearnerConfig, UpiLearner
+from upi_trm.learner import UpiLearner
+from upi_trm.recipe import RUN_KIND, UpiRecipe
 from upi_trm.rollout import Roller
-
-RUN_KIND = "upi"
-"""`kind` of the runs that this learner writes."""
 
 COLUMNS = {
     "success": ".1%",
@@ -43,67 +42,6 @@ COLUMNS = {
     "centring": ".0e",
 }
 """What the live display shows, beside edits, edits per second and time left."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class InstancesConfig:
-    """The `instances` section of a recipe."""
-
-    num: int = 1000
-    """Puzzles in the training pool, drawn with the run's seed from the train split."""
-    options: dict[str, Any] = field(default_factory=dict)
-    """Options of the training pool in place of the task's own, e.g. {givens: [26, 34]}: easier,
-    mixed or augmented puzzles to train on. Validation and test puzzles stay the task's."""
-
-    def __post_init__(self) -> None:
-        """Check the range."""
-        if self.num < 1:
-            raise ValueError(f"instances.num must be at least 1, got {self.num}")
-
-
-@dataclass(frozen=True, kw_only=True)
-class ScheduleConfig:
-    """The `schedule` section of a recipe; all in edits over all parallel plans."""
-
-    edits: int = 5_000
-    """Budget of the run; `--steps` overrides it."""
-    evaluate_every: int = 1_000
-    """Between two evaluations on validation puzzles."""
-    evaluate_num: int = 200
-    """Validation puzzles."""
-    checkpoint_every: int = 1_000
-    """Between two checkpoints: what a killed run loses at most."""
-    final_learning_rate: float = 1.0
-    """Share of both learning rates that is left at the end of the budget; they fall linearly. Below
-    1 a run whose budget is raised later differs from one that had it from the start."""
-
-    def __post_init__(self) -> None:
-        """Check ranges."""
-        for name in ("edits", "evaluate_every", "evaluate_num", "checkpoint_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"schedule.{name} must be at least 1, got {getattr(self, name)}")
-        if not 0 < self.final_learning_rate <= 1:
-            raise ValueError(
-                f"schedule.final_learning_rate must lie in (0, 1], got {self.final_learning_rate}"
-            )
-
-
-@dataclass(frozen=True, kw_only=True)
-class UpiRecipe(LearnerConfig):
-    """A complete recipe of `upi-trm train`."""
-
-    instances: InstancesConfig = field(default_factory=InstancesConfig)
-    curriculum: CurriculumConfig = field(default_factory=CurriculumConfig)
-    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
-
-    def __post_init__(self) -> None:
-        """Check combinations of sections."""
-        LearnerConfig.__post_init__(self)
-        if self.schedule.edits < self.rollout.plans:
-            raise ValueError(
-                f"schedule.edits must be at least rollout.plans = {self.rollout.plans},"
-                f" got {self.schedule.edits}"
-            )
 
 
 def train(
@@ -154,7 +92,7 @@ def train(
             env=known_as,
             seed=seed,
             recipe=recipe,
-            placement=placement,
+            provenance=provenance(placement),
             extra={} if workers.size == 1 else {"processes": workers.size},
         )
     path = workers.from_main(str(out))
@@ -337,7 +275,7 @@ class _Training:
         """Write a checkpoint; the tag "best" marks the best validation success so far."""
         state = self.state()
         if self.workers.size > 1:
-            state["others"] = self.workers.gather_states(state)[1:]
+            state["others"] = self.workers.gather(pack_state(state))[1:]
         if self.workers.is_main:
             self.run.save_checkpoint(
                 self.edits, weights=self.learner.weights(), state=state, tag=tag

@@ -1,0 +1,64 @@
+"""PPO, A2C, DQN and MaskablePPO as the rest of the program sees them.
+
+The entry point `sb3` of the group `upi_trm.learners` names `LEARNER`, which fulfils
+`trm.experiments.learners.Learner`. SB3 and torch are imported when they are asked for.
+"""
+
+from dataclasses import dataclass
+
+from plan_envs.evaluation import Policy
+from trm.compute.device import Placement
+from trm.experiments.learners import Learner, Networks, SweepCommand, edits_when_finished
+from trm.experiments.records import keep_record_of
+from trm.experiments.states import EditPolicy
+from trm.runs.files import RunError
+from trm.runs.run import Run
+
+
+@dataclass(frozen=True)
+class Baselines:
+    """The learner that writes runs of kind "sb3"."""
+
+    kind: str = "sb3"
+    commands: tuple[str, ...] = ("baselines train",)
+
+    def sweep_command(self, command: str) -> SweepCommand:
+        """`upi-trm baselines train`."""
+        from baselines.recipe import BaselineRecipe, recipe_names, recipe_path
+
+        return SweepCommand(
+            recipe=BaselineRecipe,
+            recipe_names=recipe_names,
+            recipe_path=recipe_path,
+            steps_field="schedule.edits",
+            finished_at=edits_when_finished,
+            make_record=keep_record_of,
+        )
+
+    def method_of(self, run: Run) -> str:
+        """The algorithm, as the run records it."""
+        return str(run.info.extra.get("method", self.kind))
+
+    def load_policy(self, run: Run, *, placement: Placement, step: int | str | None) -> Policy:
+        """The most probable edit, or that of the largest action value."""
+        from baselines.policy import load_policy
+
+        return load_policy(run, placement=placement, step=step)
+
+    def load_probabilities(
+        self, run: Run, *, placement: Placement, step: int | str | None
+    ) -> EditPolicy:
+        """Refused: only runs of `upi-trm train` are sampled and searched with."""
+        raise RunError(
+            f"{run.path / 'run.json'}: kind is {self.kind!r}; samples and searches need a run of"
+            " `upi-trm train`"
+        )
+
+    def load_networks(self, run: Run, *, placement: Placement, step: int | str | None) -> Networks:
+        """Policy and critic."""
+        from baselines.policy import load_networks
+
+        return load_networks(run, placement=placement, step=step)
+
+
+LEARNER: Learner = Baselines()

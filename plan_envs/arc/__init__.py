@@ -1,0 +1,1 @@
+"""ARC: paint and resize a canvas until it is the right output of a task."""

@@ -1,0 +1,264 @@
+"""Numba kernels of `plan_envs.arc.engine`: a paint touches one cell and two legal edits.
+
+The row of an environment (`plan_envs.compiled.packed_kernels`) has its target behind its legal edits.
+Instances stay where they are, in the pool: a row has the index of its instance (SOURCE), or -1 when
+that lies in `own`, which has a row for each environment. `resets` = (own, pool, integers of an
+instance), both flat.
+"""
+# mypy: ignore-errors
+
+from typing import Final
+
+import numpy as np
+from numba import njit
+
+from plan_envs.arc.kernels import (
+    COLOURS,
+    apply_edit,
+    common,
+    extent,
+    points,
+    union,
+    write_mask,
+)
+from plan_envs.compiled.bits import below, borrowed, copy_bytes, next_word
+from plan_envs.compiled.packed_kernels import (
+    FINISHED,
+    OWN,
+    SAMPLER,
+    STEPS,
+    STREAM,
+    WIDTH,
+    draw_rows,
+    fetch_nothing,
+    observe_rows,
+    step_rows,
+    step_single,
+)
+from plan_envs.compiled.threads import raise_flag
+
+SOURCE, ROWS, COLUMNS, AGREE, TOTAL, GOAL_ROWS, GOAL_COLUMNS = range(OWN, OWN + 7)
+SIZE, LOOKS, BLANK = range(OWN + 7, OWN + 10)
+HEAD: Final = OWN + 10
+"""Integers of a row: facts of the canvas, the options of the domain, then their number."""
+
+
+@njit(cache=True, forceinline=True)
+def rules_of(head):
+    """(size, score looks at the target?, blank start?) of all rows."""
+    return head[SIZE], head[LOOKS] == 1, head[BLANK] == 1
+
+
+@njit(cache=True, forceinline=True)
+def places(at, rules):
+    """Where in `data` a row's instance (there is none), canvas, legal edits and target begin."""
+    size = rules[0]
+    plan = 8 * (at + HEAD)
+    mask = plan + size * size
+    return plan, plan, mask, mask + COLOURS * size * size + 2 * size + 1
+
+
+@njit(cache=True, forceinline=True)
+def start(head, data, at, rules, instances, instance, plans, plan):
+    """Put an environment into the state of a flat instance and a flat plan, at these places."""
+    size = rules[0]
+    cells = size * size
+    _, o_plan, o_mask, o_target = places(at, rules)
+    copy_bytes(data, o_plan, plans, plan, cells)
+    copy_bytes(data, o_target, instances, instance, cells)
+    height, width = extent(data, o_plan, size)
+    goal_height, goal_width = extent(data, o_target, size)
+    write_mask(data, o_plan, size, height, width, data, o_mask)
+    head[at + STEPS] = head[at + FINISHED] = 0
+    head[at + ROWS], head[at + COLUMNS] = height, width
+    head[at + AGREE] = common(data, o_plan, data, o_target, size, height, width)
+    head[at + TOTAL] = union(height, width, goal_height, goal_width)
+    head[at + GOAL_ROWS], head[at + GOAL_COLUMNS] = goal_height, goal_width
+
+
+@njit(cache=True)
+def load_all(head, data, index, own, instances, plans):
+    """Put environments into given states, whose instances `own` keeps from now on."""
+    width_of, cells = instances.shape[1], plans.shape[1]
+    own, instances = borrowed(own), borrowed(instances.reshape(-1))
+    plans, rules = borrowed(plans.reshape(-1)), rules_of(head)
+    for i in range(len(index)):
+        at = index[i] * head[WIDTH]
+        copy_bytes(own, index[i] * width_of, instances, i * width_of, width_of)
+        start(head, data, at, rules, instances, (i + 1) * width_of - cells, plans, i * cells)
+        head[at + SOURCE] = -1
+
+
+@njit(cache=True, forceinline=True)
+def draw(head, data, at, rules, resets):
+    """Reset one environment to an instance of the pool; a single one copies it into `own`."""
+    own, pool, width_of = resets
+    chosen = below(next_word(head, at + STREAM), len(pool) // width_of)
+    size, _, from_blank = rules
+    first = chosen * width_of
+    start(head, data, at, rules, pool, first + width_of - size * size, pool, first)
+    if from_blank:
+        blank(head, data, at, rules)
+    if len(own) == width_of:
+        copy_bytes(own, 0, pool, first, width_of)
+        head[at + SOURCE] = -1
+    else:
+        head[at + SOURCE] = chosen
+
+
+@njit(cache=True, forceinline=True)
+def blank(head, data, at, rules):
+    """Wipe the canvas to colour 0."""
+    size = rules[0]
+    _, o_plan, o_mask, o_target = places(at, rules)
+    height, width = head[at + ROWS], head[at + COLUMNS]
+    for row in range(height):
+        data[o_plan + row * size : o_plan + row * size + width] = 1
+    write_mask(data, o_plan, size, height, width, data, o_mask)
+    head[at + AGREE] = common(data, o_plan, data, o_target, size, height, width)
+
+
+@njit(cache=True)
+def draw_all(head, data, index, resets):
+    """Reset environments to instances of the pool."""
+    draw_rows(draw, rules_of(head), head, data, index, resets)
+
+
+@njit(cache=True, forceinline=True)
+def is_solved(head, at):
+    """The canvas is the target, and there is one."""
+    return head[at + GOAL_ROWS] > 0 and head[at + AGREE] == head[at + TOTAL]
+
+
+@njit(cache=True, forceinline=True)
+def figures(head, data, at, rules):
+    """(potential, score, violations, solved) of the canvas; rounded as the verdict rounds it."""
+    looks, solved = rules[1], is_solved(head, at)
+    score = np.float64(points(head[at + AGREE], head[at + TOTAL], solved, looks))
+    wrong = head[at + TOTAL] - head[at + AGREE] if looks else 0
+    return score, score, wrong, solved
+
+
+@njit(cache=True, forceinline=True)
+def paint(head, data, o_plan, o_mask, o_target, at, action):
+    """A legal paint: one cell, two legal edits, and what it changes in the agreement."""
+    cell, value = action // COLOURS, action % COLOURS + 1
+    old, wanted = data[o_plan + cell], data[o_target + cell]
+    data[o_plan + cell] = value
+    first = o_mask + COLOURS * cell - 1
+    data[first + old] = 1
+    data[first + value] = 0
+    head[at + AGREE] += (wanted == value) - np.int64(wanted == old)
+
+
+@njit(cache=True)
+def change_size(head, data, at, rules, action):
+    """A legal change of height or width."""
+    size = rules[0]
+    _, o_plan, o_mask, o_target = places(at, rules)
+    height, width = apply_edit(data, o_plan, size, head[at + ROWS], head[at + COLUMNS], action)
+    write_mask(data, o_plan, size, height, width, data, o_mask)
+    head[at + ROWS], head[at + COLUMNS] = height, width
+    head[at + AGREE] = common(data, o_plan, data, o_target, size, height, width)
+    head[at + TOTAL] = union(height, width, head[at + GOAL_ROWS], head[at + GOAL_COLUMNS])
+
+
+@njit(cache=True, forceinline=True)
+def move(head, data, at, rules, action):
+    """(ended, solved) of a legal action, carried out."""
+    _, o_plan, o_mask, o_target = places(at, rules)
+    submits = False
+    if action < o_target - o_mask - 2 * rules[0] - 1:
+        paint(head, data, o_plan, o_mask, o_target, at, action)
+    elif action < o_target - o_mask - 1:
+        change_size(head, data, at, rules, action)
+    else:
+        submits = True
+    solved = is_solved(head, at)
+    return submits or solved, solved
+
+
+@njit(cache=True, forceinline=True)
+def show(places, head, data, at, rules, resets, instance, row):
+    """Write what learners see of an environment's instance into a row."""
+    own, pool, width_of = resets
+    observed, source = instance.shape[1], head[at + SOURCE]
+    if source < 0:
+        copy_bytes(instance, row * observed, own, at // head[WIDTH] * width_of, observed)
+    else:
+        copy_bytes(instance, row * observed, pool, source * width_of, observed)
+
+
+@njit(cache=True)
+def step_one(head, action):
+    """Step the only environment; see `plan_envs.engine.Engine.step_one`."""
+    return step_single(places, move, figures, rules_of(head), head, action)
+
+
+@njit(cache=True, nogil=True)
+def step_share(
+    flags, head, data, resets, actions, autoreset, shown, out, index, finals, first, stop
+):
+    """Step environments first to stop - 1, none refuses: (first, stop) of their final states."""
+    return step_rows(
+        places,
+        move,
+        figures,
+        draw,
+        show,
+        rules_of(head),
+        fetch_nothing,
+        flags,
+        head,
+        data,
+        resets,
+        actions,
+        autoreset,
+        shown,
+        out,
+        index,
+        finals,
+        first,
+        stop,
+    )
+
+
+@njit(cache=True, nogil=True)
+def observe_share(flags, head, data, resets, out, first, stop):
+    """Write the current states of environments into `out`: no reward, no flags."""
+    rules = rules_of(head)
+    observe_rows(places, figures, show, rules, flags, head, data, resets, out, first, stop)
+
+
+@njit(cache=True, nogil=True)
+def sample_share(flags, head, data, actions, first, stop):
+    """Draw a legal action an environment, uniformly; -1 where there is none.
+
+    Legal edits need not be searched: 9 paints a cell, the other heights, the other widths, submit.
+    """
+    raise_flag(flags)
+    head, data, rules = borrowed(head), borrowed(data), rules_of(head)
+    size = rules[0]
+    for env in range(first, stop):
+        at = env * head[WIDTH]
+        height, width = head[at + ROWS], head[at + COLUMNS]
+        _, o_plan, _, o_target = places(at, rules)
+        word = next_word(head, at + SAMPLER)
+        if data[o_target - 1] == 0:  # even submit is illegal: the environment was never reset
+            actions[env] = -1
+            continue
+        paints = (COLOURS - 1) * height * width
+        resizes = 2 * (size - 1) if height > 0 else 0
+        rank = below(word, paints + resizes + 1)
+        if rank < paints:
+            place, colour = rank // (COLOURS - 1), rank % (COLOURS - 1)
+            cell = place // width * size + place % width
+            colour += colour >= data[o_plan + cell] - 1
+            actions[env] = COLOURS * cell + colour
+        elif rank < paints + resizes:
+            rank -= paints
+            which, choice = rank // (size - 1), rank % (size - 1)
+            choice += choice >= (height if which == 0 else width) - 1
+            actions[env] = COLOURS * size * size + which * size + choice
+        else:
+            actions[env] = COLOURS * size * size + 2 * size

@@ -1,0 +1,1 @@
+"""What the compiled engines of all domains share: bit sets, packed layouts, threads."""

@@ -1,0 +1,301 @@
+"""Numba kernels that all packed engines share: refusing, stepping, resetting, observing, sampling.
+
+Everything that an environment knows lies in one row (`plan_envs.compiled.packed_engine` lays it out): its
+integers (those named here, then the domain's own), then as bytes its instance, plan and legal
+edits. The rows of all environments are one flat vector, `head` as int64 and `data` as int8; `at` is
+where a row begins in `head`. What a domain does differently, it hands over as functions, which
+numba resolves when it compiles the kernels of that domain:
+
+- `places(at, rules)` = where in `data` a row's instance, plan and legal edits begin, and the end;
+- `move(head, data, at, rules, action)` = (ended, solved) of a legal action, carried out;
+- `figures(head, data, at, rules)` = (potential, score, violations, solved) of the plan;
+- `draw(head, data, at, rules, resets)` resets an environment to an instance of the pool;
+- `show(places, head, data, at, rules, resets, instance, row)` writes what learners see of the
+  instance.
+
+`rules` are the domain's options as a tuple; constants in it are constants in what numba compiles.
+`resets` is a tuple of what a reset needs. Kernels that take functions are compiled into those of
+the domains, whose machine code numba keeps; their own it could not find again.
+"""
+# mypy: ignore-errors
+
+import numpy as np
+from numba import njit
+
+from plan_envs.compiled.bits import (
+    GAMMA,
+    below,
+    borrowed,
+    copy_bytes,
+    count_ones,
+    folded,
+    next_word,
+    prefetch,
+)
+from plan_envs.compiled.threads import raise_flag
+from plan_envs.engine import FINISHED as REASON_FINISHED
+from plan_envs.engine import ILLEGAL, NEVER, NEXT_STEP, OUT_OF_RANGE, SAME_STEP
+from plan_envs.instances import mix
+
+STREAM, SAMPLER, STEPS, FINISHED, DISCOUNT, LIMIT = range(6)
+SHAPED, ABSORB, REFUSE, ACTIONS, WIDTH, MASK = range(6, 12)
+"""Integers at the beginning of a row: random streams, counters, the engine's options (from DISCOUNT
+on; that one is the bits of a float), then the row's number of actions, its size in integers and the
+byte at which its legal edits begin."""
+OWN = 12
+"""The first integer of a row that belongs to the domain."""
+
+
+@njit(cache=True)
+def refuse(head, data, actions, autoreset):
+    """(environment, reason) of the first action that must not be taken; reason 0 when all may."""
+    num_actions = head[ACTIONS]
+    outside = 0
+    for env in range(len(actions)):
+        outside |= not 0 <= actions[env] < num_actions
+    if outside == 0 and autoreset != NEVER and not head[REFUSE]:
+        return 0, 0
+    for env in range(len(actions)):
+        at = env * head[WIDTH]
+        if head[at + FINISHED] and autoreset == NEXT_STEP:
+            continue
+        if head[at + FINISHED] and autoreset == NEVER:
+            return env, REASON_FINISHED
+        if not 0 <= actions[env] < num_actions:
+            return env, OUT_OF_RANGE
+        if head[REFUSE] and data[8 * at + head[MASK] + actions[env]] == 0:
+            return env, ILLEGAL
+    return 0, 0
+
+
+@njit(forceinline=True)
+def take(places, move, figures, head, data, at, rules, action):
+    """One action that is in range: (reward, terminated, truncated, illegal)."""
+    before, _, _, _ = figures(head, data, at, rules)
+    illegal = data[places(at, rules)[2] + action] == 0
+    ended, solved = False, False
+    if not illegal:
+        ended, solved = move(head, data, at, rules, action)
+    after, _, _, _ = figures(head, data, at, rules)
+    gamma = head.view(np.float64)[DISCOUNT]
+    worth = folded(solved, ended, before, after, gamma, head[SHAPED] == 1)
+    head[at + STEPS] += 1
+    timeout = 0 < head[LIMIT] <= head[at + STEPS]
+    head[at + FINISHED] = ended or timeout
+    return worth, ended, timeout, illegal
+
+
+@njit(forceinline=True)
+def step_single(places, move, figures, rules, head, action):
+    """Step the only environment; see `plan_envs.engine.Engine.step_one`."""
+    head = borrowed(head)
+    data = borrowed(head.view(np.int8))
+    reason = 0
+    if head[FINISHED] == 1:
+        reason = REASON_FINISHED
+    elif not 0 <= action < head[ACTIONS]:
+        reason = OUT_OF_RANGE
+    elif head[REFUSE] == 1 and data[head[MASK] + action] == 0:
+        reason = ILLEGAL
+    if reason:
+        return 0.0, False, False, 1 + reason, 0.0, 0, False
+    worth, ended, timeout, illegal = take(places, move, figures, head, data, 0, rules, action)
+    _, score, violations, solved = figures(head, data, 0, rules)
+    code = 1 if illegal else 0
+    return worth, ended, timeout, code, np.float64(score), np.int64(violations), solved
+
+
+@njit(forceinline=True)
+def step_rows(
+    places,
+    move,
+    figures,
+    draw,
+    show,
+    rules,
+    fetch,
+    flags,
+    head,
+    data,
+    resets,
+    actions,
+    autoreset,
+    shown,
+    out,
+    index,
+    finals,
+    first,
+    stop,
+):
+    """Step environments first to stop - 1, none refuses: (first, stop) of their final states.
+
+    Final states are written from row `first` of `finals` on. `shown` = `out` holds the instances
+    already, but for environments that are reset now. Tuples are unpacked before the loop: taking an
+    array out of one counts a reference.
+    `fetch(head, data, at, autoreset, resets)` asks for the memory that the next environments need.
+    """
+    raise_flag(flags)
+    head, data, resets = borrowed(head), borrowed(data), borrowed(resets)
+    actions, index = borrowed(actions), borrowed(index)
+    instance, plan, mask, reward, ended, timeout, score, wrong, solved, illegal = borrowed(out)
+    instance_, plan_, mask_, reward_, ended_, timeout_, score_, wrong_, solved_, illegal_ = (
+        borrowed(finals)
+    )
+    num_final = first
+    width = head[WIDTH]
+    for env in range(first, stop):
+        at = env * width
+        if env + 2 < stop:
+            fetch(head, data, at, autoreset, resets)
+        fresh = not shown
+        if head[at + FINISHED] and autoreset == NEXT_STEP:
+            draw(head, data, at, rules, resets)
+            fresh = True
+            reward[env] = 0.0
+            ended[env] = timeout[env] = illegal[env] = False
+        else:
+            worth, end, late, refused = take(
+                places, move, figures, head, data, at, rules, actions[env]
+            )
+            reward[env] = worth
+            ended[env] = end
+            timeout[env] = late
+            illegal[env] = refused
+            if (end or late) and autoreset == SAME_STEP:
+                index[num_final] = env
+                reward_[num_final] = worth
+                ended_[num_final] = end
+                timeout_[num_final] = late
+                illegal_[num_final] = refused
+                show(places, head, data, at, rules, resets, instance_, num_final)
+                observe(
+                    places,
+                    figures,
+                    head,
+                    data,
+                    at,
+                    rules,
+                    plan_,
+                    mask_,
+                    score_,
+                    wrong_,
+                    solved_,
+                    num_final,
+                )
+                num_final += 1
+                illegal[env] = False
+                draw(head, data, at, rules, resets)
+                fresh = True
+        if fresh:
+            show(places, head, data, at, rules, resets, instance, env)
+        observe(places, figures, head, data, at, rules, plan, mask, score, wrong, solved, env)
+    return first, num_final
+
+
+@njit(forceinline=True)
+def observe_rows(places, figures, show, rules, flags, head, data, resets, out, first, stop):
+    """Write the current states of environments into `out`: no reward, no flags."""
+    raise_flag(flags)
+    head, data, resets = borrowed(head), borrowed(data), borrowed(resets)
+    instance, plan, mask, reward, ended, timeout, score, wrong, solved, illegal = borrowed(out)
+    for env in range(first, stop):
+        at = env * head[WIDTH]
+        show(places, head, data, at, rules, resets, instance, env)
+        observe(places, figures, head, data, at, rules, plan, mask, score, wrong, solved, env)
+        reward[env] = 0.0
+        ended[env] = timeout[env] = illegal[env] = False
+
+
+@njit(forceinline=True)
+def observe(places, figures, head, data, at, rules, plan, mask, score, wrong, solved, row):
+    """Write the current state of an environment, but its instance, into a row of the arrays."""
+    _, o_plan, o_mask, end = places(at, rules)
+    cells, num_actions = o_mask - o_plan, end - o_mask
+    copy_bytes(plan, row * cells, data, o_plan, cells)
+    copy_bytes(mask, row * num_actions, data, o_mask, num_actions)
+    _, score[row], wrong[row], solved[row] = figures(head, data, at, rules)
+
+
+@njit(forceinline=True)
+def show_packed(places, head, data, at, rules, resets, instance, row):
+    """Write an instance that lies in the row of its environment, all of which learners see."""
+    o_instance, o_plan, _, _ = places(at, rules)
+    copy_bytes(instance, row * (o_plan - o_instance), data, o_instance, o_plan - o_instance)
+
+
+@njit(forceinline=True)
+def load_rows(load, head, data, index, tables, instances, plans):
+    """Put environments into given states and compute their caches, with the domain's `load`."""
+    for i in range(len(index)):
+        load(head, data, index[i] * head[WIDTH], tables, instances[i], plans[i])
+
+
+@njit(forceinline=True)
+def draw_rows(draw, rules, head, data, index, resets):
+    """Reset environments to instances of the pool."""
+    head, data, resets = borrowed(head), borrowed(data), borrowed(resets)
+    for i in range(len(index)):
+        draw(head, data, index[i] * head[WIDTH], rules, resets)
+
+
+@njit(forceinline=True)
+def draw_ready(load, head, data, at, resets):
+    """Reset an environment from a pool of `plan_envs.compiled.packed_engine.Pool`."""
+    tables, instances, starts, ready = resets
+    chosen = below(next_word(head, at + STREAM), len(instances))
+    width = head[at + WIDTH]
+    if len(ready):
+        first = chosen * width + STEPS
+        copy_bytes(head, 8 * (at + STEPS), ready, 8 * first, 8 * (width - STEPS))
+    else:
+        load(head, data, at, tables, instances[chosen], starts[chosen])
+
+
+@njit(forceinline=True)
+def fetch_ready(head, data, at, autoreset, resets):
+    """Ask for the row after the next one, and for what the next one is reset to, if it will be.
+
+    It pays where rows are short and touched in many places.
+    """
+    _, instances, _, ready = resets
+    width = head[WIDTH]
+    for line in range(0, 8 * width, 64):
+        prefetch(data, 8 * (at + 2 * width) + line)
+    at += width
+    if head[at + FINISHED] and autoreset == NEXT_STEP:
+        state = np.uint64(head[at + STREAM]) + GAMMA
+        chosen = below(mix(state), len(instances))
+        for line in range(0, 8 * width, 64):
+            prefetch(ready, 8 * chosen * width + line)
+
+
+@njit(forceinline=True)
+def fetch_nothing(head, data, at, autoreset, resets):
+    """Leave it to the processor, which finds long rows by itself."""
+
+
+@njit(cache=True, nogil=True)
+def sample_share(flags, head, data, actions, first_env, stop_env):
+    """Draw a legal action an environment, uniformly; -1 where there is none."""
+    raise_flag(flags)
+    head, data = borrowed(head), borrowed(data)
+    for env in range(first_env, stop_env):
+        at = env * head[WIDTH]
+        mask = 8 * at + head[MASK]
+        end = mask + head[ACTIONS]
+        total = count_ones(data, mask, end)
+        rank = below(next_word(head, at + SAMPLER), max(total, 1))
+        if total == 0:
+            actions[env] = -1
+            continue
+        first = mask
+        while True:  # skip blocks of 32 actions, then look for the action in its block
+            ones = count_ones(data, first, min(first + 32, end))
+            if rank < ones:
+                break
+            rank -= ones
+            first += 32
+        while rank > 0 or data[first] == 0:
+            rank -= data[first]
+            first += 1
+        actions[env] = first - mask

@@ -1,0 +1,44 @@
+"""Which engine plays a domain: the compiled one of its rules, or the general one.
+
+The Gymnasium environments ask here, so that rules need not know engines. An engine is imported when
+an environment of its domain is made.
+"""
+
+from importlib import import_module
+from typing import Any, Final
+
+from plan_envs.domain import Int8Array, PlanDomain
+from plan_envs.engine import Engine, EngineOptions, PureEngine
+
+ENGINES: Final = {
+    "Arc": "plan_envs.arc.engine:ArcEngine",
+    "Maze": "plan_envs.maze.engine:MazeEngine",
+    "Queens": "plan_envs.queens.engine:QueensEngine",
+    "Sudoku": "plan_envs.sudoku.engine:SudokuEngine",
+}
+"""Class of a domain of this package -> module and class of its engine."""
+
+
+def make_engine(
+    domain: PlanDomain, num_envs: int, pool: Int8Array, options: EngineOptions
+) -> Engine:
+    """The compiled engine of a domain if there is one, else `PureEngine`.
+
+    A domain from elsewhere may bring an engine of its own as a method `make_engine` with the
+    arguments that follow `domain` here.
+
+    Args:
+        domain: the rules.
+        num_envs: number of plans side by side.
+        pool: instances to reset to, shape [num, instance].
+        options: how episodes run.
+    """
+    kind = type(domain)
+    own = ENGINES.get(kind.__name__) if kind.__module__.startswith("plan_envs.") else None
+    if own is not None:
+        module, _, name = own.partition(":")
+        factory: Any = getattr(import_module(module), name)
+        engine: Engine = factory(domain, num_envs, pool, options)
+    else:
+        engine = getattr(domain, "make_engine", PureEngine.of(domain))(num_envs, pool, options)
+    return engine

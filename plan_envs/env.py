@@ -1,0 +1,326 @@
+"""The Gymnasium environment of one plan."""
+
+import operator
+from collections.abc import Mapping
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from gymnasium import spaces
+from gymnasium.error import ResetNeeded
+from numpy.typing import NDArray
+
+from plan_envs.catalogue import Task
+from plan_envs.domain import DeadEnd, Int8Array, RewardKind, Successors
+from plan_envs.engine import EngineOptions, StepArrays
+from plan_envs.engines import make_engine
+from plan_envs.episodes import (
+    ONLY,
+    RENDER,
+    Illegal,
+    Observation,
+    checked_mode,
+    engine_state,
+    engine_successors,
+    error_of,
+    instances_of,
+    limit_of,
+    load_engine_state,
+    observation_space,
+    read_instance,
+    refuses,
+    render_plan,
+    sample,
+    start_options,
+    start_plans,
+    stream_seeds,
+    task_of,
+)
+from plan_envs.instances import InstanceSet
+
+
+class PlanEditEnv(gym.Env[Any, Any]):
+    """Edit a plan until a checker accepts it.
+
+    ## Description
+
+    A plan-editing MDP (UPI-TRM Sec. 2): the instance x is given and never changes, the plan y
+    starts as the instance, each step edits one cell of y, and a checker scores the result. For
+    Sudoku the plan is a partly filled board and an edit writes a digit; `task` chooses the puzzle.
+
+    ## Action Space
+
+    `Discrete(num_actions)`; which action means what is the domain's (for Sudoku see
+    `plan_envs.sudoku.rules.Sudoku`; `env.unwrapped.task.domain.spec` has it as tables). 9x9: cell * 9 +
+    digit - 1, 729 actions. 4x4: cell * 6 + token (0 PAD, 1 blank, digit + 1) and STOP = 96.
+
+    An illegal action leaves the plan unchanged, costs one step and sets `info["illegal_action"]`;
+    with `illegal="raise"` it raises `ValueError` instead. A number out of range always raises.
+
+    ## Observation Space
+
+    `Dict` of int8 vectors: `instance` and `plan` (0 = blank, else the value), `action_mask` (1 =
+    legal). Arrays are fresh each step; with `copy=False` they are views that the next step changes.
+
+    ## Rewards
+
+    r = r0 + gamma Phi(s') - Phi(s) with r0 = 1 on entering a solved plan, else 0, and Phi =
+    clip(score, 0, max_score) / max_score. On absorption the paper's gamma V(s_abs) = -gamma C_max
+    is already folded in: the last reward is r0 - Phi(s), and learners bootstrap absorption with 0.
+    `reward="sparse"` gives r0 alone. Sudoku's score: filled cells - 2 x violations (unordered pairs
+    of equal digits in a row, column or box) - 5 x blank cells without a candidate.
+
+    ## Starting State
+
+    An instance drawn uniformly from the pool, with the plan equal to its givens. Each environment
+    draws from its own stream, seeded by `reset(seed=...)`; later resets continue the stream.
+
+    ## Episode End
+
+    - Termination: the plan is solved; STOP (where the edit set has it); no legal edit is left; the
+      plan is dead (fill edits: a blank cell without candidate, or a violation) unless
+      `dead_end="continue"`.
+    - Truncation: the horizon, 16 edits for 4x4 and side x side otherwise. `gymnasium.make` adds the
+      limit; an environment that is built directly has none unless `max_episode_steps` is given.
+
+    Stepping an environment that has ended raises `gymnasium.error.ResetNeeded`.
+
+    ## Information
+
+    `reset` and `step` return the same keys: `action_mask` (the same array as in the observation),
+    `score` (float, in points), `solved` (bool), `violations` (int), `illegal_action` (bool).
+
+    ## Arguments
+
+    ```python
+    gym.make("PlanEdit/Sudoku9x9-v0", reward="sparse", givens=(30, 32))
+    env.reset(seed=1, options={"instance": "530070000600195000098000060800060003..."})
+    ```
+
+    - `task`: a task's name, environment id or `Task`; the ids set it.
+    - `instances`: an `InstanceSet` to draw from; default: the task's shared pool of `split`.
+    - `split`: "train", "validation" or "test".
+    - `gamma`: discount of the shaping.
+    - `reward`: "shaped" or "sparse".
+    - `dead_end`: "absorb", or "continue" until no legal edit is left (the paper's protocol).
+    - `illegal`: "noop" or "raise".
+    - `copy`: False returns views that later steps change.
+    - `max_episode_steps`: truncate after this many steps; None or -1 = no limit of its own.
+    - further options go to the task: for Sudoku `codec`, `edits`, `mask`, `side`, `givens`,
+      `blanks`, `unique`.
+
+    `reset(options={"instance": ...})` chooses the instance: an array of cells or a puzzle's text;
+    `"plan"` beside it chooses the plan to start from.
+
+    ## Version History
+
+    - v0: first version.
+    """
+
+    metadata: dict[str, Any] = RENDER
+
+    def __init__(
+        self,
+        task: str | Task = "sudoku9x9",
+        *,
+        instances: InstanceSet | None = None,
+        split: str = "train",
+        gamma: float = 0.99,
+        reward: RewardKind = "shaped",
+        dead_end: DeadEnd = "absorb",
+        illegal: Illegal = "noop",
+        copy: bool = True,
+        max_episode_steps: int | None = None,
+        render_mode: str | None = None,
+        **options: Any,
+    ) -> None:
+        """See the class docstring, Arguments."""
+        self.task = task_of(task, options)
+        self.instances = instances_of(self.task, instances, split)
+        self.engine_options = EngineOptions(
+            gamma=gamma,
+            reward=reward,
+            dead_end=dead_end,
+            limit=limit_of(max_episode_steps),
+            refuse_illegal=refuses(illegal),
+        )
+        self.render_mode = checked_mode(render_mode)
+        spec = self.task.domain.spec
+        self.observation_space = observation_space(spec)
+        self.action_space = spaces.Discrete(spec.num_actions)
+        self._copy = copy
+        self._seeded = False
+        self._window: _Window | None = None
+        self._engine = make_engine(
+            self.task.domain, 1, self.instances.instances, self.engine_options
+        )
+        self._state = StepArrays.empty(1, spec)
+        self._bind()
+
+    def _bind(self) -> None:
+        """Take the engine's live boards and its step function, to save look-ups in `step`."""
+        engine = self._engine
+        self._instance = engine.instances[0, : self.task.domain.spec.observed_size]
+        self._plan = engine.plans[0]
+        self._mask: Int8Array = engine.masks[0]
+        self._live = {"instance": self._instance, "plan": self._plan, "action_mask": self._mask}
+        self._step_one = engine.step_one
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Copies and pickles leave out what `_bind` and `render` make anew."""
+        bound = {"_instance", "_plan", "_mask", "_live", "_step_one"}
+        state = {name: value for name, value in vars(self).items() if name not in bound}
+        return {**state, "_window": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Restore a copy."""
+        vars(self).update(state)
+        self._bind()
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Observation, dict[str, Any]]:
+        """Start on an instance of the pool, or on `options["instance"]`, at `options["plan"]`."""
+        super().reset(seed=seed)
+        if seed is not None or not self._seeded:
+            self._engine.streams[0], self._engine.samplers[0] = stream_seeds(self.np_random)
+            self._seeded = True
+        chosen, plan = start_options(options)
+        if chosen is None:
+            self._engine.draw(ONLY)
+        else:
+            board = read_instance(self.task.domain, chosen, self.engine_options.dead_end)[None]
+            start = None if plan is None else np.asarray(plan)[None]
+            self._engine.load(ONLY, board, start_plans(self.task.domain, board, start))
+        if self.render_mode == "human":
+            self.render()
+        return self._observe()
+
+    def step(self, action: int) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
+        """Make one edit."""
+        reward, terminated, truncated, code, score, violations, solved = self._step_one(
+            operator.index(action)
+        )
+        if code > 1:
+            raise error_of(code - 1, action, "")
+        if self._copy:
+            mask = self._mask.copy()
+            observation = {
+                "instance": self._instance.copy(),
+                "plan": self._plan.copy(),
+                "action_mask": mask,
+            }
+        else:
+            mask = self._mask
+            observation = self._live.copy()
+        if self.render_mode == "human":
+            self.render()
+        return (
+            observation,
+            reward,
+            terminated,
+            truncated,
+            {
+                "action_mask": mask,
+                "score": score,
+                "solved": solved,
+                "violations": violations,
+                "illegal_action": code == 1,
+            },
+        )
+
+    def action_masks(self) -> NDArray[np.bool_]:
+        """Legal edits of the current plan, bool [action] (what MaskablePPO asks for)."""
+        masks: NDArray[np.bool_] = self._mask.copy().view(np.bool_)
+        return masks
+
+    def sample_legal(self, rng: np.random.Generator | None = None) -> int:
+        """Draw a legal action uniformly, from the environment's own stream unless `rng` is given.
+
+        Raises:
+            ResetNeeded: if the current plan has no legal edit.
+        """
+        action = int(sample(self._engine, rng)[0])
+        if action < 0:
+            raise ResetNeeded("the plan has no legal edit: call reset()")
+        return action
+
+    def successors(self, *, with_plans: bool = True) -> Successors:
+        """Every legal edit of the current plan with its outcome; rewards as `step` gives them."""
+        return engine_successors(self, self._engine, with_plans)
+
+    def get_state(self) -> dict[str, NDArray[Any]]:
+        """A copy of everything that `set_state` restores: plan, counters, random streams."""
+        return engine_state(self._engine, seeded=self._seeded)
+
+    def set_state(self, state: Mapping[str, NDArray[Any]]) -> tuple[Observation, dict[str, Any]]:
+        """Continue from a state of `get_state`; returns what `reset` would.
+
+        Raises:
+            ValueError: names the entry that does not fit this environment.
+        """
+        self._seeded = load_engine_state(self.task.domain, self._engine, state)
+        return self._observe()
+
+    def render(self) -> Any:
+        """The plan as text, image or in a window, as `render_mode` says."""
+        if self.render_mode is None:
+            gym.logger.warn("render() needs a render_mode, e.g. gym.make(id, render_mode='ansi')")
+            return None
+        frame = render_plan(self.task.domain, self.render_mode, self._instance, self._plan)
+        if self.render_mode != "human":
+            return frame
+        if self._window is None:
+            self._window = _Window(self.task.name, fps=self.metadata["render_fps"])
+        self._window.show(frame)
+        return None
+
+    def close(self) -> None:
+        """Close the window, if there is one."""
+        if self._window is not None:
+            self._window.close()
+            self._window = None
+
+    def _observe(self) -> tuple[Observation, dict[str, Any]]:
+        self._engine.observe(self._state)
+        mask = self._mask.copy() if self._copy else self._mask
+        observation = {"instance": self._instance, "plan": self._plan, "action_mask": mask}
+        if self._copy:
+            observation["instance"] = self._instance.copy()
+            observation["plan"] = self._plan.copy()
+        return observation, {
+            "action_mask": mask,
+            "score": float(self._state.score[0]),
+            "solved": bool(self._state.solved[0]),
+            "violations": int(self._state.violations[0]),
+            "illegal_action": False,
+        }
+
+
+class _Window:
+    """A pygame window that shows frames at a given rate."""
+
+    def __init__(self, title: str, *, fps: int) -> None:
+        import pygame
+
+        self._pygame: Any = pygame
+        self._fps, self._title = fps, title
+        self._screen: Any = None
+        self._clock = pygame.time.Clock()
+
+    def show(self, frame: NDArray[np.uint8]) -> None:
+        pygame = self._pygame
+        if self._screen is None:
+            pygame.display.init()
+            pygame.display.set_caption(self._title)
+            self._screen = pygame.display.set_mode((frame.shape[1], frame.shape[0]))
+        surface = pygame.surfarray.make_surface(frame.swapaxes(0, 1))
+        self._screen.blit(surface, (0, 0))
+        pygame.event.pump()
+        pygame.display.flip()
+        self._clock.tick(self._fps)
+
+    def close(self) -> None:
+        if self._screen is not None:
+            self._pygame.display.quit()
+            self._screen = None

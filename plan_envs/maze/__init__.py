@@ -1,0 +1,1 @@
+"""Maze: extend a path from the start to the goal."""

@@ -1,0 +1,429 @@
+"""Mazes as a plan-editing MDP (UPI-TRM Sec. 2): the plan is a path that grows cell by cell.
+
+An instance is a square of walls and free cells with a start and a goal, a plan an ordered path from
+the start to its head. `Maze` fulfils `plan_envs.domain.PlanDomain`: pure functions over batches,
+one or two numba calls each (`maze_kernels`). Instances come from `plan_envs.maze.instances`.
+"""
+
+from dataclasses import dataclass
+from functools import cache
+from typing import TYPE_CHECKING, Final, Literal, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from plan_envs.boards import (
+    absorbs_dead,
+    as_actions,
+    as_boards,
+    check_batch,
+    check_choices,
+    empty_successors,
+    is_shaped,
+    neighbours_of,
+    outcome_arrays,
+    with_fixed_tables,
+)
+from plan_envs.domain import DeadEnd, DomainSpec, Int8Array, RewardKind, Successors, Verdict
+from plan_envs.maze import kernels
+from plan_envs.maze.kernels import FREE, GOAL, HEAD, START, WALL
+
+if TYPE_CHECKING:
+    from plan_envs.evaluation import Policy
+    from plan_envs.instances import InstanceSet
+    from plan_envs.rendering import Picture
+
+EditSet = Literal["fill", "full"]
+Shaping = Literal["none", "geodesic"]
+
+KIND_NAMES: Final = ("extend", "undo")
+"""Kinds of actions, in the order of `DomainSpec.action_kind`."""
+SIZES: Final = range(3, 65)
+"""Sides that a maze may have."""
+MAZE_SYMBOLS: Final = " #SG"
+"""One character for each value of an instance, as the public files write it; '.' is free too."""
+
+Rules = tuple[int, bool, bool]
+"""What kernels know of a domain: size, undo?, geodesic score?"""
+
+
+@dataclass(frozen=True)
+class Maze:
+    """Square mazes as pure functions over batches; `PlanDomain` says what each function promises.
+
+    Instance: 0 = free, 1 = wall, 2 = start, 3 = goal. Plan: 0 = not on the path, 1-4 = the path
+    leaves this cell up, down, left, right, 5 = head, where the path ends. It starts with the head
+    on the start, and is solved with the head on the goal.
+
+    Actions: row * size + column extends the path to that cell, legal for the free unmarked
+    neighbours of the head. Under `edits="full"` the last action, size * size, is undo: the head
+    steps back; legal while the path is longer than the start. A solved plan has no legal edit.
+
+    Score: with `shaping="none"` 1 for a solved plan and 0 else, so that shaped and sparse rewards
+    coincide. With "geodesic" 1 - d(head, goal) / d(start, goal), not below 0, where d is the
+    distance in the maze regardless of the path: this looks at the solution. A plan that is no path
+    from the start through free cells has one violation, score 0 and no legal edit. A plan is dead
+    when it is not solved and has no legal edit left: under fill edits, a path that is stuck.
+
+    `Verdict.details`: `valid` (solved), `shortest` (solved, and no longer than a shortest path) and
+    `label` (the very path of the public set's answers: breadth-first search from the start that
+    visits neighbours in the order down, left, right, up and keeps first parents). Mazes with open
+    areas have many shortest paths, so `label` grades the tie-break, `shortest` the path.
+
+    Args:
+        size: rows and columns, 3-64.
+        edits: "fill" (extend only) or "full" (extend and undo).
+        shaping: "none" or "geodesic".
+
+    Raises:
+        ValueError: for a size or an option out of range.
+    """
+
+    size: int = 30
+    edits: EditSet = "fill"
+    shaping: Shaping = "none"
+
+    def __post_init__(self) -> None:
+        """Check the options."""
+        if self.size not in SIZES:
+            raise ValueError(f"size must lie in {SIZES[0]}-{SIZES[-1]}, got {self.size!r}")
+        check_choices(self, {"edits": ("fill", "full"), "shaping": ("none", "geodesic")})
+
+    @property
+    def spec(self) -> DomainSpec:
+        """Sizes, action table and the neighbours up, down, left and right of every cell."""
+        return _spec(self.size, self.edits == "full")
+
+    @property
+    def rules(self) -> Rules:
+        """The options as numbers, for the kernels."""
+        return self.size, self.edits == "full", self.shaping == "geodesic"
+
+    def initial(self, instances: Int8Array) -> Int8Array:
+        """The head on the start, nothing else marked; shape [batch, cell]."""
+        instances = self._boards("instances", instances)
+        plans: Int8Array = np.where(instances == START, HEAD, 0).astype(np.int8)
+        return plans
+
+    def action_mask(self, instances: Int8Array, plans: Int8Array) -> Int8Array:
+        """Legal edits, int8 [batch, action]."""
+        instances, plans = self._pair(instances, plans)
+        masks = np.zeros((len(plans), self.spec.num_actions), np.int8)
+        kernels.write_masks(instances, plans, self.rules, neighbours_of(self.size), masks)
+        return masks
+
+    def edit(self, instances: Int8Array, plans: Int8Array, actions: NDArray[np.int32]) -> Int8Array:
+        """The plans after one edit a row; illegal actions leave their row unchanged."""
+        instances, plans = self._pair(instances, plans)
+        actions = as_actions(actions, len(plans), self.spec.num_actions)
+        edited = plans.copy()
+        kernels.apply_edits(instances, edited, actions, self.rules, neighbours_of(self.size))
+        return edited
+
+    def check(self, instances: Int8Array, plans: Int8Array) -> Verdict:
+        """Score the plans; see the class docstring for the rules."""
+        instances, plans = self._pair(instances, plans)
+        batch = len(plans)
+        score, shortest, label = np.empty((3, batch), np.float32)
+        violations = np.empty(batch, np.int32)
+        solved, dead = np.empty((2, batch), np.bool_)
+        kernels.check_plans(
+            instances,
+            plans,
+            self.rules,
+            neighbours_of(self.size),
+            score,
+            violations,
+            solved,
+            dead,
+            shortest,
+            label,
+        )
+        details = {"valid": solved.astype(np.float32), "shortest": shortest, "label": label}
+        return Verdict(
+            score=score, violations=violations, solved=solved, dead=dead, details=details
+        )
+
+    def successors(
+        self,
+        instances: Int8Array,
+        plans: Int8Array,
+        *,
+        gamma: float = 0.99,
+        reward: RewardKind = "shaped",
+        dead_end: DeadEnd = "absorb",
+        with_plans: bool = True,
+    ) -> Successors:
+        """Every legal edit of every plan with its outcome; at most five a plan."""
+        instances, plans = self._pair(instances, plans)
+        absorbs_dead(dead_end)  # a dead plan has no legal edit, so both rules end there
+        batch, cells = plans.shape
+        neighbours = neighbours_of(self.size)
+        facts = np.empty((batch, 4), np.int32)
+        offsets = np.zeros(batch + 1, np.int64)
+        kernels.count_successors(instances, plans, self.rules, neighbours, facts, offsets)
+        found = empty_successors(offsets, cells, with_plans=with_plans)
+        terms = (float(gamma), is_shaped(reward))
+        kernels.write_successors(
+            instances, plans, self.rules, neighbours, facts, terms, offsets, *outcome_arrays(found)
+        )
+        return found
+
+    def is_stop(self, actions: NDArray[np.int32]) -> NDArray[np.bool_]:
+        """No action ends the episode by itself."""
+        return np.zeros(np.shape(actions), np.bool_)
+
+    def read_instance(self, text: str) -> Int8Array:
+        """Read a maze, shape [cell]: '#' wall, ' ' or '.' free, 'S' start, 'G' goal.
+
+        Args:
+            text: size * size characters in one line, or `size` lines of `size` characters.
+
+        Raises:
+            ValueError: names the row and column, or the number of characters, that is wrong.
+        """
+        size = self.size
+        lines = [text] if len(text) == size * size and "\n" not in text else text.splitlines()
+        while lines and not lines[0]:
+            lines.pop(0)
+        while lines and not lines[-1]:
+            lines.pop()
+        if len(lines) == 1 and len(lines[0]) == size * size:
+            lines = [text[row * size : row * size + size] for row in range(size)]
+        if len(lines) == 1:
+            raise ValueError(
+                f"a {size}x{size} maze has {size * size} characters, got {len(lines[0])}"
+            )
+        if len(lines) != size:
+            raise ValueError(f"a {size}x{size} maze has {size} rows, got {len(lines)}")
+        board = np.zeros((size, size), np.int8)
+        for row, line in enumerate(lines):
+            if len(line) != size:
+                raise ValueError(
+                    f"row {row + 1} of a {size}x{size} maze has {size} characters, got {len(line)}"
+                )
+            for column, symbol in enumerate(line):
+                value = FREE if symbol == "." else MAZE_SYMBOLS.find(symbol)
+                if value < 0:
+                    raise ValueError(
+                        f"{symbol!r} at row {row + 1}, column {column + 1} is none of "
+                        "'#' (wall), ' ' or '.' (free), 'S' (start), 'G' (goal)"
+                    )
+                board[row, column] = value
+        return board.ravel()
+
+    def write_instance(self, instance: Int8Array) -> str:
+        """One line of '#', '.', 'S' and 'G', as `read_instance` reads it back."""
+        return "".join(np.array(list("." + MAZE_SYMBOLS[1:]))[np.asarray(instance)])
+
+    def why_invalid(self, instance: Int8Array) -> str | None:
+        """Say what makes a maze unplayable; None if nothing does."""
+        instance = self._boards("instances", np.asarray(instance)[None])
+        for name, value in (("start", START), ("goal", GOAL)):
+            count = int((instance == value).sum())
+            if count != 1:
+                return f"has {count or 'no'} {name}{'s' if count > 1 else ''}"
+        if self.distance(instance)[0] < 0:
+            return "has a goal that cannot be reached from the start"
+        return None
+
+    def keeps_instance(self, instances: Int8Array, plans: Int8Array) -> NDArray[np.bool_]:
+        """Which plans are paths from the start through free cells, shape [batch]."""
+        kept: NDArray[np.bool_] = self.check(instances, plans).violations == 0
+        return kept
+
+    def distance(self, instances: Int8Array) -> NDArray[np.int64]:
+        """Edits of a shortest path, shape [batch]; -1 where the goal cannot be reached."""
+        return self.label_paths(instances)[1]
+
+    def label_paths(self, instances: Int8Array) -> tuple[Int8Array, NDArray[np.int64]]:
+        """The public set's path of every maze as a plan, and its number of edits (-1 = no path)."""
+        instances = self._boards("instances", instances)
+        plans = np.empty_like(instances)
+        edits = np.empty(len(instances), np.int64)
+        kernels.write_labels(instances, self.size, plans, edits)
+        return plans, edits
+
+    def advance(
+        self,
+        instances: Int8Array,
+        solutions: Int8Array,
+        distance: NDArray[np.int64],
+        rng: np.random.Generator,
+    ) -> Int8Array:
+        """Paths along the solution, so long that `distance` edits are left.
+
+        Args:
+            instances: shape [batch, cell].
+            solutions: solved plans, shape [batch, cell].
+            distance: edits to leave, shape [batch]; at least 1, and at most those of the solution.
+            rng: not used: the path is determined.
+        """
+        del rng
+        instances, solutions = self._pair(instances, solutions)
+        plans = self.initial(instances)
+        distance = np.require(distance, np.int64, "C")
+        kernels.walk_along(instances, solutions, distance, neighbours_of(self.size), plans)
+        return plans
+
+    def random_symmetry(self, rng: np.random.Generator) -> "MazeSymmetry":
+        """One of the eight symmetries of the square, uniformly."""
+        return MazeSymmetry.of(self.size, int(rng.integers(8)), undo=self.edits == "full")
+
+    def reference_policies(self, instances: "InstanceSet") -> dict[str, "Policy"]:
+        """Policies that tables show beside a learned one.
+
+        "nearest-to-goal" extends the path to the neighbour nearest to the goal by straight line,
+        ties drawn uniformly, and steps back only where it must. "oracle" follows the label path,
+        and steps back to it where it may.
+        """
+        del instances  # a maze shows its own solution
+        return {"nearest-to-goal": self._nearest_to_goal, "oracle": self._follow_label}
+
+    def _nearest_to_goal(
+        self, boards: Int8Array, plans: Int8Array, mask: Int8Array, rng: np.random.Generator
+    ) -> NDArray[np.int32]:
+        rows = np.arange(len(boards))[:, None]
+        around = neighbours_of(self.size)[(plans == HEAD).argmax(axis=1)]
+        goal = np.stack(np.divmod((boards == GOAL).argmax(axis=1), self.size))[:, :, None]
+        apart = ((np.stack(np.divmod(around, self.size)) - goal) ** 2).sum(axis=0)
+        legal = (around >= 0) & (mask[rows, around] == 1)
+        best = np.where(legal, apart + rng.random(apart.shape) / 2, np.inf).argmin(axis=1)
+        actions: NDArray[np.int32] = np.where(
+            legal.any(axis=1), around[rows[:, 0], best], self.size**2
+        )
+        return actions.astype(np.int32)
+
+    def _follow_label(
+        self, boards: Int8Array, plans: Int8Array, mask: Int8Array, rng: np.random.Generator
+    ) -> NDArray[np.int32]:
+        del rng
+        rows = np.arange(len(boards))
+        labels, _ = self.label_paths(boards)
+        head = (plans == HEAD).argmax(axis=1)
+        following = neighbours_of(self.size)[head, labels[rows, head] - 1]
+        along = (labels[rows, head] % HEAD > 0) & (mask[rows, following] == 1)
+        back = mask[:, -1] == 1 if self.edits == "full" else np.zeros(len(rows), np.bool_)
+        other = np.where(back, self.size**2, mask.argmax(axis=1))
+        return np.where(along, following, other).astype(np.int32)
+
+    def picture(self, instance: Int8Array, plan: Int8Array) -> "Picture":
+        """Dark walls, the letters S and G, the path in blue with arrows; red where it is stuck."""
+        from plan_envs.rendering import Picture
+
+        instance, plan = np.asarray(instance)[None], np.asarray(plan)[None]
+        verdict = self.check(instance, plan)
+        grid = (self.size, self.size)
+        maze, path = instance.reshape(grid), plan.reshape(grid)
+        hue = 2 if verdict.dead[0] else 1 if verdict.solved[0] else 0
+        symbols = np.array(list(MAZE_SYMBOLS))[maze]
+        marked = path > 0
+        arrow = marked & (maze == FREE)
+        symbols[arrow] = np.array(list(self.spec.symbols))[path[arrow]]
+        ink = np.full((*grid, 3), _INK, np.uint8)
+        paper = np.full((*grid, 3), _PAPER, np.uint8)
+        ink[maze == WALL], paper[maze == WALL] = _WALL_INK, _WALL
+        ink[marked], paper[marked] = _PATH_INK[hue], _PATH_PAPER[hue]
+        ends = (maze == START) | (maze == GOAL)
+        ink[ends & (path != HEAD)], paper[ends & (path != HEAD)] = _INK, _ENDS
+        none = np.zeros(grid, np.bool_)
+        return Picture(
+            symbols=symbols,
+            ink=ink,
+            paper=paper,
+            bold=ends | (path == HEAD),
+            rule_below=none,
+            rule_right=none.copy(),
+        )
+
+    def _boards(self, name: str, boards: Int8Array) -> Int8Array:
+        return as_boards(name, boards, self.size**2, GOAL if name == "instances" else HEAD)
+
+    def _pair(self, instances: Int8Array, plans: Int8Array) -> tuple[Int8Array, Int8Array]:
+        check_batch(instances, plans)
+        return self._boards("instances", instances), self._boards("plans", plans)
+
+
+_PAPER: Final = (255, 255, 255)
+_INK: Final = (24, 24, 24)
+_WALL: Final = (62, 64, 72)
+_WALL_INK: Final = (80, 82, 91)
+_ENDS: Final = (255, 224, 140)
+_PATH_PAPER: Final = ((206, 224, 250), (206, 240, 212), (252, 214, 208))
+_PATH_INK: Final = ((20, 84, 190), (18, 112, 48), (190, 24, 24))
+"""Colours of a path on its way, of one that has reached the goal, and of one that is stuck."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MazeSymmetry:
+    """One of the eight symmetries of the square; it turns the arrows of a path, too.
+
+    It commutes with mask, edit, score, `valid` and `shortest`; `label` is a tie-break in a fixed
+    order of directions, so it does not.
+    """
+
+    cells: NDArray[np.int64]
+    """Shape [cell]: new[i] comes from old[cells[i]]."""
+    values: Int8Array
+    """Shape [6]: old value of a plan -> new value."""
+    undo: bool
+    """The domain has the action undo, after those of the cells."""
+
+    @classmethod
+    def of(cls, size: int, number: int, *, undo: bool) -> Self:
+        """Symmetry 0-7: bit 0 mirrors rows, bit 1 columns, bit 2 transposes afterwards."""
+        cells = np.arange(size * size, dtype=np.int64).reshape(size, size)
+        values = np.arange(6, dtype=np.int8)
+        up, down, left, right = 1, 2, 3, 4
+        if number & 1:
+            cells, values = cells[::-1], values[[0, down, up, left, right, 5]]
+        if number & 2:
+            cells = cells[:, ::-1]
+            values = np.array([0, 1, 2, right, left, 5], np.int8)[values]
+        if number & 4:
+            cells = cells.T
+            values = np.array([0, left, right, up, down, 5], np.int8)[values]
+        return cls(cells=cells.ravel(), values=values, undo=undo)
+
+    def instances(self, instances: Int8Array) -> Int8Array:
+        """Images of mazes, shape [batch, cell]."""
+        return np.ascontiguousarray(np.asarray(instances)[..., self.cells])
+
+    def plans(self, plans: Int8Array) -> Int8Array:
+        """Images of paths, shape [batch, cell]."""
+        return np.ascontiguousarray(self.values[np.asarray(plans)[..., self.cells]])
+
+    def actions(self) -> NDArray[np.int32]:
+        """The image of every action, shape [action]."""
+        images = np.argsort(self.cells).astype(np.int32)
+        return np.append(images, np.int32(len(images))) if self.undo else images
+
+    def inverse(self) -> Self:
+        """The symmetry that undoes this one."""
+        return type(self)(
+            cells=np.argsort(self.cells),
+            values=np.argsort(self.values).astype(np.int8),
+            undo=self.undo,
+        )
+
+
+@cache
+def _spec(size: int, undo: bool) -> DomainSpec:
+    cells = size * size
+    spec = DomainSpec(
+        name=f"maze{size}x{size}",
+        num_cells=cells,
+        num_values=HEAD,
+        grid_shape=(size, size),
+        num_actions=cells + undo,
+        horizon=cells,
+        max_score=1.0,
+        action_cell=np.append(np.arange(cells), [-1] * undo).astype(np.int32),
+        action_value=np.append(np.full(cells, HEAD), [0] * undo).astype(np.int32),
+        action_kind=np.append(np.zeros(cells), [1] * undo).astype(np.int32),
+        kind_names=KIND_NAMES,
+        neighbours=neighbours_of(size).copy(),
+        num_instance_values=GOAL,
+        symbols=".^v<>@",
+    )
+    return with_fixed_tables(spec)

@@ -1,0 +1,1 @@
+"""N-Queens: place queens that do not attack one another."""

@@ -1,0 +1,1 @@
+"""Sudoku of any side: fill the blanks of a puzzle."""

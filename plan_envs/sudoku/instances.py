@@ -1,0 +1,520 @@
+"""Sudoku instances: seeded generation, exact solving, files, symmetries, disjoint splits.
+
+Puzzles leave here as an `InstanceSet` for the shells and the trainers; the search behind them is in
+`sudoku_search`. Generation depends on (seed, split, options, index) alone, so the first k instances
+of a set do not depend on its size, and seeds may run in parallel.
+"""
+
+import csv
+import math
+import operator
+import os
+import string
+from array import array
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from plan_envs.domain import Int8Array
+from plan_envs.instances import SPLITS, InstanceSet, progress_bar, stream_key
+from plan_envs.sudoku import search as sudoku_search
+from plan_envs.sudoku.geometry import BOX_SHAPES
+from plan_envs.sudoku.search import box_shape, tables_of
+from plan_envs.sudoku.seventeen import SEVENTEEN_CLUES
+
+DEFAULT_GIVENS: dict[int, tuple[int, int]] = {4: (5, 7), 6: (12, 14), 9: (26, 28), 16: (120, 130)}
+"""side -> range of givens when a caller names neither givens nor blanks."""
+
+MIN_GIVENS: dict[int, int] = {4: 4, 6: 8, 9: 17, 16: 55}
+"""side -> fewest givens of a unique puzzle (proven for 4, 6 and 9; for 16 the fewest that anybody
+has found)."""
+
+_SYMBOLS = string.digits + "ABCDEFG"
+_SEPARATOR = -2
+_CODES = np.full(128, -1)
+"""Value of every ASCII character of a puzzle text, -1 = none; other characters read as "?"."""
+_CODES[[ord(symbol) for symbol in "._"]] = 0
+_CODES[[ord(symbol) for symbol in _SYMBOLS]] = range(len(_SYMBOLS))
+_CODES[[ord(symbol) for symbol in _SYMBOLS.lower()]] = range(len(_SYMBOLS))
+_CODES[[ord(symbol) for symbol in " \t\r\n|+-'"]] = _SEPARATOR
+
+_VALUES = bytes(int(code) % 256 for code in np.append(_CODES, np.full(128, -1)))
+"""Value of every byte of a puzzle without separators, for `bytes.translate`; > side = none."""
+
+_CHUNK = 256
+"""Puzzles a kernel call, so that Ctrl-C gets through between calls."""
+
+
+def sudoku_instances(
+    *,
+    side: int = 9,
+    split: str = "train",
+    num: int = 1000,
+    seed: int = 0,
+    givens: tuple[int, int] | None = None,
+    blanks: tuple[int, int] | None = None,
+    unique: bool = True,
+    progress: bool = False,
+) -> InstanceSet:
+    """Seeded Sudoku puzzles; equal (side, split, seed, range, unique) give equal puzzles.
+
+    Name at most one of `givens` and `blanks`: an inclusive range from which each puzzle's count is
+    drawn uniformly. With neither, `DEFAULT_GIVENS`. With `unique=True` a random solved grid loses
+    digits in random order as long as one solution remains; when digging stalls above the drawn
+    count it starts again in another order, and after ten orders on another grid. With
+    `unique=False` the blanks are placed at random on a solved grid (the paper's 4x4 task), and a
+    puzzle may have several solutions; `solutions` holds the grid it was made from. Puzzles may
+    repeat on 4x4.
+
+    Splits are disjoint up to symmetry (relabelling digits, permuting rows in a band, bands, columns
+    in a stack, stacks, and transposing where boxes are square): the split is a function of a
+    symmetry-invariant hash of the solved grid, with shares of about 8:1:1. There are only two
+    classes of 4x4 grids, so 4x4 is split by the canonical form of the puzzle itself. A 4x4 puzzle
+    with one blank belongs to one of so few classes that a split may lack it: its share of the range
+    then goes to the other counts, and a range without any puzzle is refused. 6x6 has 49 classes of
+    grids, 40 of which the hash tells apart.
+
+    9x9 with few givens: digging takes 0.2 ms a puzzle at 26-28 givens, 17 ms at 22, 64 ms at 21 and
+    4 s at 20. Unique puzzles with 17-20 givens are therefore random images of 63 known puzzles with
+    17 givens (51, 4 and 8 in the splits; see `sudoku_seventeen.py`), plus random digits of the
+    solution: 10^12 images of each, but few classes, and the public benchmarks hold images of them
+    too (Sudoku-Extreme's test set does), so a model trained on 17-20 givens may claim no result
+    there.
+
+    Args:
+        side: 4, 6 (boxes of 2 rows x 3 columns), 9 or 16.
+        split: "train", "validation" or "test".
+        num: number of puzzles.
+        seed: non-negative; each (seed, split, options) has its own random streams, one a puzzle.
+        givens: inclusive range of the number of givens.
+        blanks: inclusive range of the number of blanks.
+        unique: keep exactly one solution.
+        progress: show a progress bar on stderr.
+
+    Raises:
+        ValueError: for a value out of range, or a count that bounded effort did not reach.
+    """
+    box_shape(side)
+    if split not in SPLITS:
+        raise ValueError(f"split must be one of {', '.join(SPLITS)}, got {split!r}")
+    if num < 0:
+        raise ValueError(f"num must be >= 0, got {num}")
+    if seed < 0:
+        raise ValueError(f"seed must be >= 0, got {seed}")
+    low, high = _givens_range(side, givens=givens, blanks=blanks, unique=unique)
+    cells = side * side
+    stream = stream_key(f"sudoku/{side}/{split}/{seed}/{low}-{high}/{bool(unique)}")
+    patterns, pattern_solutions = _patterns(side, split)
+    instances = np.zeros((num, cells), np.int8)
+    solutions = np.zeros((num, cells), np.int8)
+    with progress_bar(num, f"puzzles {side}x{side} {split}", shown=progress) as advance:
+        for start in range(0, num, _CHUNK):
+            stop = min(start + _CHUNK, num)
+            failed = sudoku_search.generate(
+                instances,
+                solutions,
+                start,
+                stop,
+                np.uint64(stream),
+                SPLITS.index(split),
+                low,
+                high,
+                unique,
+                _MAX_ATTEMPTS[side],
+                patterns,
+                pattern_solutions,
+                tables_of(side),
+            )
+            if failed >= 0:
+                raise ValueError(
+                    f"no {side}x{side} puzzle of split {split!r} with {low}-{high} givens "
+                    f"(unique={unique}) found in {_MAX_ATTEMPTS[side]} attempts "
+                    f"(puzzle {failed} of seed {seed}); widen the range"
+                )
+            advance(stop - start)
+    return InstanceSet.of(f"sudoku{side}x{side}:{split}:seed{seed}", instances, solutions)
+
+
+_MAX_ATTEMPTS = {4: 20_000, 6: 20_000, 9: 20_000, 16: 100}
+
+
+def count_solutions(instances: Int8Array, *, side: int, limit: int = 2) -> NDArray[np.int64]:
+    """Number of solutions of every puzzle, counting no further than `limit`; exact, shape [num].
+
+    Conflicting givens have none. Search with naked and hidden singles, branching on a cell with the
+    fewest candidates.
+    """
+    counts, _ = _solve_batch(_boards(instances, side), limit, side)
+    return counts
+
+
+def solve(instances: Int8Array, *, side: int) -> Int8Array:
+    """The first solution of every puzzle, shape [num, cell].
+
+    Raises:
+        ValueError: names the first puzzle that has no solution.
+    """
+    boards = _boards(instances, side)
+    counts, solutions = _solve_batch(boards, 1, side)
+    if (counts == 0).any():
+        index = int(np.flatnonzero(counts == 0)[0])
+        reason = _conflict(boards[index], side) or "no solution"
+        raise ValueError(f"puzzle {index} cannot be solved: {reason}")
+    return solutions
+
+
+def split_of(solutions: Int8Array, *, side: int, instances: Int8Array | None = None) -> list[str]:
+    """The split of each solved grid (4x4: of each puzzle, so `instances` is needed there)."""
+    tables = tables_of(side)
+    if side == 4:
+        if instances is None:
+            raise ValueError("4x4 is split by puzzle: pass instances")
+        shares = sudoku_search.shares(_boards(instances, side), tables)
+    else:
+        shares = sudoku_search.shares(_boards(solutions, side), tables)
+    return [SPLITS[share] for share in shares]
+
+
+def read_sudoku_csv(
+    path: str | os.PathLike[str],
+    *,
+    side: int | None = None,
+    limit: int | None = None,
+    require_unique: bool = True,
+) -> InstanceSet:
+    """Read puzzles from a CSV file with columns `source,question,answer,rating`.
+
+    This is the format of the public Sudoku-Extreme sets. Blanks are '.' or '0'. `answer` and
+    `rating` may be empty or missing: answers are then solved for, ratings are the number of blanks.
+
+    Args:
+        path: file to read.
+        side: expected side; None = that of the first row.
+        limit: read at most so many rows.
+        require_unique: refuse puzzles with several solutions, which takes 0.5 ms a puzzle for the
+            hardest 9x9; else answers are only checked to solve their question.
+
+    Raises:
+        ValueError: one line that names file, line, field and value of the first malformed row.
+    """
+    rows = _csv_rows(Path(path), side=side, limit=limit)
+    side, answers = rows.side, rows.answers
+    missing = ~np.any(answers, axis=1)
+    asked = np.flatnonzero(missing | require_unique)
+    counts, solved = _solve_batch(rows.questions[asked], 2 if require_unique else 1, side)
+    for i in np.flatnonzero(counts != 1)[:1]:
+        question = rows.questions[asked[i]]
+        reason = "several solutions" if counts[i] else _conflict(question, side) or "no solution"
+        raise _refused(path, rows.lines[asked[i]], f"question has {reason}", question, side)
+    answers[missing] = solved[missing[asked]]
+    good = np.asarray(sudoku_search.valid_completion(rows.questions, answers, tables_of(side)))
+    for i in np.flatnonzero(~good)[:1]:
+        conflict = _conflict(rows.questions[i], side)
+        if conflict is not None:
+            raise _refused(path, rows.lines[i], f"question has {conflict}", rows.questions[i], side)
+        raise _refused(path, rows.lines[i], "answer does not solve the question", answers[i], side)
+    return InstanceSet.of(Path(path).name, rows.questions, answers, rows.ratings)
+
+
+def _refused(
+    path: str | os.PathLike[str], line: int, reason: str, board: Int8Array, side: int
+) -> ValueError:
+    return ValueError(f"{path}:{line}: {reason}: {format_line(board, side)!r}")
+
+
+def parse_puzzle(text: str, *, side: int | None = None) -> Int8Array:
+    """Read one puzzle from a line or from a drawn grid, shape [1, cell].
+
+    Blanks are '.', '0' or '_'; blanks in the text, '|', '+', '-' and "'" are ignored; 16x16 writes
+    10-16 as A-G.
+
+    Args:
+        text: the puzzle; its length gives the side (16, 36, 81 or 256 cells).
+        side: expected side.
+
+    Raises:
+        ValueError: names the character, or the number of cells, that is wrong.
+    """
+    codes = _CODES[np.frombuffer(text.encode("ascii", "replace"), np.uint8)]
+    kept = codes != _SEPARATOR
+    values = codes[kept]
+    if side is None:
+        side = next((s for s in BOX_SHAPES if s * s == len(values)), None)
+        if side is None:
+            sizes = ", ".join(str(s * s) for s in BOX_SHAPES)
+            raise ValueError(f"a puzzle has {sizes} cells, got {len(values)}: {_shorten(text)!r}")
+    box_shape(side)
+    if len(values) != side * side:
+        raise ValueError(
+            f"a {side}x{side} puzzle has {side * side} cells, got {len(values)}: {_shorten(text)!r}"
+        )
+    wrong = np.flatnonzero((values < 0) | (values > side))
+    if wrong.size:
+        row, column = divmod(int(wrong[0]), side)
+        symbol = text[np.flatnonzero(kept)[wrong[0]]]
+        raise ValueError(
+            f"{symbol!r} at row {row + 1}, column {column + 1} is no blank (. 0 _) "
+            f"and no digit of a {side}x{side} puzzle"
+        )
+    board: Int8Array = values[None].astype(np.int8)
+    return board
+
+
+def format_line(plan: Int8Array, side: int) -> str:
+    """One line of symbols, '.' = blank, as puzzle files write it."""
+    return "".join(_SYMBOLS[v] if v else "." for v in _boards(plan, side)[0])
+
+
+def format_grid(plan: Int8Array, side: int, instance: Int8Array | None = None) -> str:
+    """Draw a plan in plain text with rules between boxes; `parse_puzzle` reads it back.
+
+    Args:
+        plan: shape [cell] or [1, cell].
+        side: 4, 6, 9 or 16.
+        instance: where given, every digit that is not a given is followed by an apostrophe.
+    """
+    box_rows, box_columns = box_shape(side)
+    board = _boards(plan, side)[0].reshape(side, side)
+    given = (
+        np.ones_like(board) if instance is None else _boards(instance, side)[0].reshape(board.shape)
+    )
+    texts = [
+        [
+            (_SYMBOLS[v] if v else ".") + ("'" if v and not g else "")
+            for v, g in zip(*pair, strict=True)
+        ]
+        for pair in zip(board, given, strict=True)
+    ]
+    width = 1 if instance is None else 2
+    lines = []
+    for row, cells in enumerate(texts):
+        if row and row % box_rows == 0:
+            rule = "-" * (box_columns * (width + 1))
+            lines.append("+".join([rule, *["-" + rule] * (side // box_columns - 1)])[:-1])
+        boxes = [
+            " ".join(text.ljust(width) for text in cells[start : start + box_columns])
+            for start in range(0, side, box_columns)
+        ]
+        lines.append(" | ".join(boxes).rstrip())
+    return "\n".join(lines)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SudokuSymmetry:
+    """A symmetry of Sudoku: transpose, permute bands, rows, stacks and columns, relabel digits.
+
+    It fulfils `plan_envs.domain.Symmetry`; puzzles, plans and solutions have the same images.
+    """
+
+    side: int
+    """4, 6, 9 or 16."""
+    cells: NDArray[np.int64]
+    """Shape [cell]: new[i] comes from old[cells[i]]."""
+    digits: Int8Array
+    """Shape [side + 1]: old digit -> new digit; blank stays blank."""
+    tokens: bool = False
+    """The actions are those of the `tokens` codec, else of the `digits` codec (see `Sudoku`)."""
+
+    @classmethod
+    def random(cls, side: int, rng: np.random.Generator, *, tokens: bool = False) -> Self:
+        """A uniformly random symmetry; transposes only where boxes are square."""
+        box_rows, box_columns = box_shape(side)
+        rows = _random_lines(side, box_rows, rng)
+        columns = _random_lines(side, box_columns, rng)
+        grid = np.arange(side * side, dtype=np.int64).reshape(side, side)
+        if box_rows == box_columns and rng.integers(2):
+            grid = grid.T
+        cells = grid[np.ix_(rows, columns)].ravel()
+        digits = np.concatenate([[0], 1 + rng.permutation(side)]).astype(np.int8)
+        return cls(side=side, cells=cells, digits=digits, tokens=tokens)
+
+    def instances(self, instances: Int8Array) -> Int8Array:
+        """Images of puzzles, shape [batch, cell]."""
+        return self.plans(instances)
+
+    def plans(self, plans: Int8Array) -> Int8Array:
+        """Images of plans or solutions, shape [batch, cell]."""
+        return np.ascontiguousarray(self.digits[np.asarray(plans)[:, self.cells]])
+
+    def actions(self) -> NDArray[np.int32]:
+        """The image of every action, shape [action]; PAD, blank and STOP stay what they are."""
+        places = np.argsort(self.cells)[:, None]
+        if not self.tokens:
+            return (places * self.side + self.digits[1:] - 1).ravel().astype(np.int32)
+        tokens = np.concatenate([[0, 1], self.digits[1:] + 1])
+        images = (places * len(tokens) + tokens).ravel()
+        return np.append(images, images.size).astype(np.int32)
+
+    def inverse(self) -> Self:
+        """The symmetry that undoes this one."""
+        return replace(
+            self, cells=np.argsort(self.cells), digits=np.argsort(self.digits).astype(np.int8)
+        )
+
+
+def _random_lines(side: int, height: int, rng: np.random.Generator) -> NDArray[np.int64]:
+    """A random order of rows that keeps bands together."""
+    lines = [band * height + rng.permutation(height) for band in rng.permutation(side // height)]
+    return np.concatenate(lines).astype(np.int64)
+
+
+def _givens_range(
+    side: int, *, givens: tuple[int, int] | None, blanks: tuple[int, int] | None, unique: bool
+) -> tuple[int, int]:
+    """The range of givens that a caller asks for, checked."""
+    if givens is not None and blanks is not None:
+        raise ValueError(f"name one of givens and blanks, got givens={givens} and blanks={blanks}")
+    cells = side * side
+    name, asked = ("givens", givens) if blanks is None else ("blanks", blanks)
+    if asked is None:
+        asked = DEFAULT_GIVENS[side]
+    try:
+        low, high = (operator.index(bound) for bound in asked)
+    except (TypeError, ValueError):
+        raise ValueError(f"{name} must be a pair (low, high), got {asked!r}") from None
+    if low > high:
+        raise ValueError(f"{name} must be (low, high) with low <= high, got {tuple(asked)}")
+    if name == "blanks":
+        low, high = cells - high, cells - low
+    least = MIN_GIVENS[side] if unique else 0
+    if low < least or high > cells - 1:
+        bounds = (least, cells - 1) if name == "givens" else (1, cells - least)
+        raise ValueError(
+            f"{name} of a {side}x{side} puzzle must lie in {bounds[0]}-{bounds[1]} "
+            f"(unique={unique}), got {tuple(asked)}"
+        )
+    return low, high
+
+
+@cache
+def _patterns(side: int, split: str) -> tuple[Int8Array, Int8Array]:
+    """The known puzzles with fewest givens of a split, with solutions (9x9 only)."""
+    if side != 9:
+        return np.zeros((0, side * side), np.int8), np.zeros((0, side * side), np.int8)
+    puzzles = np.concatenate([parse_puzzle(line) for line in SEVENTEEN_CLUES.split()])
+    solved = solve(puzzles, side=9)
+    mine = np.array(split_of(solved, side=9)) == split
+    return puzzles[mine], solved[mine]
+
+
+class _CsvRows(NamedTuple):
+    """The columns of a puzzle file; an answer of zeros is a missing one."""
+
+    side: int
+    questions: Int8Array
+    answers: Int8Array
+    ratings: NDArray[np.float32]
+    lines: NDArray[np.int64]
+
+
+def _csv_rows(path: Path, *, side: int | None, limit: int | None) -> _CsvRows:
+    """Read and check the characters of a puzzle file; the mathematics is checked by the caller."""
+    questions, answers = bytearray(), bytearray()
+    ratings, lines = array("f"), array("l")
+    with path.open(newline="", encoding="utf-8-sig") as file:
+        reader = csv.DictReader(file, strict=True)
+        try:
+            if reader.fieldnames is None or "question" not in reader.fieldnames:
+                raise ValueError(
+                    f"{path}:1: header must name the columns source,question,answer,rating, "
+                    f"got {reader.fieldnames}"
+                )
+            for row in reader:
+                if limit is not None and len(lines) >= limit:
+                    break
+                place = f"{path}:{reader.line_num}"
+                if None in row:
+                    raise ValueError(f"{place}: more fields than the header, got {row[None]}")
+                question = _csv_board(row["question"] or "", side, place, "question")
+                side = side or round(len(question) ** 0.5)
+                answer_text = row.get("answer") or ""
+                answer = bytes(side * side)
+                if answer_text:
+                    answer = _csv_board(answer_text, side, place, "answer")
+                    if 0 in answer:
+                        raise ValueError(f"{place}: answer has blanks: {answer_text!r}")
+                questions += question
+                answers += answer
+                ratings.append(_csv_rating(row.get("rating") or "", question, place))
+                lines.append(reader.line_num)
+        except (csv.Error, UnicodeDecodeError) as error:
+            raise ValueError(
+                f"{path}:{reader.line_num + 1}: not readable as CSV: {error}"
+            ) from error
+    if side is None or not lines:
+        raise ValueError(f"{path}: no puzzles")
+    return _CsvRows(
+        side=side,
+        questions=np.frombuffer(questions, np.int8).reshape(-1, side * side),
+        answers=np.frombuffer(answers, np.int8).reshape(-1, side * side),
+        ratings=np.array(ratings),
+        lines=np.array(lines),
+    )
+
+
+def _csv_board(text: str, side: int | None, place: str, field: str) -> bytes:
+    """The values of a board; most are plain text that needs no closer look."""
+    values = text.encode("ascii", "replace").translate(_VALUES)
+    if side is not None and len(values) == side * side and max(values) <= side:
+        return values
+    try:
+        return parse_puzzle(text, side=side).tobytes()
+    except ValueError as error:
+        raise ValueError(f"{place}: {field}: {error} in {_shorten(text)!r}") from None
+
+
+def _csv_rating(text: str, question: bytes, place: str) -> float:
+    if not text:
+        return question.count(0)
+    try:
+        rating = float(text)
+    except ValueError:
+        rating = math.nan
+    if math.isnan(rating):
+        raise ValueError(f"{place}: rating must be a number, got {text!r}")
+    return rating
+
+
+def _shorten(text: str) -> str:
+    return text if len(text) <= 100 else text[:97] + "..."
+
+
+def _boards(boards: Int8Array, side: int) -> Int8Array:
+    """Boards as a contiguous int8 array [num, cell], shape and range checked."""
+    cells = box_shape(side) and side * side
+    given = np.asarray(boards)
+    if given.ndim == 1:
+        given = given[None]
+    if given.ndim != 2 or given.shape[1] != cells:
+        raise ValueError(f"{side}x{side} boards must have shape [num, {cells}], got {given.shape}")
+    if given.size and (given.min() < 0 or given.max() > side):
+        raise ValueError(f"{side}x{side} boards hold 0-{side}, got {given.min()} to {given.max()}")
+    boards8: Int8Array = np.ascontiguousarray(given, np.int8)
+    return boards8
+
+
+def _solve_batch(boards: Int8Array, limit: int, side: int) -> tuple[NDArray[np.int64], Int8Array]:
+    """Solutions counted up to `limit` and the first solution of every board."""
+    counts = np.zeros(len(boards), np.int64)
+    solutions = np.zeros_like(boards)
+    for start in range(0, len(boards), _CHUNK):
+        rows = slice(start, start + _CHUNK)
+        counts[rows], solutions[rows] = sudoku_search.solve_batch(
+            boards[rows], limit, tables_of(side)
+        )
+    return counts, solutions
+
+
+def _conflict(board: Int8Array, side: int) -> str | None:
+    """Says which digit stands twice in a row, column or box; None if no digit does."""
+    units = tables_of(side).units
+    for index, unit in enumerate(units):
+        digits, counts = np.unique(board[unit][board[unit] > 0], return_counts=True)
+        if (counts > 1).any():
+            kind, place = ("row", "column", "box")[index // side], index % side + 1
+            return f"conflicting givens ({_SYMBOLS[digits[counts > 1][0]]} twice in {kind} {place})"
+    return None

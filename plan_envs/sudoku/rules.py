@@ -1,0 +1,296 @@
+"""Sudoku of side 4, 6, 9 and 16 as a plan-editing MDP (UPI-TRM Sec. 2): rules, checker, edits.
+
+An instance is a board of givens, a plan is that board with more cells filled; int8, 0 = blank, else
+the digit. `Sudoku` fulfils `plan_envs.domain.PlanDomain`: pure functions over batches, one or two
+numba calls each (`sudoku_kernels`). The shells and the learners stand on it; instances come from
+`plan_envs.sudoku.instances`.
+"""
+
+from dataclasses import dataclass
+from functools import cache
+from typing import TYPE_CHECKING, Final, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from plan_envs.boards import (
+    absorbs_dead,
+    as_actions,
+    as_boards,
+    check_batch,
+    check_choices,
+    choose_cells,
+    empty_successors,
+    is_shaped,
+    outcome_arrays,
+    with_fixed_tables,
+)
+from plan_envs.domain import DeadEnd, DomainSpec, Int8Array, RewardKind, Successors, Verdict
+from plan_envs.sudoku import kernels
+from plan_envs.sudoku.geometry import BOX_SHAPES, peers_of, units_of
+
+if TYPE_CHECKING:
+    from plan_envs.sudoku.instances import SudokuSymmetry
+
+Codec = Literal["digits", "tokens"]
+EditSet = Literal["fill", "overwrite", "full"]
+MaskRule = Literal["givens", "constraint"]
+
+KIND_NAMES: Final = ("write", "erase", "pad", "stop")
+"""Kinds of actions, in the order of `DomainSpec.action_kind`."""
+
+_EDIT_SETS: Final = {
+    "fill": kernels.FILL,
+    "overwrite": kernels.OVERWRITE,
+    "full": kernels.FULL,
+}
+
+Rules = tuple[int, int, int, bool, bool]
+"""What kernels know of a domain: side, rows of a box, edit set, constraint mask?, tokens codec?"""
+
+
+@dataclass(frozen=True)
+class Sudoku:
+    """Sudoku as pure functions over batches; `PlanDomain` says what each function promises.
+
+    The instance holds the givens, the plan the givens and what was written so far. Any valid
+    completion solves a puzzle: those of the 4x4 tasks, solved grids with random blanks as in the
+    paper, may have several solutions, the others have exactly one.
+
+    Score = filled cells - 2 x violations - 5 x zero-candidate cells. A violation is an unordered
+    pair of equal digits that share a row, column or box, counted once; a zero-candidate cell is a
+    blank whose peers show every digit. A plan is dead only under fill edits, where neither fault
+    can ever be undone.
+
+    Actions, `digits` codec: cell * side + digit - 1. `tokens` codec: cell * (side + 2) + token with
+    token 0 = PAD (never legal), 1 = blank, digit + 1; the last action is STOP. An edit that changes
+    nothing is never legal; STOP is legal under full edits while the plan is not solved.
+
+    Args:
+        side: 4 (boxes of 2 x 2), 6 (2 rows x 3 columns), 9 or 16.
+        codec: "digits" or "tokens"; None = tokens for side 4, digits otherwise.
+        edits: "fill" (blank cells), "overwrite" (any cell that is not given), "full" (overwrite,
+            erase and STOP; needs tokens); None = full for side 4, fill otherwise.
+        mask: "givens" (every edit of the set) or "constraint" (of these, digits that no peer
+            shows); None = givens for side 4, constraint otherwise.
+
+    Raises:
+        ValueError: for an unknown side or option, or full edits with the digits codec.
+    """
+
+    side: int = 9
+    codec: Codec | None = None
+    edits: EditSet | None = None
+    mask: MaskRule | None = None
+
+    def __post_init__(self) -> None:
+        """Fill in the defaults of the side and check the options."""
+        if self.side not in BOX_SHAPES:
+            raise ValueError(f"side must be one of {sorted(BOX_SHAPES)}, got {self.side!r}")
+        small = self.side == 4
+        defaults = {
+            "codec": "tokens" if small else "digits",
+            "edits": "full" if small and self.codec != "digits" else "fill",
+            "mask": "givens" if small else "constraint",
+        }
+        choices = {
+            "codec": ("digits", "tokens"),
+            "edits": tuple(_EDIT_SETS),
+            "mask": ("givens", "constraint"),
+        }
+        for field, default in defaults.items():
+            if getattr(self, field) is None:
+                object.__setattr__(self, field, default)
+        check_choices(self, choices)
+        if self.edits == "full" and self.codec != "tokens":
+            raise ValueError("edits='full' needs codec='tokens', got codec='digits'")
+
+    @property
+    def spec(self) -> DomainSpec:
+        """Sizes, action table and the constraint groups cell, row, column and box."""
+        assert self.codec is not None
+        return _spec(self.side, self.codec)
+
+    def initial(self, instances: Int8Array) -> Int8Array:
+        """The givens themselves, copied; shape [batch, cell]."""
+        return self._boards("instances", instances).copy()
+
+    def action_mask(self, instances: Int8Array, plans: Int8Array) -> Int8Array:
+        """Legal edits, int8 [batch, action]."""
+        instances, plans = self._pair(instances, plans)
+        masks = np.empty((len(plans), self.spec.num_actions), np.int8)
+        kernels.write_masks(instances, plans, self.rules, peers_of(self.side), masks)
+        return masks
+
+    def edit(self, instances: Int8Array, plans: Int8Array, actions: NDArray[np.int32]) -> Int8Array:
+        """The plans after one edit a row; illegal actions and STOP leave their row unchanged."""
+        instances, plans = self._pair(instances, plans)
+        actions = as_actions(actions, len(plans), self.spec.num_actions)
+        edited = plans.copy()
+        kernels.apply_edits(instances, edited, actions, self.rules, peers_of(self.side))
+        return edited
+
+    def check(self, instances: Int8Array, plans: Int8Array) -> Verdict:
+        """Score the plans; see the class docstring for the rules."""
+        instances, plans = self._pair(instances, plans)
+        batch = len(plans)
+        score = np.empty(batch, np.float32)
+        violations = np.empty(batch, np.int32)
+        solved, dead = np.empty((2, batch), np.bool_)
+        kernels.check_plans(
+            instances, plans, self.rules, peers_of(self.side), score, violations, solved, dead
+        )
+        return Verdict(score=score, violations=violations, solved=solved, dead=dead)
+
+    def successors(
+        self,
+        instances: Int8Array,
+        plans: Int8Array,
+        *,
+        gamma: float = 0.99,
+        reward: RewardKind = "shaped",
+        dead_end: DeadEnd = "absorb",
+        with_plans: bool = True,
+    ) -> Successors:
+        """Every legal edit of every plan with its outcome, from differences alone."""
+        instances, plans = self._pair(instances, plans)
+        rules, peers = self.rules, peers_of(self.side)
+        batch, cells = plans.shape
+        legal = np.empty((batch, cells), np.uint16)
+        facts = np.empty((batch, 4), np.int32)
+        offsets = np.zeros(batch + 1, np.int64)
+        kernels.count_successors(instances, plans, rules, peers, legal, facts, offsets)
+        found = empty_successors(offsets, cells, with_plans=with_plans, spare=kernels.TABLE_SIDE)
+        fast = self.edits == "fill" and self.mask == "constraint"
+        write = kernels.fill_constraint_successors if fast else kernels.general_successors
+        terms = (float(gamma), is_shaped(reward), absorbs_dead(dead_end))
+        write(instances, plans, rules, peers, legal, facts, terms, offsets, *outcome_arrays(found))
+        return found
+
+    def is_stop(self, actions: NDArray[np.int32]) -> NDArray[np.bool_]:
+        """True for STOP; the digits codec has none."""
+        actions = np.asarray(actions)
+        if self.codec == "digits":
+            return np.zeros(actions.shape, np.bool_)
+        stopped: NDArray[np.bool_] = actions == self.spec.num_actions - 1
+        return stopped
+
+    def read_instance(self, text: str) -> Int8Array:
+        """Read a puzzle from one line or from a drawn grid, shape [cell]."""
+        from plan_envs.sudoku.instances import parse_puzzle
+
+        board: Int8Array = parse_puzzle(text, side=self.side)[0]
+        return board
+
+    def write_instance(self, instance: Int8Array) -> str:
+        """One line that `read_instance` reads back."""
+        from plan_envs.sudoku.instances import format_line
+
+        return format_line(instance, self.side)
+
+    def solvable(self, instance: Int8Array) -> bool:
+        """Whether a puzzle has a solution; True for 16x16, where finding out may take long."""
+        from plan_envs.sudoku.instances import count_solutions
+
+        return self.side > 9 or bool(count_solutions(instance[None], side=self.side, limit=1)[0])
+
+    def why_invalid(self, instance: Int8Array) -> str | None:
+        """Say which givens conflict; None if none do."""
+        for cell, peers in enumerate(peers_of(self.side)):
+            for peer in peers[instance[peers] == instance[cell]]:
+                if instance[cell]:
+                    places = [
+                        f"row {c // self.side + 1}, column {c % self.side + 1}"
+                        for c in (cell, peer)
+                    ]
+                    return f"digit {instance[cell]} stands at {places[0]} and at {places[1]}"
+        return None
+
+    def keeps_instance(self, instances: Int8Array, plans: Int8Array) -> NDArray[np.bool_]:
+        """Whether each plan shows all givens of its instance."""
+        instances, plans = self._pair(instances, plans)
+        kept: NDArray[np.bool_] = ((instances == 0) | (instances == plans)).all(axis=1)
+        return kept
+
+    def distance(self, instances: Int8Array) -> NDArray[np.int64]:
+        """Blank cells, shape [batch]."""
+        blanks: NDArray[np.int64] = (self._boards("instances", instances) == 0).sum(axis=1)
+        return blanks
+
+    def advance(
+        self,
+        instances: Int8Array,
+        solutions: Int8Array,
+        distance: NDArray[np.int64],
+        rng: np.random.Generator,
+    ) -> Int8Array:
+        """Plans with so much of the solution filled in that at most `distance` cells are blank.
+
+        Args:
+            instances: shape [batch, cell].
+            solutions: a completion of each.
+            distance: cells to be left blank, shape [batch].
+            rng: draws the cells that are filled in, uniformly.
+        """
+        instances, solutions = self._pair(instances, solutions)
+        blank = instances == 0
+        left = choose_cells(blank, distance, rng)
+        return np.ascontiguousarray(np.where(blank & ~left, solutions, instances))
+
+    def random_symmetry(self, rng: np.random.Generator) -> "SudokuSymmetry":
+        """A uniformly random symmetry; see `plan_envs.sudoku.instances.SudokuSymmetry`."""
+        from plan_envs.sudoku.instances import SudokuSymmetry
+
+        return SudokuSymmetry.random(self.side, rng, tokens=self.codec == "tokens")
+
+    @property
+    def rules(self) -> Rules:
+        """The options as numbers, for the kernels."""
+        assert self.edits is not None
+        return (
+            self.side,
+            BOX_SHAPES[self.side][0],
+            _EDIT_SETS[self.edits],
+            self.mask == "constraint",
+            self.codec == "tokens",
+        )
+
+    def _boards(self, name: str, boards: Int8Array) -> Int8Array:
+        return as_boards(name, boards, self.side**2, self.side)
+
+    def _pair(self, instances: Int8Array, plans: Int8Array) -> tuple[Int8Array, Int8Array]:
+        check_batch(instances, plans)
+        return self._boards("instances", instances), self._boards("plans", plans)
+
+
+@cache
+def _spec(side: int, codec: Codec) -> DomainSpec:
+    cells = side * side
+    digits = np.arange(side, dtype=np.int32)
+    every_cell = np.arange(cells, dtype=np.int32)
+    if codec == "digits":
+        cell = np.repeat(every_cell, side)
+        value = np.tile(digits + 1, cells)
+        kind = np.zeros(cells * side, np.int32)
+    else:
+        cell = np.append(np.repeat(every_cell, side + 2), -1)
+        value = np.append(np.tile(np.append([0, 0], digits + 1), cells), 0)
+        kind = np.append(np.tile([2, 1] + [0] * side, cells), 3)
+    groups = {"cell": np.repeat(every_cell, side)}
+    for name, unit in zip(("row", "column", "box"), units_of(side).T, strict=True):
+        groups[name] = (unit[:, None] * np.int32(side) + digits).ravel()
+    spec = DomainSpec(
+        name=f"sudoku{side}x{side}",
+        num_cells=cells,
+        num_values=side,
+        grid_shape=(side, side),
+        num_actions=len(cell),
+        horizon=16 if side == 4 else cells,
+        max_score=float(cells),
+        action_cell=cell.astype(np.int32),
+        action_value=value.astype(np.int32),
+        action_kind=kind.astype(np.int32),
+        kind_names=KIND_NAMES,
+        groups=groups,
+    )
+    return with_fixed_tables(spec)

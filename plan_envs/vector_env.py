@@ -1,0 +1,314 @@
+"""The Gymnasium environment of many plans at once."""
+
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
+from typing import Any, Final
+
+import gymnasium as gym
+import numpy as np
+from gymnasium import spaces
+from gymnasium.utils import seeding
+from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector.utils import batch_space
+from numpy.typing import NDArray
+
+from plan_envs.catalogue import Task
+from plan_envs.domain import DeadEnd, Int8Array, RewardKind, Successors
+from plan_envs.engine import NEVER, NEXT_STEP, SAME_STEP, EngineOptions, Finals, Refusal, StepArrays
+from plan_envs.engines import make_engine
+from plan_envs.episodes import (
+    RENDER,
+    Illegal,
+    Observation,
+    checked_mode,
+    engine_state,
+    engine_successors,
+    error_of,
+    instances_of,
+    limit_of,
+    load_engine_state,
+    observation_space,
+    read_instance,
+    refuses,
+    render_plan,
+    sample,
+    start_options,
+    start_plans,
+    stream_seeds,
+    task_of,
+)
+from plan_envs.instances import InstanceSet
+
+_AUTORESET: Final = {
+    AutoresetMode.DISABLED: NEVER,
+    AutoresetMode.NEXT_STEP: NEXT_STEP,
+    AutoresetMode.SAME_STEP: SAME_STEP,
+}
+
+
+_VECTOR_METADATA: Final = {**RENDER, "autoreset_mode": AutoresetMode.NEXT_STEP}
+
+
+_INFO_KEYS: Final = ("action_mask", "score", "solved", "violations", "illegal_action")
+
+
+class PlanEditVectorEnv(VectorEnv[Any, Any, Any]):
+    """Many plans edited side by side in one call; see `PlanEditEnv` for the MDP.
+
+    Everything is a batch of what `PlanEditEnv` gives, by the conventions of Gymnasium's
+    `SyncVectorEnv` in all three autoreset modes, so that environment i equals a single environment
+    with seed + i and `max_episode_steps` as its time limit (`plan_envs.testing.check_vector_env`
+    shows it). Infos have the keys of `PlanEditEnv`, each with its mask `_key`; after a reset with
+    `options["reset_mask"]` they hold the current values of every environment and the masks tell
+    which were reset.
+
+    Args:
+        task: as for `PlanEditEnv`, like every argument that is not named here.
+        num_envs: number of plans.
+        max_episode_steps: edits after which an episode is truncated; None = the domain's horizon,
+            -1 = no limit.
+        autoreset_mode: NEXT_STEP (the step after the last one resets and ignores the action),
+            SAME_STEP (the last step returns the reset observation, and the last one in
+            `infos["final_obs"]`) or DISABLED (reset with `options={"reset_mask": done}`).
+        copy: False reuses the arrays that `step` returns.
+    """
+
+    metadata: dict[str, Any] = _VECTOR_METADATA
+
+    def __init__(
+        self,
+        task: str | Task = "sudoku9x9",
+        *,
+        num_envs: int = 1,
+        instances: InstanceSet | None = None,
+        split: str = "train",
+        gamma: float = 0.99,
+        reward: RewardKind = "shaped",
+        dead_end: DeadEnd = "absorb",
+        illegal: Illegal = "noop",
+        copy: bool = True,
+        max_episode_steps: int | None = None,
+        autoreset_mode: AutoresetMode | str = AutoresetMode.NEXT_STEP,
+        render_mode: str | None = None,
+        **options: Any,
+    ) -> None:
+        """See the class docstring."""
+        if num_envs < 1:
+            raise ValueError(f"num_envs must be >= 1, got {num_envs}")
+        self.task = task_of(task, options)
+        self.instances = instances_of(self.task, instances, split)
+        spec = self.task.domain.spec
+        limit = spec.horizon if max_episode_steps is None else max_episode_steps
+        self.engine_options = EngineOptions(
+            gamma=gamma,
+            reward=reward,
+            dead_end=dead_end,
+            limit=limit_of(limit),
+            refuse_illegal=refuses(illegal),
+        )
+        mode = AutoresetMode(autoreset_mode)
+        self.metadata = {**RENDER, "autoreset_mode": mode}
+        self.render_mode = checked_mode(render_mode)
+        if self.render_mode == "human":
+            raise ValueError("render_mode 'human' shows one plan: use PlanEditEnv, or 'rgb_array'")
+        self.num_envs = num_envs
+        self.single_observation_space = observation_space(spec)
+        self.single_action_space = spaces.Discrete(spec.num_actions)
+        self.observation_space = spaces.Dict(
+            {
+                name: _batched(space, num_envs)
+                for name, space in self.single_observation_space.spaces.items()
+            }
+        )
+        self.action_space = batch_space(self.single_action_space, num_envs)
+        self._autoreset = _AUTORESET[mode]
+        self._buffers = None if copy else StepArrays.empty(num_envs, spec)
+        self._everyone = np.ones(num_envs, np.bool_)
+        self._seeded = np.zeros(num_envs, np.bool_)
+        pool = self.instances.instances
+        self._engine = make_engine(self.task.domain, num_envs, pool, self.engine_options)
+
+    def reset(
+        self,
+        *,
+        seed: int | Sequence[int | None] | None = None,
+        options: dict[str, Any] | None = None,
+    ) -> tuple[Observation, dict[str, Any]]:
+        """Reset every environment, or those of `options["reset_mask"]`.
+
+        Args:
+            seed: an int seeds environment i with seed + i; a list gives each its seed, None in it
+                continues that environment's stream.
+            options: "reset_mask" (bool [n]), "instance" (one for all, or [n, instance]) and with it
+                "plan" ([n, cell]), the plans to start from instead of the initial ones.
+        """
+        options = dict(options or {})
+        chosen = self._everyone.copy()
+        if "reset_mask" in options:
+            chosen = _checked_reset_mask(options.pop("reset_mask"), self.num_envs)
+        self._seed(seed, chosen)
+        index = np.flatnonzero(chosen)
+        instance, plan = start_options(options)
+        if instance is None:
+            self._engine.draw(index)
+        else:
+            boards = self._read_instances(instance, index)
+            start = None if plan is None else np.asarray(plan)[index]
+            self._engine.load(index, boards, start_plans(self.task.domain, boards, start))
+        return self._observe(chosen)
+
+    def step(
+        self, actions: NDArray[np.int64]
+    ) -> tuple[
+        Observation, NDArray[np.float64], NDArray[np.bool_], NDArray[np.bool_], dict[str, Any]
+    ]:
+        """Make one edit in every environment."""
+        actions = np.require(actions, np.int64, ("C", "W"))
+        if actions.shape != (self.num_envs,):
+            raise ValueError(f"actions must have shape ({self.num_envs},), got {actions.shape}")
+        out = self._arrays()
+        try:
+            finals = self._engine.step(actions, self._autoreset, out)
+        except Refusal as refusal:
+            where = f" in environment {refusal.env}"
+            raise error_of(refusal.reason, actions[refusal.env], where) from None
+        infos = _infos(out, self._everyone.copy())
+        if finals is not None:
+            infos.update(_final_infos(finals, self.num_envs))
+        return _observation(out), out.reward, out.terminated, out.truncated, infos
+
+    def action_masks(self) -> NDArray[np.bool_]:
+        """Legal edits of the current plans, bool [n, action]."""
+        return self._engine.masks.copy().view(np.bool_)
+
+    def sample_legal(self, rng: np.random.Generator | None = None) -> NDArray[np.int64]:
+        """Draw legal actions uniformly, from the environments' own streams unless `rng` is given.
+
+        A finished plan without legal edit gets action 0, which NEXT_STEP ignores.
+        """
+        return np.maximum(sample(self._engine, rng), 0)
+
+    def successors(self, *, with_plans: bool = True) -> Successors:
+        """Every legal edit of the current plans with its outcome; rewards as `step` gives them."""
+        return engine_successors(self, self._engine, with_plans)
+
+    def get_state(self) -> dict[str, NDArray[Any]]:
+        """A copy of everything that `set_state` restores: plans, counters, random streams."""
+        return engine_state(self._engine, seeded=self._seeded)
+
+    def set_state(self, state: Mapping[str, NDArray[Any]]) -> tuple[Observation, dict[str, Any]]:
+        """Continue from a state of `get_state`; returns what `reset` would.
+
+        Raises:
+            ValueError: names the entry that does not fit this environment.
+        """
+        self._seeded = load_engine_state(self.task.domain, self._engine, state)
+        return self._observe(self._everyone.copy())
+
+    def render(self) -> tuple[Any, ...] | None:
+        """A frame for each environment."""
+        if self.render_mode is None:
+            gym.logger.warn("render() needs a render_mode, e.g. render_mode='ansi'")
+            return None
+        domain, mode = self.task.domain, self.render_mode
+        boards = zip(self._engine.instances, self._engine.plans, strict=True)
+        return tuple(render_plan(domain, mode, instance, plan) for instance, plan in boards)
+
+    def _arrays(self) -> StepArrays:
+        if self._buffers is not None:
+            return self._buffers
+        return StepArrays.empty(self.num_envs, self.task.domain.spec)
+
+    def _observe(self, fresh: NDArray[np.bool_]) -> tuple[Observation, dict[str, Any]]:
+        out = self._arrays()
+        self._engine.observe(out)
+        return _observation(out), _infos(out, fresh)
+
+    def _seed(self, seed: int | Sequence[int | None] | None, chosen: NDArray[np.bool_]) -> None:
+        """Seed the streams of the chosen environments that have a seed, or no stream yet."""
+        if seed is None or isinstance(seed, int | np.integer):
+            super().reset(seed=None if seed is None else int(seed))
+            first = None if seed is None else int(seed)
+            seeds = [None if first is None else first + i for i in range(self.num_envs)]
+        else:
+            seeds = list(seed)
+            if len(seeds) != self.num_envs:
+                raise ValueError(f"seed must have {self.num_envs} entries, got {len(seeds)}")
+        for i in np.flatnonzero(chosen):
+            if seeds[i] is not None or not self._seeded[i]:
+                generator, _ = seeding.np_random(seeds[i])
+                self._engine.streams[i], self._engine.samplers[i] = stream_seeds(generator)
+                self._seeded[i] = True
+
+    def _read_instances(self, value: Any, index: NDArray[np.int64]) -> Int8Array:
+        """The instances of environments `index`."""
+        domain, dead_end = self.task.domain, self.engine_options.dead_end
+        if not isinstance(value, str) and np.ndim(value) == 2:
+            if len(value) != self.num_envs:
+                raise ValueError(f"instance must have {self.num_envs} rows, got {len(value)}")
+            return np.stack([read_instance(domain, value[env], dead_end) for env in index])
+        board = read_instance(domain, value, dead_end)
+        return np.repeat(board[None], len(index), axis=0)
+
+
+def _checked_reset_mask(mask: Any, num_envs: int) -> NDArray[np.bool_]:
+    if not isinstance(mask, np.ndarray) or mask.dtype != np.bool_:
+        raise TypeError(f"options['reset_mask'] must be a bool array, got {mask!r}")
+    if mask.shape != (num_envs,):
+        raise ValueError(f"options['reset_mask'] must have shape ({num_envs},), got {mask.shape}")
+    if not mask.any():
+        raise ValueError("options['reset_mask'] must contain a True")
+    return mask
+
+
+def _batched(space: Any, num_envs: int) -> Any:
+    """`batch_space`, but a Box whose bounds are views: those of 1024 ARC instances take 100 MB."""
+    if not isinstance(space, spaces.Box):
+        return batch_space(space, num_envs)
+    batched = deepcopy(space)
+    batched._shape = (num_envs, *space.shape)
+    for name in ("low", "high", "bounded_below", "bounded_above"):
+        setattr(batched, name, np.broadcast_to(getattr(space, name), batched._shape))
+    return batched
+
+
+def _observation(out: StepArrays) -> Observation:
+    return {"instance": out.instance, "plan": out.plan, "action_mask": out.action_mask}
+
+
+def _infos(out: StepArrays, present: NDArray[np.bool_]) -> dict[str, Any]:
+    return {
+        "action_mask": out.action_mask,
+        "_action_mask": present,
+        "score": out.score,
+        "_score": present,
+        "solved": out.solved,
+        "_solved": present,
+        "violations": out.violations,
+        "_violations": present,
+        "illegal_action": out.illegal_action,
+        "_illegal_action": present,
+    }
+
+
+def _final_infos(finals: Finals, num_envs: int) -> dict[str, Any]:
+    """`final_obs` (object array) and `final_info` as `SyncVectorEnv` lays them out."""
+    present = np.zeros(num_envs, np.bool_)
+    present[finals.index] = True
+    observations = np.full(num_envs, None, dtype=object)
+    ended = finals.arrays
+    rows = zip(finals.index.tolist(), ended.instance, ended.plan, ended.action_mask, strict=True)
+    for env, instance, plan, mask in rows:
+        observations[env] = {"instance": instance, "plan": plan, "action_mask": mask}
+    info: dict[str, Any] = {}
+    for key in _INFO_KEYS:
+        values = getattr(ended, key)
+        info[key] = np.zeros((num_envs, *values.shape[1:]), values.dtype)
+        info[key][finals.index] = values
+        info[f"_{key}"] = present
+    return {
+        "final_obs": observations,
+        "_final_obs": present,
+        "final_info": info,
+        "_final_info": present,
+    }

@@ -1,0 +1,110 @@
+"""Weights of the official TRM and HRM checkpoints, under our names.
+
+Official files hold a state dict with the prefix `model.inner.`, and `_orig_mod.` before that when
+the model was compiled. Every key must be accounted for, on both sides: a loader that skips what it
+does not know gives a random model (REFERENCE.md, section 0).
+"""
+
+import pickle
+import re
+import struct
+from collections.abc import Mapping
+from pathlib import Path
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from supervised.recipe import SupervisedRecipe
+from trm.nn.token_model import TokenModel, TokenShape
+
+_UNREADABLE = (
+    OSError,
+    RuntimeError,
+    EOFError,
+    SafetensorError,
+    pickle.UnpicklingError,
+    struct.error,
+)
+_PREFIX = re.compile(r"^(_orig_mod\.)?(model\.)?(inner\.)?")
+_NAMES = (
+    (re.compile(r"^L_level\.layers\.(\d+)\."), r"net_l.blocks.\1."),
+    (re.compile(r"^H_level\.layers\.(\d+)\."), r"net_h.blocks.\1."),
+    (re.compile(r"\.mlp_t\.gate_up_proj\."), ".places.up."),
+    (re.compile(r"\.mlp_t\.down_proj\."), ".places.down."),
+    (re.compile(r"\.mlp\.gate_up_proj\."), ".channels.up."),
+    (re.compile(r"\.mlp\.down_proj\."), ".channels.down."),
+    (re.compile(r"\.self_attn\.qkv_proj\."), ".qkv."),
+    (re.compile(r"\.self_attn\.o_proj\."), ".out."),
+    (re.compile(r"^embed_tokens\.embedding_weight$"), "token_table"),
+    (re.compile(r"^embed_pos\.embedding_weight$"), "position_table"),
+    (re.compile(r"^puzzle_emb\.weights$"), "puzzle_table"),
+    (re.compile(r"^lm_head\."), "readout."),
+    (re.compile(r"^q_head\."), "halt."),
+    (re.compile(r"^H_init$"), "start_h"),
+    (re.compile(r"^L_init$"), "start_l"),
+)
+
+
+def our_name(official: str) -> str:
+    """Our name of an official weight; a name that has none comes back without its prefix."""
+    name = _PREFIX.sub("", official)
+    for pattern, replacement in _NAMES:
+        name = pattern.sub(replacement, name)
+    return name
+
+
+def read_official(path: Path) -> dict[str, Tensor]:
+    """The tensors of an official checkpoint, .safetensors or torch's own format, float32.
+
+    Raises:
+        ValueError: names the file that can't be read or holds something else.
+    """
+    try:
+        if path.suffix == ".safetensors":
+            state: object = safetensors.torch.load_file(path)
+        else:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except _UNREADABLE as error:
+        raise ValueError(f"{path}: cannot be read: {' '.join(str(error).split())}") from None
+    if not isinstance(state, Mapping) or not all(isinstance(v, Tensor) for v in state.values()):
+        raise ValueError(f"{path}: expected names and tensors, got {type(state).__name__}")
+    return {name: tensor.float() for name, tensor in state.items()}
+
+
+def import_model(path: Path, recipe: SupervisedRecipe, shape: TokenShape) -> TokenModel:
+    """A model of the recipe with the weights of an official checkpoint.
+
+    The checkpoint says how many puzzle identifiers there are.
+
+    Raises:
+        ValueError: a weight is unknown, missing or of another shape than the recipe's.
+    """
+    official = read_official(path)
+    weights: dict[str, Tensor] = {}
+    for key, tensor in official.items():
+        name = our_name(key)
+        if name in weights:
+            raise ValueError(f"{path}: {key}: stands there twice, with and without prefix")
+        weights[name] = tensor
+    table = weights.get("puzzle_table")
+    shape = TokenShape(
+        vocab_size=shape.vocab_size,
+        num_positions=shape.num_positions,
+        num_puzzles=shape.num_puzzles if table is None else len(table),
+    )
+    model = TokenModel(shape, recipe.model, recipe.recursion, generator=torch.Generator())
+    expected = model.state_dict()
+    for key in official:
+        name = our_name(key)
+        if name not in expected:
+            raise ValueError(f"{path}: {key}: the recipe's model has no such weight")
+        if weights[name].shape != expected[name].shape:
+            found, wanted = list(weights[name].shape), list(expected[name].shape)
+            raise ValueError(f"{path}: {key}: shape {found}, the recipe's model has {wanted}")
+    missing = sorted(set(expected) - set(weights))
+    if missing:
+        raise ValueError(f"{path}: nothing for {missing[0]} of the recipe's model")
+    model.load_state_dict(weights)
+    return model

@@ -1,0 +1,1 @@
+"""Data sets of tokens: codecs, builders, augmentation, sampling."""

@@ -1,0 +1,72 @@
+"""A fixed list of augmented copies, where a new image every time would not do.
+
+A teacher cache holds entries of the inputs that it was built of; students that are to use them must
+see the same images. The list depends on seed, example and number of the copy alone.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int
+from numpy.typing import NDArray
+from torch import Tensor
+
+from plan_envs.domain import Verdict
+from plan_envs.instances import stream_key
+from supervised.data_sets.datasets import DatasetInfo, TokenBatch, TokenDataset, check_indices
+
+
+class FixedImages:
+    """A `TokenDataset` of each example and `copies` images of it, one after the other.
+
+    Args:
+        dataset: the examples.
+        copies: images of each beside itself, drawn under the symmetries of the rules; some may be
+            equal.
+        seed: of the images.
+    """
+
+    def __init__(self, dataset: TokenDataset, copies: int, *, seed: int) -> None:
+        if copies < 0:
+            raise ValueError(f"copies must be >= 0, got {copies}")
+        self._dataset, self._rows, self._seed = dataset, copies + 1, seed
+
+    @property
+    def info(self) -> DatasetInfo:
+        """That of the examples."""
+        return self._dataset.info
+
+    def __len__(self) -> int:
+        """Examples and images."""
+        return len(self._dataset) * self._rows
+
+    def batch(
+        self, indices: Sequence[int] | NDArray[Any], generator: np.random.Generator | None = None
+    ) -> TokenBatch:
+        """Rows k (copies + 1) + c: example k as stored for c = 0, else its image number c.
+
+        `generator` must be None: the images are fixed.
+        """
+        if generator is not None:
+            raise ValueError("generator must be None: the images are fixed")
+        chosen = check_indices(indices, len(self))
+        batch = self._dataset.batch(chosen // self._rows)
+        images = {
+            int(place): self._dataset.batch([int(row) // self._rows], self._rng(int(row)))
+            for place, row in enumerate(chosen)
+            if row % self._rows
+        }
+        parts = {}
+        for name in ("inputs", "labels", "puzzle", "example"):
+            parts[name] = getattr(batch, name).clone()
+            for place, image in images.items():
+                parts[name][place] = getattr(image, name)[0]
+        return TokenBatch(**parts)
+
+    def verdict(self, batch: TokenBatch, predicted: Int[Tensor, "batch position"]) -> Verdict:
+        """What the domain's own checker says."""
+        return self._dataset.verdict(batch, predicted)
+
+    def _rng(self, row: int) -> np.random.Generator:
+        return np.random.default_rng([stream_key("supervised/images"), self._seed, row])

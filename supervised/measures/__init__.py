@@ -1,0 +1,1 @@
+"""What a supervised model is worth: passes, commit decoding, ARC votes, records."""

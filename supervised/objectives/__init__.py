@@ -1,0 +1,1 @@
+"""What a supervision step is trained on: halting (ACT), improvement targets (DIS)."""

@@ -1,0 +1,1 @@
+"""TRM-Planner: teacher cache, planning and distillation."""

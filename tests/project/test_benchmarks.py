@@ -1,0 +1,61 @@
+"""The benchmark of the environments runs, keeps its promises about rows, and writes its records."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+BENCHMARK = Path(__file__).parents[2] / "benchmarks" / "environments.py"
+
+
+def test_a_quick_run_of_a_few_rows_prints_them_and_writes_them(tmp_path: Path) -> None:
+    target = tmp_path / "speed.json"
+    command = [sys.executable, str(BENCHMARK), "--quick", "--rounds", "1"]
+    command += ["--only", "NQueens8", "--json", str(target)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    written = json.loads(target.read_text())
+    names = [record["name"] for record in written["records"]]
+    assert names[0] == "null environment, gym.make"
+    assert set(names[1:]) == {
+        "NQueens8 single",
+        "NQueens8 vector of 1024",
+        "NQueens8 successors of 256 states",
+    }
+    for record in written["records"]:
+        assert record["name"].split(",")[0] in done.stdout
+        assert 10 < record["ns"] < 1e9
+        assert (
+            record["per_second"] * record["ns"] == 1e9
+            or abs(record["per_second"] * record["ns"] / 1e9 - 1) < 1e-9
+        )
+    assert "--only NQueens8" in written["command"]
+    assert {"python", "numpy", "numba", "gymnasium"} <= set(written["versions"])
+    assert written["races"] == written["two_cores"] == written["memory"] == []
+
+
+def test_what_is_not_installed_is_skipped_with_a_line(tmp_path: Path) -> None:
+    """With the other suites hidden, their rows are named as skipped and the run succeeds."""
+    hide = "import importlib.util as u, runpy, sys; find = u.find_spec; "
+    hide += "u.find_spec = lambda name: None if name in ('jumanji', 'arcle') else find(name); "
+    hide += f"sys.path.insert(0, {str(BENCHMARK.parent)!r}); sys.argv = ['x', *sys.argv[1:]]; "
+    hide += f"runpy.run_path({str(BENCHMARK)!r}, run_name='__main__')"
+    command = [sys.executable, "-c", hide, "--quick", "--rounds", "1", "--only", "Jumanji Maze"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "skipped Jumanji Maze 30x30, batch of 64, autoreset: jumanji is not installed" in (
+        done.stdout
+    )
+
+
+def test_the_benchmark_of_a_supervision_step_measures_time_and_both_peaks(tmp_path: Path) -> None:
+    target = tmp_path / "step.json"
+    script = BENCHMARK.with_name("supervision_step.py")
+    command = [sys.executable, str(script), "trm-nqueens", "--batch", "16", "--rounds", "1"]
+    done = subprocess.run(
+        [*command, "--json", str(target)], capture_output=True, text=True, cwd=tmp_path
+    )
+    assert done.returncode == 0, done.stderr
+    record = json.loads(target.read_text())
+    assert 0 < record["float32"]["products"] < record["float32"]["step"]
+    assert 0 < record["peak_mb"]["recomputed"] < record["peak_mb"]["kept"]

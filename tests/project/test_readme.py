@@ -1,0 +1,78 @@
+"""What the README shows works: its Python runs, its commands exist, its links lead somewhere."""
+
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+import pytest
+
+from trm.experiments.cli import cli
+
+REPO = Path(__file__).resolve().parents[2]
+PAGES = [REPO / "README.md", *sorted((REPO / "docs").rglob("*.md"))]
+
+
+def _blocks(page: Path, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL)
+
+
+def _commands() -> list[str]:
+    lines = [line for block in _blocks(REPO / "README.md", "sh") for line in block.splitlines()]
+    return [line for line in lines if line.startswith("upi-trm ")]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_the_python_of_a_page_runs(page: Path) -> None:
+    blocks = _blocks(page, "python")
+    namespace: dict[str, object] = {}
+    for block in blocks:
+        exec(block, namespace)
+
+
+@pytest.mark.parametrize("line", _commands())
+def test_a_command_of_the_readme_parses(line: str) -> None:
+    command, name, words = _find(shlex.split(line, comments=True)[1:])
+    with command.make_context(name, words, resilient_parsing=False) as context:
+        assert isinstance(context, click.Context)
+
+
+def _find(words: list[str]) -> tuple[click.Command, str, list[str]]:
+    """The command that words name, through its groups, and what follows its name."""
+    command: click.Command = cli
+    while isinstance(command, click.Group):
+        name, *words = words
+        found = command.get_command(click.Context(command), name)
+        assert found is not None, name
+        command = found
+    return command, name, words
+
+
+def _every(command: click.Command) -> Iterator[click.Command]:
+    """A command and all below it, other learners' too."""
+    yield command
+    if isinstance(command, click.Group):
+        context = click.Context(command)
+        for name in command.list_commands(context):
+            below = command.get_command(context, name)
+            assert below is not None
+            yield from _every(below)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_between_our_pages_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)#]+)", page.read_text()):
+        if "://" not in target:
+            assert (page.parent / target).exists(), target
+
+
+def test_every_option_that_the_readme_names_exists() -> None:
+    named = set(re.findall(r"(--[a-z][a-z-]+)", (REPO / "README.md").read_text()))
+    known = {
+        option
+        for command in _every(cli)
+        for parameter in command.params
+        for option in parameter.opts
+    }
+    assert named <= known

@@ -1,0 +1,579 @@
+"""Every bound of the paper, where it can be checked exactly, and what breaks it."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from learner_cases import small_model
+from study_cases import (
+    Array,
+    called,
+    contraction,
+    make_run,
+    network_policy,
+    policy_on,
+    small_mdp,
+    states_of_mdp,
+)
+from tabular import FULL, PUZZLE
+
+from trm.compute.device import Placement
+from upi_trm.contraction import NotContractive, certificate
+from upi_trm.improvement import exp_advantage
+from upi_trm.theory.bounds import (
+    Bound,
+    Penalty,
+    advantage_bounds,
+    best_alpha,
+    centred,
+    decomposition_bounds,
+    distillation_bounds,
+    expected_gae,
+    improvement_bound,
+    improvement_bounds,
+    improvement_penalty,
+    improvement_terms,
+    latent_terms,
+    operational_alpha,
+    pinsker_bounds,
+    statewise_kl,
+    unrolling_bounds,
+    value_error_bound,
+)
+from upi_trm.theory.cli import bounds as bounds_command
+from upi_trm.theory.exact import ExactMDP, enumerate_states
+from upi_trm.theory.lipschitz import certified_shaped_lipschitz
+from upi_trm.trainer import train
+
+PENALTIES: tuple[Penalty, ...] = ("paper", "cpi", "span")
+MAPS = ("mlp", "relational")
+
+
+def assert_all_hold(found: list[Bound]) -> None:
+    for bound in found:
+        assert bound.holds or not bound.proven, bound
+
+
+def random_values(mdp: ExactMDP, seed: int, policy: Array) -> Array:
+    """V^pi with errors: of every size, and on one state only for some seeds."""
+    rng = np.random.default_rng(seed)
+    error = rng.standard_normal(len(mdp)) * 10.0 ** rng.uniform(-3, 1)
+    if seed % 3 == 0:
+        error *= np.arange(len(mdp)) == rng.integers(len(mdp))
+    values: Array = mdp.value(policy) + error
+    return values
+
+
+# --- The recursion: Prop. 2.3, Eq. 1, 5, 6, 7, Cor. 5.5
+
+
+@pytest.mark.parametrize("update_map", MAPS)
+@pytest.mark.parametrize(
+    ("seed", "modulus", "value", "radius"),
+    [(0, 0.3, "score", None), (1, 0.9, "success", 1.5), (2, 0.7, "success", None)],
+)
+def test_the_value_bounds_hold_at_every_depth(
+    update_map: str, seed: int, modulus: float, value: Any, radius: float | None
+) -> None:
+    mdp = small_mdp()
+    model = contraction(update_map, seed, modulus=modulus, radius=radius)
+    modulus = certificate(model.update)
+    states, phi = states_of_mdp(mdp)
+    policy = network_policy(mdp, seed)
+    with torch.no_grad():
+        head = certified_shaped_lipschitz(model, model.encode(states), value=value)
+    assert head is not None
+    loosest: dict[str, float] = {}
+    for depth in range(9):
+        terms = latent_terms(model, states, phi, value=value, depth=depth, modulus=modulus)
+        k_steps = 1 + depth
+        found = [
+            *unrolling_bounds(terms, modulus=modulus, depth=depth, head=head),
+            *decomposition_bounds(
+                mdp, policy, terms, modulus=modulus, depth=depth, head=head, k_steps=k_steps
+            ),
+            value_error_bound(mdp, policy, terms.value.numpy(), k_steps=k_steps, name="U_n"),
+            *advantage_bounds(mdp, policy, terms.value.numpy()),
+        ]
+        assert_all_hold(found)
+        for bound in found:
+            loosest[bound.name] = max(loosest.get(bound.name, 0.0), bound.ratio or 0.0)
+    # None of them holds for want of anything to bound.
+    assert min(loosest.values()) > 0
+
+
+def test_the_fixed_point_is_one() -> None:
+    model = contraction("relational", 1, modulus=0.9)
+    states, phi = states_of_mdp(small_mdp())
+    deep = latent_terms(model, states, phi, value="score", depth=150, modulus=0.9)
+    assert float(deep.gap.max()) < 1e-10
+    assert deep.missing <= 1e-11
+    shallow = latent_terms(model, states, phi, value="score", depth=2, modulus=0.9)
+    assert torch.allclose(shallow.ideal, deep.value, rtol=0, atol=1e-9)
+    assert float(shallow.gap.max()) > 1e-3
+
+
+def test_states_in_chunks_give_the_same_terms() -> None:
+    model = contraction("relational", 2, modulus=0.9)
+    states, phi = states_of_mdp(small_mdp())
+    whole = latent_terms(model, states, phi, value="score", depth=3, modulus=0.9)
+    parts = latent_terms(model, states, phi, value="score", depth=3, modulus=0.9, chunk=37)
+    for name in ("first_step", "last_step", "gap", "value", "ideal"):
+        assert torch.allclose(getattr(whole, name), getattr(parts, name), rtol=0, atol=1e-10)
+
+
+def test_a_modulus_that_is_too_small_is_caught() -> None:
+    # The check can fail: with a third of the true modulus Prop. 2.3 promises too much. The map is
+    # linear with modulus 0.9 around z* while its relu is open.
+    model = small_model(FULL, 0, update_map="mlp", radius=None).double()
+    with torch.no_grad():
+        model.update.first.copy_(torch.eye(6))
+        model.update.second.copy_(0.9 * torch.eye(6))
+        model.embed_flat.bias.fill_(50.0)
+    states, phi = states_of_mdp(small_mdp())
+    terms = latent_terms(model, states, phi, value="score", depth=4, modulus=0.9)
+    assert_all_hold(unrolling_bounds(terms, modulus=0.9, depth=4, head=None))
+    wrong = unrolling_bounds(terms, modulus=0.3, depth=4, head=None)
+    assert not any(bound.holds for bound in wrong)
+    exact = unrolling_bounds(terms, modulus=0.9, depth=4, head=None)[0]
+    assert exact.ratio == pytest.approx(1.0, rel=1e-6)
+
+
+def test_without_contraction_there_is_no_fixed_point_to_measure() -> None:
+    model = small_model(FULL, 0, spread=1.0).double()
+    bound = certificate(model.update)
+    assert bound > 1
+    states, phi = states_of_mdp(small_mdp())
+    with pytest.raises(NotContractive, match="a fixed point needs L_z < 1"):
+        latent_terms(model, states, phi, value="score", depth=2, modulus=bound)
+
+
+def never_absorbed(mdp: ExactMDP) -> Array:
+    """A deterministic policy that edits for ever."""
+    stays = mdp.next_state >= 0
+    assert stays.any(axis=1).all()
+    policy: Array = np.eye(stays.shape[1])[stays.argmax(axis=1)]
+    return policy
+
+
+@pytest.mark.parametrize("k_steps", [1, 5])
+def test_eq_5_is_attained_by_a_constant_error_of_a_policy_that_never_ends(k_steps: int) -> None:
+    # T_K (V^pi + 1) = V^pi + gamma^K: the residual is 1 - gamma^K, the error 1.
+    mdp = small_mdp()
+    policy = never_absorbed(mdp)
+    bound = value_error_bound(mdp, policy, mdp.value(policy) + 1.0, k_steps=k_steps, name="V")
+    assert bound.left == pytest.approx(1.0)
+    assert bound.ratio == pytest.approx(1.0, rel=1e-9)
+
+
+@settings(max_examples=12)
+@given(seed=st.integers(0, 999), k_steps=st.integers(1, 9))
+def test_value_and_advantage_errors_stay_below_their_bounds(seed: int, k_steps: int) -> None:
+    mdp = small_mdp()
+    policy = policy_on(mdp, seed)
+    value = random_values(mdp, seed, policy)
+    assert_all_hold([value_error_bound(mdp, policy, value, k_steps=k_steps, name="V")])
+    plain, spread = advantage_bounds(mdp, policy, value)
+    assert_all_hold([plain, spread])
+    assert spread.right <= plain.right + 1e-12
+
+
+def test_corollary_5_5_is_eq_5_of_u_n_and_something_more() -> None:
+    # Cor. 5.5 never says more than Eq. 5 for V = U_n, which needs no contraction (docs/bounds.md).
+    mdp = small_mdp()
+    model = contraction("relational", 0, modulus=0.9)
+    states, phi = states_of_mdp(mdp)
+    policy = network_policy(mdp, 0)
+    terms = latent_terms(model, states, phi, value="score", depth=3, modulus=0.9)
+    found = decomposition_bounds(mdp, policy, terms, modulus=0.9, depth=3, head=0.01, k_steps=4)
+    corollary = next(bound for bound in found if bound.name == "Cor. 5.5")
+    plain = value_error_bound(mdp, policy, terms.value.numpy(), k_steps=4, name="U_n")
+    assert corollary.left == plain.left
+    assert corollary.right > plain.right
+
+
+# --- Improvement: Eq. 11 and the form after Remark 5.8
+
+
+@pytest.mark.parametrize("gamma", [0.3, 0.9, 0.99])
+@settings(max_examples=12)
+@given(
+    seed=st.integers(0, 999),
+    alpha=st.sampled_from([0.0, 1e-3, 0.03, 0.3, 1.0]),
+    temperature=st.sampled_from([0.01, 1.0]),
+)
+def test_the_promised_improvement_is_never_more_than_the_true_one(
+    gamma: float, seed: int, alpha: float, temperature: float
+) -> None:
+    mdp = small_mdp(gamma)
+    policy = policy_on(mdp, seed)
+    value = random_values(mdp, seed, policy)
+    estimate = centred(mdp, policy, value)
+    candidate = policy_on(mdp, seed + 1)
+    if seed % 2:
+        candidate = exp_advantage(
+            torch.from_numpy(policy), torch.from_numpy(estimate), temperature=temperature
+        ).numpy()
+    for name, guess in {
+        "centred": estimate,
+        "gae": expected_gae(mdp, policy, value, decay=0.95),
+        "true": mdp.advantage(policy),
+        "arbitrary": np.where(
+            mdp.mask, np.random.default_rng(seed).standard_normal(mdp.mask.shape), 0.0
+        ),
+    }.items():
+        assert_all_hold(
+            improvement_bounds(
+                mdp,
+                policy,
+                candidate,
+                guess,
+                alphas={penalty: (alpha,) for penalty in PENALTIES},
+                name=name,
+            )
+        )
+
+
+@settings(max_examples=12)
+@given(seed=st.integers(0, 99))
+def test_a_safe_step_improves_when_the_advantages_are_true(seed: int) -> None:
+    mdp = small_mdp()
+    policy = policy_on(mdp, seed)
+    true = mdp.advantage(policy)
+    candidate = exp_advantage(
+        torch.from_numpy(policy), torch.from_numpy(true), temperature=0.1
+    ).numpy()
+    terms = improvement_terms(mdp, policy, candidate, true)
+    promised = {}
+    for penalty in PENALTIES:
+        alpha = terms.best(gamma=mdp.gamma, penalty=penalty)
+        promised[penalty] = terms.bound(alpha, gamma=mdp.gamma, penalty=penalty)
+        mixed = (1 - alpha) * policy + alpha * candidate
+        gained = mdp.performance(mixed) - mdp.performance(policy)
+        assert 0 < promised[penalty] <= gained
+    assert promised["paper"] <= promised["cpi"] <= promised["span"]
+
+
+def test_without_the_penalty_the_surrogate_promises_too_much() -> None:
+    # So Eq. 11 needs its last term: a candidate that is better where pi goes and leads elsewhere.
+    mdp = small_mdp()
+    policy = policy_on(mdp, 3)
+    worst = 0.0
+    for seed in range(40):
+        candidate = policy_on(mdp, seed, sharpness=8.0)
+        terms = improvement_terms(mdp, policy, candidate, mdp.advantage(policy))
+        gained = mdp.performance(candidate) - mdp.performance(policy)
+        worst = max(worst, terms.gain / (1 - mdp.gamma) - gained)
+        assert terms.bound(1.0, gamma=mdp.gamma, penalty="span") <= gained
+    assert worst > 0.01
+
+
+def test_the_slope_of_the_performance_is_the_gain() -> None:
+    # d/dalpha eta((1 - alpha) pi + alpha pi_cand) at 0 = E_{d_pi, cand}[A^pi] / (1 - gamma)
+    mdp = small_mdp()
+    policy, candidate = policy_on(mdp, 1), policy_on(mdp, 2)
+    terms = improvement_terms(mdp, policy, candidate, mdp.advantage(policy))
+    small = 1e-6
+    moved = mdp.performance((1 - small) * policy + small * candidate) - mdp.performance(policy)
+    assert moved / small == pytest.approx(terms.gain / (1 - mdp.gamma), rel=1e-4)
+
+
+def test_centred_estimates_have_no_defect_and_gae_has_that_of_its_residual() -> None:
+    mdp = small_mdp()
+    policy, candidate = policy_on(mdp, 1), policy_on(mdp, 2)
+    value = random_values(mdp, 1, policy)
+    centred_terms = improvement_terms(mdp, policy, candidate, centred(mdp, policy, value))
+    assert centred_terms.defect < 1e-12
+    assert abs(centred_terms.baseline) < 1e-12
+    short = expected_gae(mdp, policy, value, decay=0.0)
+    residual = np.abs(mdp.backup(policy, value) - value).max()
+    defect = improvement_terms(mdp, policy, candidate, short).defect
+    assert defect == pytest.approx(residual, rel=1e-9)
+
+
+def test_expected_gae_at_both_ends() -> None:
+    # lambda = 0: Q_V - V; lambda = 1: the rewards telescope to Q^pi - V.
+    mdp = small_mdp()
+    policy = policy_on(mdp, 7)
+    value = random_values(mdp, 4, policy)
+    q_true = mdp.action_value(mdp.value(policy))
+    for decay, q in {0.0: mdp.action_value(value), 1.0: q_true}.items():
+        wanted = np.where(mdp.mask, q - value[:, None], 0.0)
+        assert expected_gae(mdp, policy, value, decay=decay) == pytest.approx(wanted, abs=1e-10)
+
+
+# --- best_alpha
+
+TERMS = {
+    "gain": st.floats(-0.5, 1.0),
+    "error": st.floats(0.0, 0.3),
+    "deviation": st.floats(1e-3, 2.0),
+    "baseline": st.floats(-0.2, 0.2),
+    "defect": st.floats(0.0, 0.2),
+    "gamma": st.sampled_from([0.1, 0.5, 0.9, 0.99]),
+}
+
+
+@pytest.mark.parametrize("penalty", PENALTIES)
+@given(terms=st.fixed_dictionaries(TERMS))
+def test_no_alpha_of_a_fine_grid_promises_more_than_the_best_one(
+    penalty: Penalty, terms: dict[str, float]
+) -> None:
+    best = best_alpha(**terms, penalty=penalty)
+    assert 0 <= best <= 1
+    promised = improvement_bound(best, **terms, penalty=penalty)
+    grid = [*np.linspace(0, 1, 401), *np.geomspace(1e-6, 1e-2, 50)]
+    others = [improvement_bound(float(alpha), **terms, penalty=penalty) for alpha in grid]
+    assert promised >= max(others) - 1e-9
+
+
+def test_the_safe_step_is_at_most_a_quarter_of_one_over_the_horizon() -> None:
+    # (1 - gamma) / (4 gamma): 0.0025 at gamma = 0.99. The gain is at most eps_CPI, and then it is
+    # attained.
+    assert best_alpha(gain=0.2, deviation=0.2, gamma=0.99) == pytest.approx(0.01 / 3.96)
+    assert best_alpha(gain=0.2, deviation=0.2, gamma=0.99) == pytest.approx(0.0025, abs=3e-5)
+    assert best_alpha(gain=0.1, deviation=0.2, gamma=0.9) == pytest.approx(0.1 / 7.2)
+    # Kakade and Langford's own constant allows (sqrt(2) - 1) (1 - gamma) / gamma.
+    cpi = best_alpha(gain=0.2, deviation=0.2, gamma=0.9, penalty="cpi")
+    assert cpi == pytest.approx((math.sqrt(2) - 1) / 9)
+    # A candidate that gains the same everywhere is better everywhere: take it.
+    assert best_alpha(gain=0.2, deviation=0.2, gamma=0.9, penalty="span") == 1.0
+
+
+def test_no_step_is_safe_when_the_error_is_larger_than_the_gain() -> None:
+    for penalty in PENALTIES:
+        assert best_alpha(gain=0.1, error=0.2, deviation=1.0, gamma=0.9, penalty=penalty) == 0.0
+    assert best_alpha(gain=0.1, deviation=0.0, gamma=0.9) == 1.0
+
+
+@settings(max_examples=12)
+@given(seed=st.integers(0, 99), size=st.sampled_from([1e-4, 1e-2, 1.0]))
+def test_the_operational_step_is_safe_and_no_larger_than_the_informed_one(
+    seed: int, size: float
+) -> None:
+    mdp = small_mdp()
+    policy = policy_on(mdp, seed)
+    value = mdp.value(policy) + size * np.random.default_rng(seed).standard_normal(len(mdp))
+    estimate = centred(mdp, policy, value)
+    candidate = exp_advantage(
+        torch.from_numpy(policy), torch.from_numpy(estimate), temperature=0.1
+    ).numpy()
+    terms = improvement_terms(mdp, policy, candidate, estimate)
+    guessed = (candidate * estimate).sum(axis=1)
+    alpha = operational_alpha(
+        gain=terms.gain,
+        largest=float(np.abs(guessed).max()),
+        residual=float(np.abs(value - mdp.backup(policy, value, steps=4)).max()),
+        gamma=mdp.gamma,
+        k_steps=4,
+    )
+    assert alpha <= terms.best(gamma=mdp.gamma, penalty="paper") + 1e-15
+    if size < 1e-3:
+        assert alpha > 0
+    mixed = (1 - alpha) * policy + alpha * candidate
+    assert mdp.performance(mixed) >= mdp.performance(policy)
+
+
+@given(
+    alpha=st.floats(0, 1), gamma=st.floats(0.01, 0.99), low=st.floats(-1, 0), top=st.floats(0, 1)
+)
+def test_the_penalties_are_ordered(alpha: float, gamma: float, low: float, top: float) -> None:
+    eps, spread = max(-low, top), top - low
+    paper, cpi, span = (
+        improvement_penalty(
+            alpha, deviation=spread if kind == "span" else eps, gamma=gamma, penalty=kind
+        )
+        for kind in PENALTIES
+    )
+    assert span <= cpi * (1 + 1e-12) <= paper * (1 + 1e-11)
+
+
+# --- Distillation: Pinsker and the gap of App. A
+
+
+@pytest.mark.parametrize("gamma", [0.05, 0.5, 0.9])
+@settings(max_examples=12)
+@given(seed=st.integers(0, 999), sharpness=st.sampled_from([0.01, 1.0, 6.0]))
+def test_distillation_bounds_hold_for_any_two_policies(
+    gamma: float, seed: int, sharpness: float
+) -> None:
+    mdp = small_mdp(gamma)
+    found = distillation_bounds(
+        mdp, policy_on(mdp, seed, sharpness), policy_on(mdp, seed + 1, sharpness)
+    )
+    assert_all_hold(found)
+    assert [bound.name for bound in found if not bound.proven] == ["App. A, as printed"]
+
+
+def test_the_distillation_gap_as_printed_is_no_bound() -> None:
+    # One blank, gamma = 0.1: the right digit at once against STOP. The gap is the whole reward 1;
+    # the paper's 2 gamma TV / (1 - gamma)^2 is 0.2 / 0.81 although TV = 1.
+    puzzle = PUZZLE.copy()
+    puzzle[0, [5, 13]] = [4, 3]
+    mdp = enumerate_states(FULL, puzzle, gamma=0.1)
+    q = np.where(mdp.mask, mdp.action_value(mdp.optimal_value()), -np.inf)
+    right = np.eye(q.shape[1])[q.argmax(axis=1)]
+    stop = np.zeros_like(right)
+    stop[:, -1] = 1.0
+    assert mdp.mask[:, -1].all()
+    found = {bound.name: bound for bound in distillation_bounds(mdp, right, stop)}
+    assert found["App. A, as printed"].left == pytest.approx(1.0)
+    assert found["App. A, as printed"].right == pytest.approx(0.2 / 0.81)
+    assert not found["App. A, as printed"].holds
+    assert found["App. A, put right"].holds
+    # Q^phi spreads by 1 + gamma here: the sharper form is nearly attained.
+    assert found["App. A, spread"].ratio == pytest.approx(1 / 0.9, rel=0.15)
+
+
+def test_pinsker_of_the_papers_tolerance() -> None:
+    # "KL stays below 1e-3; per-state TV distance is below 0.03": sqrt(1e-3 / 2) = 0.0224.
+    new = np.array([[0.5, 0.5, 0.0]])
+    shift = 0.5 * math.sqrt(1 - math.exp(-2e-3))
+    near = np.array([[0.5 + shift, 0.5 - shift, 0.0]])
+    assert statewise_kl(new, near) == pytest.approx([1e-3], rel=1e-6)
+    (largest, _) = pinsker_bounds(new, near)
+    assert largest.right == pytest.approx(0.02236, abs=1e-5)
+    assert largest.ratio == pytest.approx(1.0, abs=1e-3)  # nearly attained by two equal edits
+
+
+def test_a_bound_that_fails_says_so() -> None:
+    assert not Bound(name="x", says="", left=1.0, right=0.99).holds
+    assert Bound(name="x", says="", left=1.0, right=1.0).holds
+    assert Bound(name="x", says="", left=-1.0, right=0.5).ratio is None
+
+
+# --- The command
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A contraction trained for a moment."""
+    path = tmp_path_factory.mktemp("runs") / "trained"
+    overrides = [
+        "model.channels=6",
+        "model.depth=2",
+        "contraction.modulus=0.9",
+        "evaluator.value=score",
+        "evaluator.gamma=0.9",
+        "improvement.candidate=exp_advantage",
+        "improvement.alpha=0.5",
+        "improvement.distil_passes=3",
+        "schedule.evaluate_num=10",
+    ]
+    train(
+        env="sudoku4x4",
+        recipe_path=None,
+        overrides=overrides,
+        steps=256,
+        out=path,
+        placement=Placement(threads=1),
+    )
+    return path
+
+
+def test_every_bound_holds_for_a_trained_run(
+    trained: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ("--num", "12", "--exact-num", "4", "--exact-edits", "2")
+    record = called(bounds_command, trained, *words, capsys=capsys)
+    exact = record["exact"]
+    for part in (exact, record["sample_maximum"]):
+        assert all(bound["holds"] for bound in part["bounds"] if bound["proven"])
+    names = {bound["name"] for bound in exact["bounds"]}
+    assert {"Prop. 2.3", "Eq. 5", "Eq. 6", "Eq. 7", "Cor. 5.5", "Eq. 11", "Pinsker"} <= names
+    assert record["L_z"]["certified"] <= 0.9
+    for constant in (record["L_z"], record["L_V"]):
+        assert 0 < constant["local_mean"] <= constant["local"] <= constant["certified"]
+        assert constant["empirical"] <= constant["certified"]
+    terms = exact["terms"]
+    assert terms["eta_pi"] <= terms["eta_best"]
+    assert terms["centred"]["eps_cent"] < 1e-12 < terms["gae"]["eps_cent"]
+    kept = terms["distillation"]
+    assert kept["held_out_states"] > 0
+    assert kept["kl_mean"] < kept["kl_asked"]
+    assert kept["tv_mean"] <= math.sqrt(kept["kl_mean"] / 2)
+
+
+@pytest.mark.parametrize("candidate", ["success_posterior", "policy_gradient"])
+def test_every_bound_holds_for_other_candidates_of_untrained_runs(
+    candidate: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = make_run(
+        tmp_path / "run",
+        "contraction.modulus=0.9",
+        "evaluator.value=success",
+        f"improvement.candidate={candidate}",
+        "improvement.candidate_steps=2",
+    )
+    words = ("--num", "4", "--exact-num", "2", "--exact-edits", "2", "--depth", "5")
+    record = called(bounds_command, run, *words, capsys=capsys)
+    assert record["settings"]["n"] == 5
+    for part in ("exact", "sample_maximum"):
+        assert all(bound["holds"] for bound in record[part]["bounds"] if bound["proven"])
+
+
+def refused(run: Path, *words: str) -> str:
+    with pytest.raises(ValueError, match=r".") as error:
+        bounds_command.main([str(run), "--num", "2", *words], standalone_mode=False)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def test_an_unclamped_run_is_refused_with_its_certificate(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", spread=1.0)
+    message = refused(run)
+    assert "the certified L_z of the evaluator is" in message
+    assert "not below 1" in message
+    assert message.endswith("--without-contraction shows the rest")
+
+
+def test_the_rest_is_shown_for_an_unclamped_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = make_run(tmp_path / "run", spread=1.0)
+    words = ("--num", "2", "--exact-num", "2", "--exact-edits", "2", "--without-contraction")
+    record = called(bounds_command, run, *words, capsys=capsys)
+    assert record["L_z"]["certified"] > 1
+    names = {bound["name"] for bound in record["exact"]["bounds"]}
+    assert {"Eq. 5", "Sec. 5.1", "Eq. 11", "Pinsker"} <= names
+    assert names.isdisjoint({"Prop. 2.3", "Eq. 6", "Eq. 7", "Cor. 5.5"})
+    assert all(bound["holds"] for bound in record["exact"]["bounds"] if bound["proven"])
+
+
+def test_a_map_without_a_certificate_is_refused_by_name(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", "model.update_map=mixer", "model.tied_groups=[]", spread=0.05)
+    assert "MixerMap has no proven bound on its Lipschitz constant" in refused(run)
+
+
+def test_gamma_1_is_refused(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", "evaluator.gamma=1.0", "contraction.modulus=0.9")
+    message = refused(run, "--without-contraction")
+    assert "evaluator.gamma is 1" in message
+    assert "every bound divides by 1 - gamma" in message
+
+
+def test_instances_that_reach_too_much_leave_the_sample(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = make_run(tmp_path / "run", "contraction.modulus=0.9", env="sudoku4x4-hard")
+    words = ("--num", "2", "--exact-num", "1", "--exact-edits", "6")
+    record = called(bounds_command, run, *words, capsys=capsys)
+    assert record["exact"] is None
+    assert "reaches too many plans" in record["why_not_exact"]
+    assert record["sample_maximum"]["states"] > 0
+
+
+def test_the_table_names_every_bound(
+    trained: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "160")
+    words = [str(trained), "--num", "2", "--exact-num", "1", "--exact-edits", "1"]
+    bounds_command.main(words, standalone_mode=False)
+    out = capsys.readouterr().out
+    for word in ("Prop. 2.3", "Cor. 5.5", "Sample maximum, no proof", "recursion (L_z)"):
+        assert word in out

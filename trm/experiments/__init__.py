@@ -1,0 +1,1 @@
+"""What every learner uses to train, sweep, evaluate, compare and be called from a shell."""

@@ -1,0 +1,186 @@
+"""What a learner tells everybody else: how its runs are swept, played, recorded and studied.
+
+A learner is an object that fulfils `Learner`; an entry point of the group `upi_trm.learners` names
+it by the kind of the runs that it writes. Sweeps, records, `eval`, `solve`, `compare` and `drift`
+find it here and know no learner by name. A learner whose dependencies are an extra (SB3) imports
+them when it is asked for something.
+"""
+
+import difflib
+import shlex
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+from plan_envs.catalogue import Task, resolve_task
+from plan_envs.evaluation import Policy
+from trm.compute.device import Placement
+from trm.experiments.states import EditPolicy
+from trm.nn.model import ModelConfig, TinyRecursiveModel
+from trm.runs.files import RunError
+from trm.runs.run import Run
+
+LEARNER_GROUP = "upi_trm.learners"
+"""Entry-point group of the learners: kind of run -> `package.module:OBJECT`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepCommand:
+    """What a sweep must know of a command that trains runs; its functions can be imported."""
+
+    recipe: type
+    """Dataclass of its recipes."""
+    recipe_names: Callable[[], Sequence[str]]
+    recipe_path: Callable[[str], Path]
+    """File of a shipped recipe."""
+    steps_field: str
+    """The recipe's field that `--steps` overrides."""
+    finished_at: Callable[[Any], int]
+    """Step that a finished run of a recipe has reached at least."""
+    make_record: Callable[[Path, int], dict[str, Any]]
+    """Evaluates a run folder on so many unseen puzzles; the record has `seed` and `step`."""
+    figures: tuple[str, ...] = ("success_rate",)
+    """Shares in a record, or null there, that the manifest and the display show."""
+    options: tuple[str, ...] = ("--eval-num", "0")
+    """Given always, so that the command does not evaluate by itself."""
+    takes_env: bool = True
+    """Whether it has `--env`; else its recipes name their data."""
+    path_words: tuple[str, ...] = ()
+    """Fields of the recipe that the first further words of `command`, which are paths, fill."""
+    resume: tuple[str, ...] = ()
+    """Words of the command that goes on with a run; empty for its own."""
+    compare: tuple[str, ...] = ("compare",)
+    """Words of the command that shows runs side by side."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Networks:
+    """The networks of a checkpoint, in evaluation mode on the placement's device."""
+
+    policy: TinyRecursiveModel
+    """Its edit logits are those of the policy, or action values up to a constant a state (DQN)."""
+    evaluator: TinyRecursiveModel
+    """Its value is V(s), in the units of the shaped return; the policy itself where both share one
+    backbone. Of DQN without `dueling` the value head was never trained."""
+    model: ModelConfig
+    step: int
+    """Edits at the checkpoint."""
+
+
+@runtime_checkable
+class Learner(Protocol):
+    """A learner as the rest of the program sees it.
+
+    In what follows `step` is a checkpoint's step or its tag ("best"); None stands for the newest.
+    """
+
+    @property
+    def kind(self) -> str:
+        """Kind of the runs that it writes, as run.json records it."""
+        ...
+
+    @property
+    def commands(self) -> Sequence[str]:
+        """Its commands that train runs, as words after `upi-trm`, e.g. "baselines train"."""
+        ...
+
+    def sweep_command(self, command: str) -> SweepCommand:
+        """What a sweep must know of one of `commands`."""
+        ...
+
+    def method_of(self, run: Run) -> str:
+        """The name of the method in tables, e.g. "UPI-TRM" or "PPO"."""
+        ...
+
+    def load_policy(self, run: Run, *, placement: Placement, step: int | str | None) -> Policy:
+        """The greedy policy of a checkpoint.
+
+        Raises:
+            RunError: a run that plays no edits, or weights that do not fit its recipe.
+        """
+        ...
+
+    def load_probabilities(
+        self, run: Run, *, placement: Placement, step: int | str | None
+    ) -> EditPolicy:
+        """Edit probabilities of a checkpoint, for sampling and for the verified search.
+
+        Raises:
+            RunError: as of `load_policy`.
+            ValueError: a policy that depends on more than the state.
+        """
+        ...
+
+    def load_networks(self, run: Run, *, placement: Placement, step: int | str | None) -> Networks:
+        """Policy and evaluator of a checkpoint, for studies; errors as of `load_policy`."""
+        ...
+
+
+def learner_of(run: Run) -> Learner:
+    """The learner that wrote a run.
+
+    Raises:
+        RunError: no installed learner writes runs of its kind, or it does not load.
+    """
+    points = _learners()
+    kind, where = run.info.kind, run.path / "run.json"
+    if kind not in points:
+        known = ", ".join(repr(name) for name in sorted(points))
+        raise RunError(f"{where}: kind is {kind!r}, not one of {known}")
+    try:
+        found: Learner = points[kind].load()
+    except ImportError as error:
+        raise RunError(f"{where}: a run of kind {kind!r} can't be loaded: {error}") from error
+    return found
+
+
+def find_command(text: str) -> tuple[SweepCommand, list[str], list[str]]:
+    """The command, the words that name it, and the words that follow them.
+
+    Raises:
+        ValueError: the words name no command that trains; says the nearest one.
+    """
+    words = shlex.split(text)
+    homes: dict[str, Learner] = {}
+    for point in _learners().values():
+        learner: Learner = point.load()
+        homes |= dict.fromkeys(learner.commands, learner)
+    for count in range(len(words), 0, -1):
+        name = " ".join(words[:count])
+        if name in homes:
+            return homes[name].sweep_command(name), words[:count], words[count:]
+    near = difflib.get_close_matches(text, homes, n=1)
+    hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(sorted(homes))}"
+    raise ValueError(f"command: {text!r} trains no runs; {hint}")
+
+
+def task_of(run: Run) -> Task:
+    """The task that a run was trained on."""
+    return resolve_task(run.info.env)
+
+
+def load_policy(run: Run, *, placement: Placement, step: int | str | None = None) -> Policy:
+    """The greedy policy of a checkpoint of any learner; see `Learner.load_policy`."""
+    return learner_of(run).load_policy(run, placement=placement, step=step)
+
+
+def load_probabilities(
+    run: Run, *, placement: Placement, step: int | str | None = None
+) -> EditPolicy:
+    """Edit probabilities of any learner's checkpoint; see `Learner.load_probabilities`."""
+    return learner_of(run).load_probabilities(run, placement=placement, step=step)
+
+
+def edits_when_finished(recipe: Any) -> int:
+    """Edits of a finished run: the budget, less what is too little for one more of every plan.
+
+    Args:
+        recipe: has `schedule.edits` and `rollout.plans`.
+    """
+    return int(recipe.schedule.edits // recipe.rollout.plans * recipe.rollout.plans)
+
+
+def _learners() -> dict[str, EntryPoint]:
+    return {point.name: point for point in entry_points(group=LEARNER_GROUP)}

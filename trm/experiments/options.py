@@ -1,0 +1,168 @@
+"""Options that the command lines of all learners share, so that a flag means the same everywhere.
+
+Decorators for click commands, and what their values become. Nothing heavy is imported before a
+command runs.
+"""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+Decorator = Callable[[Any], Any]
+
+json_option: Decorator = click.option(
+    "--json", "as_json", is_flag=True, help="One JSON object on one line, last on stdout."
+)
+overrides_option: Decorator = click.option(
+    "--set",
+    "overrides",
+    multiple=True,
+    metavar="K=V",
+    help="Override a recipe's field; repeatable.",
+)
+device_option: Decorator = click.option(
+    "--device", default="cpu", show_default=True, help="cpu, cuda, cuda:1, ..."
+)
+compile_option: Decorator = click.option(
+    "--compile/--no-compile", "compiled", default=False, help="Use torch.compile."
+)
+# One by default: these models are small, and on shared cores a second thread waits more than it
+# works (measured: 9 edits/s against 156). It also fixes the bits on every machine.
+threads_option: Decorator = click.option(
+    "--threads",
+    type=click.IntRange(1),
+    help="CPU threads.  [default: 1; a resumed run keeps its own]",
+)
+precision_option: Decorator = click.option(
+    "--precision",
+    type=click.Choice(["float32", "bfloat16"]),
+    default="float32",
+    show_default=True,
+    help="Of matrix products.",
+)
+
+
+env_option: Decorator = click.option(
+    "--env", help="sudoku4x4, ... or any PlanEdit id; `upi-trm envs` lists them."
+)
+edits_option: Decorator = click.option(
+    "--steps", type=click.IntRange(0), help="Edits over all parallel plans, never exceeded."
+)
+eval_num_option: Decorator = click.option(
+    "--eval-num",
+    type=click.IntRange(0),
+    default=500,
+    show_default=True,
+    help="Unseen puzzles to evaluate on at the end; 0 = none.",
+)
+
+
+def placement_options(command: Any) -> Any:
+    """Where the numbers are computed: the same four flags on every command that runs a model."""
+    return added(command, device_option, precision_option, compile_option, threads_option)
+
+
+def run_options(command: Any) -> Any:
+    """Which run is made, or gone on with."""
+    return added(
+        command,
+        click.option(
+            "--seed",
+            type=click.IntRange(0),
+            default=0,
+            show_default=True,
+            help="Seed of all random streams.",
+        ),
+        click.option(
+            "--out",
+            type=click.Path(path_type=Path),
+            help="Run folder to make.  [default: below runs/]",
+        ),
+        click.option(
+            "--resume",
+            metavar="RUN",
+            type=click.Path(path_type=Path),
+            help="Go on with a run that stopped.",
+        ),
+    )
+
+
+def job_options(command: Any) -> Any:
+    """Where independent jobs run; see `trm.compute.jobs.map_jobs`."""
+    return added(
+        command,
+        click.option(
+            "--workers", type=click.IntRange(1), help="Jobs at once.  [default: one a core]"
+        ),
+        click.option(
+            "--backend",
+            type=click.Choice(["local", "ray"]),
+            default="local",
+            show_default=True,
+            help="Processes of this machine, or a Ray cluster (extra `cluster`).",
+        ),
+        click.option(
+            "--address", help="Of the Ray cluster, e.g. auto.  [default: start a local one]"
+        ),
+    )
+
+
+def added(command: Any, *options: Decorator) -> Any:
+    """The command with the options, which its help shows in this order."""
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def make_placement(
+    *,
+    device: str,
+    compiled: bool,
+    threads: int | None,
+    precision: Any = "float32",
+    resumed: bool = False,
+) -> Any:
+    """A `trm.compute.device.Placement` of the flags.
+
+    A resumed run keeps its thread count unless one is given; else it is one. Where the CPU is
+    slower in bfloat16, which is measured, stderr says so.
+    """
+    from trm.compute.device import Placement, bfloat16_speedup
+
+    threads = 1 if threads is None and not resumed else threads
+    placement = Placement(device=device, precision=precision, compile=compiled, threads=threads)
+    if placement.precision == "bfloat16" and placement.kind == "cpu":
+        speedup = bfloat16_speedup()
+        if speedup < 1:
+            click.echo(
+                f"warning: this CPU multiplies matrices {1 / speedup:.1f} times slower in bfloat16"
+                " than in float32",
+                err=True,
+            )
+    return placement
+
+
+def refuse_mixed_resume(ctx: click.Context, *, resume: Path | None, env: str | None) -> None:
+    """A learner in environments begins with an environment, or goes on with a run as it began.
+
+    Raises:
+        click.UsageError: neither is given, or a parameter that the run's folder records.
+    """
+    if resume is not None:
+        refuse_with_resume(ctx, ("env", "recipe", "overrides", "seed", "out"))
+    elif env is None:
+        raise click.UsageError("--env is missing (or --resume RUN); `upi-trm envs` lists them")
+
+
+def refuse_with_resume(ctx: click.Context, parameters: Sequence[str]) -> None:
+    """A run goes on as it began: what its folder records can't be given again.
+
+    Raises:
+        click.UsageError: names the first of these parameters that was given.
+    """
+    for parameter in parameters:
+        if ctx.get_parameter_source(parameter) is not click.core.ParameterSource.DEFAULT:
+            flag = "set" if parameter == "overrides" else parameter
+            raise click.UsageError(f"--{flag} can't be combined with --resume: the run records it")

@@ -1,0 +1,301 @@
+"""Evaluation records: what one trained run is worth, as a small JSON object that outlives the run.
+
+`make_record` plays a run's newest checkpoint on unseen puzzles beside the reference policies, as
+`upi-trm eval RUN --json` does, and adds what the run cost and how it learned. Sweeps keep the
+record in the run folder (`eval.json`); `upi-trm compare` reads records, from there or from files,
+and makes those that are missing. Runs of other learners are loaded by their own modules (`policy`).
+"""
+
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from trm.compute.device import Placement
+from trm.experiments.learners import learner_of
+from trm.experiments.shipped_runs import is_shipped, run_path
+from trm.runs.durable import replace_durably
+from trm.runs.files import read_json_object
+from trm.runs.run import Run
+
+FORMAT_VERSION = 1
+"""Of the record; another version is made anew where the run is at hand, and refused elsewhere."""
+
+RECORD_FILE = "eval.json"
+"""Name of the record in a run folder."""
+
+DEFAULT_NUM = 500
+"""Puzzles of an evaluation where nobody asks for another number."""
+
+_SEED_SUFFIX = re.compile(r"-seed\d+(-\d{8}-\d{6})?$")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Record:
+    """One run's result; the fields that a plain `upi-trm eval --json` lacks may be None."""
+
+    method: str
+    """Name of the learner, e.g. "UPI-TRM"."""
+    recipe: str
+    """What tells this run from others of its method and is the same for all seeds."""
+    recipe_hash: str | None
+    env: str
+    instances: str
+    """Name of the instance set."""
+    num_instances: int
+    seed: int
+    """Of the run."""
+    step: int
+    """Edits of training."""
+    success_rate: float
+    mean_score: float
+    improvement: float
+    reference: Mapping[str, Mapping[str, float]]
+    """Reference policy -> success_rate, mean_score, improvement on the same instances."""
+    parameters: int | None
+    """Of the network that plays."""
+    wall_seconds: float | None
+    cpu_seconds: float | None
+    peak_memory_bytes: int | None
+    curve: tuple[tuple[int, float], ...]
+    """(edits, success rate on validation puzzles), in the order of training."""
+
+
+def make_record(run: Run, *, num: int = DEFAULT_NUM, seed: int = 0) -> dict[str, Any]:
+    """Evaluate the newest checkpoint of a run on the test split of its task.
+
+    Args:
+        run: of any kind.
+        num: puzzles; the same ones for every run of a task.
+        seed: of the puzzles and of the reference policies' choices.
+
+    Returns:
+        The record as JSON values.
+
+    Raises:
+        RunError: the run has no whole checkpoint, or is of an unknown kind.
+    """
+    checkpoint = run.load_checkpoint()
+    usage = checkpoint.state.get("usage", {})
+    return {
+        **_evaluate(run, num, seed),
+        "format_version": FORMAT_VERSION,
+        "kind": run.info.kind,
+        "method": learner_of(run).method_of(run),
+        "run": run.path.name,
+        "recipe": label_of(run.path),
+        "recipe_hash": run.info.recipe_hash,
+        "seed": run.info.seed,
+        "step": checkpoint.step,
+        "parameters": _num_parameters(checkpoint.weights),
+        "wall_seconds": usage.get("wall_seconds"),
+        "cpu_seconds": usage.get("cpu_seconds"),
+        "peak_memory_bytes": usage.get("peak_memory_bytes"),
+        "curve": [
+            [line["step"], line["success_rate"]]
+            for line in run.read_metrics()
+            if "success_rate" in line
+        ],
+        "command": run.info.command,
+        "commit": run.info.provenance.get("git"),
+    }
+
+
+def keep_record(
+    path: Path,
+    *,
+    num: int | None = None,
+    announce: Callable[[str], None] = lambda _: None,
+) -> dict[str, Any]:
+    """The record in a run folder; made and written there when it is missing or out of date.
+
+    Nothing is written to the folder of a run that ships.
+
+    Args:
+        path: a run folder.
+        num: puzzles; None takes a record of any number, and `DEFAULT_NUM` where there is none.
+        announce: is told before an evaluation begins.
+    """
+    run = Run.open(path)
+    file = path / RECORD_FILE
+    if file.exists():
+        found = read_json_object(file)
+        if _is_current(found, run, num):
+            return found
+    announce(f"evaluating {path}")
+    record = make_record(run, num=DEFAULT_NUM if num is None else num)
+    if not is_shipped(path):
+        replace_durably(file, (json.dumps(record, allow_nan=False) + "\n").encode())
+    return record
+
+
+def keep_record_of(folder: Path, num: int) -> dict[str, Any]:
+    """`keep_record` with the arguments of `SweepCommand.make_record`."""
+    return keep_record(folder, num=num)
+
+
+def read_records(
+    paths: Sequence[Path],
+    *,
+    num: int | None = None,
+    announce: Callable[[str], None] = lambda _: None,
+) -> list[dict[str, Any]]:
+    """Records of run folders, of folders of such, and of JSON files, in the order given.
+
+    Args:
+        paths: run folders, `pretrained:NAME`, folders with runs or records below them, files of one
+            record or of `{"records": [...]}`.
+        num: puzzles that every record must have; runs of another number are evaluated anew.
+        announce: is told of every evaluation and of runs without a checkpoint, which are left out.
+
+    Raises:
+        ValueError: one line, for a path that holds no result, or a file of another number.
+    """
+    return [record for path in paths for record in _records_at(run_path(path), num, announce)]
+
+
+def parse_record(record: Mapping[str, Any], *, source: str) -> Record:
+    """A record, or the output of `upi-trm eval --json`, with its fields checked.
+
+    Raises:
+        ValueError: names source and field.
+    """
+    version = record.get("format_version", FORMAT_VERSION)
+    if version != FORMAT_VERSION:
+        raise ValueError(f"{source}: format_version is {version!r}, expected {FORMAT_VERSION}")
+    number = (int, float)
+    found = {
+        name: _field(record, name, kinds, source)
+        for name, kinds in {
+            "env": (str,),
+            "instances": (str,),
+            "num_instances": (int,),
+            "seed": (int,),
+            "step": (int,),
+            "success_rate": number,
+            "mean_score": number,
+            "improvement": number,
+            "reference": (dict,),
+        }.items()
+    }
+    for name, report in found["reference"].items():
+        for figure in ("success_rate", "mean_score", "improvement"):
+            _field(report, figure, number, f"{source}: reference.{name}")
+    run = str(record.get("run", "run"))
+    optional = {
+        name: _field(record, name, (*kinds, type(None)), source)
+        for name, kinds in {
+            "recipe_hash": (str,),
+            "parameters": (int,),
+            "wall_seconds": number,
+            "cpu_seconds": number,
+            "peak_memory_bytes": (int,),
+        }.items()
+    }
+    return Record(
+        **found,
+        **optional,
+        method=str(record.get("method", "learned")),
+        recipe=str(record.get("recipe", label_of(Path(run)))),
+        curve=tuple((int(step), float(rate)) for step, rate in record.get("curve", ())),
+    )
+
+
+def label_of(path: Path) -> str:
+    """What tells a run folder from others but for its seed: its name without `-seedN` and time."""
+    return _SEED_SUFFIX.sub("", path.name) or path.name
+
+
+# --- Evaluation
+
+
+def _evaluate(run: Run, num: int, seed: int) -> dict[str, Any]:
+    """In this process; torch, numba and the environments are loaded here."""
+    from trm.experiments.learners import load_policy, task_of
+    from trm.experiments.scoreboard import score_policies
+
+    task = task_of(run)
+    policy = load_policy(run, placement=Placement(threads=1))
+    instances = task.instances("test", num=num, seed=seed)
+    board = score_policies(policy, task, instances, seed=seed)
+    return {**board.to_json_dict(), "eval_seed": seed}
+
+
+def _num_parameters(weights: Mapping[str, Any]) -> int:
+    """Numbers in the network that plays: those named `policy.*`, else all."""
+    playing = {name: tensor for name, tensor in weights.items() if name.startswith("policy.")}
+    return sum(tensor.numel() for tensor in (playing or weights).values())
+
+
+# --- Reading
+
+
+def _is_current(record: Mapping[str, Any], run: Run, num: int | None) -> bool:
+    steps = run.checkpoint_steps()
+    return (
+        record.get("format_version") == FORMAT_VERSION
+        and record.get("recipe_hash") == run.info.recipe_hash
+        and record.get("seed") == run.info.seed
+        and bool(steps)
+        and record.get("step") == steps[-1]
+        and num in (None, record.get("num_instances"))
+    )
+
+
+def _records_at(
+    path: Path, num: int | None, announce: Callable[[str], None]
+) -> Iterator[dict[str, Any]]:
+    if path.is_file():
+        yield from _records_in(path, num)
+        return
+    if not path.is_dir():
+        raise ValueError(f"{path}: no such file or folder")
+    if (path / "run.json").is_file():
+        yield keep_record(path, num=num, announce=announce)
+        return
+    runs = sorted((found.parent for found in path.rglob("run.json")), key=_natural)
+    for folder in runs:
+        if Run.open(folder).checkpoint_steps():
+            yield keep_record(folder, num=num, announce=announce)
+        else:
+            announce(f"{folder}: no checkpoint yet, left out")
+    if runs:
+        return
+    kept = path / "records"
+    files = sorted((kept if kept.is_dir() else path).glob("*.json"), key=_natural)
+    if not files:
+        raise ValueError(f"{path}: holds neither runs (run.json) nor records (*.json)")
+    for file in files:
+        yield from _records_in(file, num)
+
+
+def _records_in(file: Path, num: int | None) -> Iterator[dict[str, Any]]:
+    found = read_json_object(file)
+    records = found.get("records", [found])
+    for record in records:
+        parsed = parse_record(record, source=str(file))
+        if num is not None and parsed.num_instances != num:
+            raise ValueError(
+                f"{file}: num_instances is {parsed.num_instances} where {num} are asked for, and "
+                "its run is not at hand"
+            )
+        yield record if "recipe" in record else {**record, "recipe": label_of(Path(file.stem))}
+
+
+def _field(record: Any, name: str, kinds: tuple[type, ...], source: str) -> Any:
+    value: Any = record.get(name) if isinstance(record, Mapping) else None
+    if not isinstance(value, kinds) or isinstance(value, bool):
+        raise ValueError(
+            f"{source}: {name} is {value!r}, expected {kinds[0].__name__}: not an evaluation record"
+            " (upi-trm eval RUN --json)"
+        )
+    number: Any = value
+    return float(number) if float in kinds and number is not None else number
+
+
+def _natural(path: Path) -> list[tuple[int, float | str]]:
+    """Sort key that puts n=4 before n=16, and alpha=0.25 before alpha=0.5."""
+    parts = re.split(r"(\d+(?:\.\d+)?)", str(path))
+    return [(0, float(part)) if part[:1].isdigit() else (1, part) for part in parts]

@@ -1,0 +1,129 @@
+"""States of a domain as tensors, and the greedy policy of a network over them."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from numpy.typing import NDArray
+from torch import Tensor
+
+from plan_envs.domain import DomainSpec, Int8Array, PlanDomain, potential
+from trm.compute.device import Placement
+from trm.nn.model import ModelShape, StateBatch, TinyRecursiveModel
+
+
+def model_shape(spec: DomainSpec) -> ModelShape:
+    """What a model must know of a domain, as tensors."""
+    return ModelShape(
+        num_cells=spec.num_cells,
+        num_values=spec.num_values,
+        num_actions=spec.num_actions,
+        action_cell=torch.from_numpy(spec.action_cell.copy()),
+        action_value=torch.from_numpy(spec.action_value.copy()),
+        action_kind=torch.from_numpy(spec.action_kind.copy()),
+        groups={name: torch.from_numpy(label.copy()) for name, label in spec.groups.items()},
+        neighbours=None if spec.neighbours is None else torch.from_numpy(spec.neighbours.copy()),
+        instance_layers=spec.instance_layers,
+        num_instance_values=spec.num_instance_values,
+    )
+
+
+def edit_logits(model: TinyRecursiveModel, states: StateBatch) -> Float[Tensor, "batch action"]:
+    """Masked logits of pi_phi at the recipe's depth."""
+    encoding = model.encode(states)
+    return model.edit_logits(model.recur(encoding), encoding, states)
+
+
+@torch.no_grad()
+def policy_probabilities(
+    model: TinyRecursiveModel, states: StateBatch, *, chunk: int = 1024
+) -> Float[Tensor, "batch action"]:
+    """pi_phi(a | s) of many states; exactly 0 at illegal edits."""
+    return torch.softmax(all_edit_logits(model, states, chunk=chunk), dim=1)
+
+
+@torch.no_grad()
+def all_edit_logits(
+    model: TinyRecursiveModel, states: StateBatch, *, chunk: int = 1024
+) -> Float[Tensor, "batch action"]:
+    """`edit_logits` of many states, without gradient."""
+    parts = range(0, len(states), chunk)
+    return torch.cat(
+        [edit_logits(model, states.select(slice(start, start + chunk))) for start in parts]
+    )
+
+
+def sample_edits(
+    probability: Float[Tensor, "batch action"], generator: torch.Generator
+) -> Int[Tensor, " batch"]:
+    """One edit a state, drawn from its distribution."""
+    return torch.multinomial(probability, 1, generator=generator).squeeze(1)
+
+
+EditPolicy = Callable[[StateBatch], Float[Tensor, "batch action"]]
+"""States -> probabilities over edits, zero where illegal."""
+
+
+def to_states(
+    instances: Int8Array, plans: Int8Array, masks: Int8Array, device: torch.device
+) -> StateBatch:
+    """What learners see of instances, plans and masks -> a batch of states on the device."""
+    return StateBatch(
+        instance=torch.from_numpy(np.ascontiguousarray(instances)).to(device),
+        plan=torch.from_numpy(np.ascontiguousarray(plans)).to(device),
+        mask=torch.from_numpy(np.ascontiguousarray(masks)).to(device),
+    )
+
+
+@dataclass(frozen=True)
+class GreedyPolicy:
+    """The most probable edit of pi_phi, the first one on a tie; draws no random numbers."""
+
+    model: TinyRecursiveModel
+    placement: Placement
+    chunk: int = 1024
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        instances: Int8Array,
+        plans: Int8Array,
+        mask: Int8Array,
+        rng: np.random.Generator,
+    ) -> NDArray[np.int32]:
+        """Shapes [batch, observed], [batch, cell], [batch, action] -> actions, shape [batch]."""
+        device = self.placement.torch_device
+        actions = []
+        for start in range(0, len(plans), self.chunk):
+            part = slice(start, start + self.chunk)
+            states = to_states(instances[part], plans[part], mask[part], device)
+            with self.placement.autocast():
+                actions.append(edit_logits(self.model, states).argmax(dim=1).cpu().numpy())
+        return np.concatenate(actions).astype(np.int32)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Boards:
+    """States as boards."""
+
+    instances: Int8Array
+    """Shape [batch, instance], hidden layers included."""
+    plans: Int8Array
+    """Shape [batch, cell]."""
+
+    def __len__(self) -> int:
+        """Number of states."""
+        return len(self.plans)
+
+    def batch(self, domain: PlanDomain, device: torch.device) -> StateBatch:
+        """What a model sees of them."""
+        seen = self.instances[:, : domain.spec.observed_size]
+        masks = domain.action_mask(self.instances, self.plans)
+        return to_states(seen, self.plans, masks, device)
+
+    def phi(self, domain: PlanDomain, device: torch.device) -> Float[Tensor, " batch"]:
+        """Phi(s) in float64."""
+        score = domain.check(self.instances, self.plans).score
+        return torch.from_numpy(potential(score, domain.spec.max_score)).to(device)

@@ -1,0 +1,130 @@
+"""manifest.json, the record of a sweep that people read and commit."""
+
+import json
+import shlex
+from collections.abc import Mapping
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+from trm.compute.jobs import JobResult
+from trm.experiments.sweep_spec import Sweep, prepared_path, record_path
+from trm.runs.durable import replace_durably
+
+FORMAT_VERSION = 1
+"""Of manifest.json."""
+
+
+PointState = Literal["pending", "interrupted", "running", "finished", "failed", "stopped"]
+
+
+def job_state(result: JobResult) -> PointState:
+    if result.state in ("done", "skipped"):
+        return "finished"
+    if result.state == "stopped":
+        return "stopped" if result.attempts else "pending"
+    return "running" if result.state == "running" else "failed"
+
+
+class Manifest:
+    """manifest.json: the record of a sweep that people read and commit."""
+
+    def __init__(self, sweep: Sweep, out: Path, command: str) -> None:
+        from trm.compute.process import provenance
+
+        self._path = out / "manifest.json"
+        earlier = self._read(sweep.name)
+        started = datetime.now(UTC).isoformat(timespec="seconds")
+        session = {"started": started, "command": command, "provenance": provenance()}
+        known = {point["name"]: point for point in earlier.get("points", [])}
+        self._out, self._figures = out, sweep.command.figures
+        self._prepared = self._prepare_lines(sweep, earlier)
+        self._points = {
+            point.name: {
+                "name": point.name,
+                "env": point.env,
+                "seed": point.seed,
+                "settings": dict(point.settings),
+                "command": shlex.join(["upi-trm", *point.start, "--out", str(out / point.name)]),
+                "state": "pending",
+                "detail": "",
+                "seconds": known.get(point.name, {}).get("seconds", 0.0),
+                **dict.fromkeys(sweep.command.figures),
+            }
+            for point in sweep.points
+        }
+        self._head = {
+            "format_version": FORMAT_VERSION,
+            "sweep": sweep.name,
+            "spec": asdict(sweep.spec),
+            "sessions": [*earlier.get("sessions", []), session],
+        }
+
+    def update(
+        self, name: str, state: PointState, *, detail: str = "", seconds: float = 0.0
+    ) -> None:
+        point = self._points[name]
+        point |= {"state": state, "detail": detail}
+        if seconds:
+            point["seconds"] = round(seconds, 1)
+        if state == "finished":
+            found = json.loads(record_path(self._out, name).read_bytes())
+            point |= {figure: found[figure] for figure in self._figures}
+
+    def figures(self, name: str) -> dict[str, float]:
+        point = self._points[name]
+        return {figure: point[figure] for figure in self._figures if point[figure] is not None}
+
+    def prepared(self, name: str, result: JobResult) -> None:
+        line = self._prepared[name]
+        line |= {"state": job_state(result), "detail": result.detail}
+        if result.seconds:
+            line["seconds"] = round(result.seconds, 1)
+
+    def write(self) -> None:
+        prepared = list(self._prepared.values())
+        record = {
+            **self._head,
+            **({"prepare": prepared} if prepared else {}),
+            "points": list(self._points.values()),
+        }
+        replace_durably(self._path, (json.dumps(record, indent=1) + "\n").encode())
+
+    def _prepare_lines(self, sweep: Sweep, earlier: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+        """A line for each preparation; one that was begun with other words is refused."""
+        known = {line["name"]: line for line in earlier.get("prepare", [])}
+        lines = {}
+        for one in sweep.preparations:
+            folder = prepared_path(self._out, one.name)
+            command = shlex.join(["upi-trm", *one.words, "--out", str(folder)])
+            before = known.get(one.name, {})
+            if folder.exists() and before.get("command", command) != command:
+                raise ValueError(
+                    f"{folder}: was made by {before['command']!r}, {sweep.name} asks for"
+                    f" {command!r} now; choose another --out, or move it away"
+                )
+            lines[one.name] = {
+                "name": one.name,
+                "command": command,
+                "state": "pending",
+                "detail": "",
+                "seconds": before.get("seconds", 0.0),
+            }
+        return lines
+
+    def _read(self, name: str) -> dict[str, Any]:
+        try:
+            found: Any = json.loads(self._path.read_bytes())
+        except FileNotFoundError:
+            return {}
+        except ValueError as error:
+            raise ValueError(f"{self._path}: not valid JSON ({error})") from error
+        if not isinstance(found, dict) or found.get("format_version") != FORMAT_VERSION:
+            raise ValueError(f"{self._path}: not a manifest of format version {FORMAT_VERSION}")
+        if found.get("sweep") != name:
+            raise ValueError(
+                f"{self._path}: this folder holds the sweep {found.get('sweep')!r}, not {name!r};"
+                " choose another --out"
+            )
+        return found

@@ -1,0 +1,405 @@
+"""What a sweep is: the spec that a YAML file holds and the points that it stands for."""
+
+import dataclasses
+import difflib
+import itertools
+import json
+import re
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from trm.experiments.learners import SweepCommand, find_command
+from trm.runs.shipped import shipped_file, shipped_folder, shipped_names
+
+_FOLDER = shipped_folder(Path(__file__).resolve().parents[1], "sweeps")
+
+
+_NAME = re.compile(r"[A-Za-z0-9][\w.-]*")
+
+
+_REFERENCE = re.compile(r"\{([A-Za-z0-9][\w.-]*)\}")
+
+
+_PLAIN_TEXT = re.compile(r"(?!(?:y|n|yes|no|on|off|true|false|null)$)[A-Za-z_][\w./-]*", re.I)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepSpec:
+    """What a spec file may say."""
+
+    command: str = "train"
+    """Words after `upi-trm`; more than the command's name is passed on, e.g. `--device cuda`."""
+    prepare: dict[str, str] = field(default_factory=dict)
+    """Name -> words after `upi-trm` of a command with `--out` that is run before the points, e.g.
+    one that trains their teacher; in what follows, `{name}` stands for its folder: in later ones
+    and in `command`, `set`, `cases`, `grid`."""
+    envs: tuple[str, ...] | None = None
+    """Environments, as `--env` takes them; null for commands whose recipes name their data."""
+    recipe: str | None = None
+    """A shipped recipe, or a file beside the spec; `{env}` and `{case}` in it stand for a point's
+    environment and case. Null for each environment's own."""
+    set: dict[str, Any] = field(default_factory=dict)
+    """Overrides of every point: dotted field -> value."""
+    cases: dict[str, Any] = field(default_factory=dict)
+    """Name -> overrides; each case is combined with the whole grid."""
+    grid: dict[str, Any] = field(default_factory=dict)
+    """Dotted field -> list of values; all combinations."""
+    seeds: tuple[int, ...] = (0,)
+    """Of the runs."""
+    steps: int | None = None
+    """Budget of every run, as `--steps`; null for the recipe's."""
+    eval_num: int = 500
+    """Unseen puzzles of the evaluation at the end, the same for all."""
+
+    def __post_init__(self) -> None:
+        """Check what no recipe checks."""
+        for name in ("envs", "seeds"):
+            values = getattr(self, name)
+            if values is not None and (not values or len(set(values)) < len(values)):
+                raise ValueError(f"{name} must be different values, at least one, got {values}")
+        for name in self.prepare:
+            if not _NAME.fullmatch(name):
+                raise ValueError(f"prepare: a name must be letters, digits, _, -, ., got {name!r}")
+        if min(self.seeds) < 0:
+            raise ValueError(f"seeds must not be negative, got {self.seeds}")
+        if self.eval_num < 1:
+            raise ValueError(f"eval_num must be at least 1, got {self.eval_num}")
+        if self.steps is not None and self.steps < 1:
+            raise ValueError(f"steps must be at least 1, got {self.steps}")
+        for name, values in self.grid.items():
+            if not isinstance(values, list) or not values:
+                raise ValueError(f"grid: {name} must be a list of values, got {values!r}")
+        for name, values in self.cases.items():
+            if not isinstance(values, dict):
+                raise ValueError(f"cases: {name} must be `field: value` lines, got {values!r}")
+            twice = [key for key in values if key in self.grid]
+            if twice:
+                raise ValueError(f"cases: {name} sets {twice[0]}, which the grid sets too")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preparation:
+    """Something that points share, made before them."""
+
+    name: str
+    words: tuple[str, ...]
+    """After `upi-trm`; `--out FOLDER` is added."""
+    training: SweepCommand | None
+    """What it trains a run with, if it does; other commands go on when they are given again."""
+    resume: tuple[str, ...]
+    """Of a training: see `Point.resume`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Point:
+    """One run of a sweep."""
+
+    name: str
+    """Name of its folder: environment, case, grid values, seed."""
+    env: str | None
+    """None where the recipe names the data."""
+    seed: int
+    settings: Mapping[str, Any]
+    """Values of the grid, and the case's name."""
+    recipe: Any
+    """The recipe that it trains, checked."""
+    start: tuple[str, ...]
+    """Words after `upi-trm` that begin it; `--out FOLDER` is added."""
+    resume: tuple[str, ...]
+    """Words that go on with it; `--resume FOLDER` is added."""
+    finished_at: int
+    """Step that it has reached at least when it is finished."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sweep:
+    """A spec and its points."""
+
+    name: str
+    """The file's name without ending."""
+    spec: SweepSpec
+    command: SweepCommand
+    preparations: tuple[Preparation, ...]
+    """In the order of the spec; one uses earlier ones alone."""
+    points: tuple[Point, ...]
+
+
+def sweep_names() -> list[str]:
+    """Names of the shipped specs, sorted."""
+    return shipped_names(_FOLDER)
+
+
+def sweep_path(name: str) -> Path:
+    """The file of a spec: a path, or the name of a shipped one.
+
+    Raises:
+        ValueError: there is neither; names the nearest shipped one.
+    """
+    return Path(name) if Path(name).is_file() else shipped_file(name, _FOLDER, kind="sweep")
+
+
+def plan_sweep(path: Path) -> Sweep:
+    """Read a spec and check every point of it; nothing is started or written.
+
+    What `prepare` makes is still called `{name}`; `place_sweep` puts it into a folder.
+
+    Raises:
+        ValueError: one line with file, field and value, for an unknown key or field (with the
+            nearest valid name), a value that the recipe refuses, or two points that are one.
+    """
+    from trm.runs.recipe import load_recipe
+
+    spec = load_recipe(SweepSpec, path)
+    try:
+        command, words, further = find_command(spec.command)
+        _check_envs(spec, command, " ".join(words))
+        preparations = tuple(_preparations(spec))
+        _check_references(spec)
+        points = tuple(_points(spec, path, command, words, further))
+        _check_distinct(points)
+    except ValueError as error:
+        message = str(error).removeprefix("--set: ")
+        raise ValueError(message if message.startswith(str(path)) else f"{path}: {message}") from (
+            error
+        )
+    return Sweep(
+        name=path.stem, spec=spec, command=command, preparations=preparations, points=points
+    )
+
+
+def place_sweep(sweep: Sweep, out: Path) -> Sweep:
+    """The sweep with the folders below `out` in the place of every `{name}`."""
+    folders = {one.name: str(prepared_path(out, one.name)) for one in sweep.preparations}
+    if not folders:
+        return sweep
+    return dataclasses.replace(
+        sweep,
+        preparations=tuple(
+            dataclasses.replace(one, words=_filled(one.words, folders))
+            for one in sweep.preparations
+        ),
+        points=tuple(
+            dataclasses.replace(
+                point,
+                start=_filled(point.start, folders),
+                resume=_filled(point.resume, folders),
+                recipe=_filled(point.recipe, folders),
+            )
+            for point in sweep.points
+        ),
+    )
+
+
+def _filled(value: Any, folders: Mapping[str, str]) -> Any:
+    """A value with the folders in all its texts, dataclasses and collections included."""
+    if isinstance(value, str):
+        return _REFERENCE.sub(lambda found: folders.get(found[1], found[0]), value)
+    if isinstance(value, tuple | list):
+        return type(value)(_filled(one, folders) for one in value)
+    if isinstance(value, dict):
+        return {key: _filled(one, folders) for key, one in value.items()}
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        changes = {one.name: _filled(getattr(value, one.name), folders) for one in fields(value)}
+        return dataclasses.replace(value, **changes)
+    return value
+
+
+def _check_envs(spec: SweepSpec, command: SweepCommand, name: str) -> None:
+    if command.takes_env and spec.envs is None:
+        raise ValueError(f"envs: no value given; {name} needs environments")
+    if not command.takes_env and spec.envs is not None:
+        raise ValueError(f"envs: {name} takes none, its recipes name their data; got {spec.envs}")
+
+
+def _preparations(spec: SweepSpec) -> Iterator[Preparation]:
+    for name, text in spec.prepare.items():
+        try:
+            training, words, further = find_command(text)
+        except ValueError:  # nothing that trains: a data set, a cache
+            yield Preparation(name=name, words=tuple(shlex.split(text)), training=None, resume=())
+        else:
+            yield Preparation(
+                name=name,
+                words=(*words, *further),
+                training=training,
+                resume=training.resume or tuple(words),
+            )
+
+
+def _check_references(spec: SweepSpec) -> None:
+    """Every `{name}` is one of `prepare`, and comes after it."""
+    known: list[str] = []
+    for name, text in spec.prepare.items():
+        _refuse_unknown(f"prepare: {name}", text, known)
+        known.append(name)
+    for place in ("command", "set", "cases", "grid"):
+        _refuse_unknown(place, getattr(spec, place), known)
+
+
+def _refuse_unknown(place: str, value: Any, known: Sequence[str]) -> None:
+    if isinstance(value, dict):
+        for key, one in value.items():
+            _refuse_unknown(f"{place}: {key}", one, known)
+    elif isinstance(value, list):
+        for one in value:
+            _refuse_unknown(place, one, known)
+    elif isinstance(value, str):
+        for name in _REFERENCE.findall(value):
+            if name not in known:
+                near = difflib.get_close_matches(name, known, n=1)
+                hint = f"did you mean {{{near[0]}}}?" if near else f"there are {list(known)}"
+                raise ValueError(f"{place}: {{{name}}} is not prepared before; {hint}")
+
+
+def _points(
+    spec: SweepSpec, path: Path, command: SweepCommand, words: list[str], further: list[str]
+) -> Iterator[Point]:
+    paths = further[: len(command.path_words)]
+    if len(paths) < len(command.path_words):
+        missing = command.path_words[len(paths)]
+        raise ValueError(f"command: {spec.command!r} must name the {missing}'s path")
+    variants = list(_variants(spec, path, command, paths))
+    again = further[len(paths) :]
+    always = (*(command.resume or words), *again, *command.options)
+    steps = () if spec.steps is None else ("--steps", str(spec.steps))
+    # Seeds outermost: the first third of a sweep over three seeds already shows the whole picture.
+    for seed, variant in itertools.product(spec.seeds, variants):
+        recipe_words = () if variant.recipe_word is None else ("--recipe", variant.recipe_word)
+        yield Point(
+            name=f"{variant.label}-seed{seed}",
+            env=variant.env,
+            seed=seed,
+            settings=variant.settings,
+            recipe=variant.recipe,
+            start=(
+                *(*words, *further, *_env_words(variant.env), *recipe_words),
+                *(word for override in variant.overrides for word in ("--set", override)),
+                *(*steps, "--seed", str(seed), *command.options),
+            ),
+            resume=always,
+            finished_at=command.finished_at(variant.recipe),
+        )
+
+
+def _env_words(env: str | None) -> tuple[str, ...]:
+    return () if env is None else ("--env", env)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Variant:
+    """What the runs of all seeds have in common."""
+
+    label: str
+    env: str | None
+    settings: Mapping[str, Any]
+    overrides: tuple[str, ...]
+    recipe_word: str | None
+    recipe: Any
+
+
+def _variants(
+    spec: SweepSpec, path: Path, command: SweepCommand, paths: Sequence[str]
+) -> Iterator[_Variant]:
+    from plan_envs.catalogue import resolve_task
+    from trm.runs.recipe import load_recipe
+
+    cases: list[tuple[str | None, Mapping[str, Any]]] = [*spec.cases.items()] or [(None, {})]
+    combinations = [
+        dict(zip(spec.grid, values, strict=True))
+        for values in itertools.product(*spec.grid.values())
+    ]
+    short = _short_names(list(spec.grid))
+    told = [] if spec.steps is None else [f"{command.steps_field}={spec.steps}"]
+    told += [
+        f"{name}={json.dumps(word if _REFERENCE.fullmatch(word) else str(Path(word).resolve()))}"
+        for name, word in zip(command.path_words, paths, strict=True)
+    ]
+    envs = [None] if spec.envs is None else [resolve_task(env).name for env in spec.envs]
+    for env in envs:
+        for (case, changes), point in itertools.product(cases, combinations):
+            recipe_word, recipe_file = _find_recipe(spec.recipe, env, case, path, command)
+            parts = [part for part in (env, case) if part]
+            parts += [f"{short[name]}={_as_label(value)}" for name, value in point.items()]
+            label = _safe(",".join(parts)) or path.stem
+            values = {**spec.set, **changes, **point}
+            overrides = tuple(f"{name}={_as_text(value)}" for name, value in values.items())
+            try:
+                recipe: Any = load_recipe(command.recipe, recipe_file, [*overrides, *told])
+            except ValueError as error:
+                raise ValueError(f"{label}: {str(error).removeprefix('--set: ')}") from error
+            yield _Variant(
+                label=label,
+                env=env,
+                settings={**({"case": case} if case else {}), **point},
+                overrides=overrides,
+                recipe_word=recipe_word,
+                recipe=recipe,
+            )
+
+
+def _find_recipe(
+    name: str | None, env: str | None, case: str | None, spec_path: Path, command: SweepCommand
+) -> tuple[str | None, Path | None]:
+    """What `--recipe` gets, and the file; both None for the defaults of the dataclass."""
+    if name is None:
+        if env is None:
+            raise ValueError("recipe: no value given; only environments have recipes of their own")
+        shipped = env in command.recipe_names()
+        return (env, command.recipe_path(env)) if shipped else (None, None)
+    name = name.replace("{env}", env or "").replace("{case}", case or "")
+    beside = spec_path.parent / name
+    if beside.is_file():
+        return str(beside), beside
+    return name, command.recipe_path(name)
+
+
+def _short_names(fields: Sequence[str]) -> dict[str, str]:
+    """`improvement.alpha` -> `alpha`, where no other field of the grid ends so."""
+    last = [name.rpartition(".")[2] for name in fields]
+    return {
+        name: short if last.count(short) == 1 else name
+        for name, short in zip(fields, last, strict=True)
+    }
+
+
+def _as_text(value: object) -> str:
+    """A value as `--set` reads it: plain where YAML lets it be."""
+    if isinstance(value, str) and _PLAIN_TEXT.fullmatch(value):
+        return value
+    return json.dumps(value)
+
+
+def _as_label(value: object) -> str:
+    """A value in a folder's name: of what was prepared, its name."""
+    reference = _REFERENCE.fullmatch(value) if isinstance(value, str) else None
+    return reference[1] if reference else _as_text(value)
+
+
+def _safe(name: str) -> str:
+    """A folder name without anything that a shell or a file system would trip over."""
+    return re.sub(r"[^A-Za-z0-9._=,+-]+", "_", name).strip("_")
+
+
+def _check_distinct(points: Sequence[Point]) -> None:
+    names: dict[str, Point] = {}
+    recipes: dict[tuple[str | None, int, str], Point] = {}
+    for point in points:
+        if point.name in names:
+            raise ValueError(f"two points would share the folder {point.name}; rename a case")
+        names[point.name] = point
+        twin = recipes.setdefault((point.env, point.seed, repr(point.recipe)), point)
+        if twin is not point:
+            raise ValueError(f"{twin.name} and {point.name} are the same run; drop one of them")
+
+
+def prepared_path(out: Path, name: str) -> Path:
+    """Where a preparation puts what it makes; the same path in every working directory."""
+    return out.resolve() / "prepared" / name
+
+
+def record_path(out: Path, name: str) -> Path:
+    """Where a finished point's record lies."""
+    return out / "records" / f"{name}.json"

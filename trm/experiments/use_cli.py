@@ -1,0 +1,341 @@
+"""`upi-trm eval` and `upi-trm solve`."""
+
+import json
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from trm.experiments.opening import CheckpointName, open_run, ready_placement
+from trm.experiments.options import added, json_option, placement_options
+
+_EXIT_NOT_SOLVED = 1
+
+
+def _more_compute_options(command: Any) -> Any:
+    """Further passes of the same policy, kept apart from its greedy one."""
+    return added(
+        command,
+        click.option(
+            "--samples",
+            type=click.IntRange(1),
+            metavar="N",
+            help="Play N sampled episodes a puzzle and keep the best plan.",
+        ),
+        click.option(
+            "--search",
+            type=click.IntRange(1),
+            metavar="N",
+            help="Search, led by the policy and verified by the checker: the network may look at N"
+            " plans a puzzle.",
+        ),
+    )
+
+
+@click.command("eval")
+@click.argument("run_path", metavar="RUN", type=click.Path(path_type=Path))
+@click.option(
+    "--instances",
+    "source",
+    metavar="FILE|NAME",
+    help="CSV (source,question,answer,rating), .npz, folder of ARC tasks, or a data set of the"
+    " hub.  [default: the test split]",
+)
+@click.option(
+    "--num", type=click.IntRange(1), help="Puzzles to play.  [default: 500, or the whole file]"
+)
+@click.option(
+    "--seed",
+    type=click.IntRange(0),
+    default=0,
+    show_default=True,
+    help="Seed of generated puzzles and of the reference policies.",
+)
+@click.option(
+    "--step",
+    type=CheckpointName(),
+    help="Checkpoint to use: a number of edits, or best.  [default: the newest]",
+)
+@_more_compute_options
+@json_option
+@placement_options
+def evaluate(
+    *,
+    run_path: Path,
+    source: str | None,
+    num: int | None,
+    seed: int,
+    step: int | str | None,
+    samples: int | None,
+    search: int | None,
+    as_json: bool,
+    device: str,
+    precision: str,
+    compiled: bool,
+    threads: int | None,
+) -> None:
+    """Measure a run beside the reference policies.
+
+    Greedy, one pass. --samples and --search add rows of their own.
+    """
+    placement = ready_placement(
+        device=device, precision=precision, compiled=compiled, threads=threads
+    )
+    run = open_run(run_path)
+    record = show_scoreboard(
+        run,
+        placement=placement,
+        source=source,
+        num=num,
+        seed=seed,
+        step=step,
+        samples=samples,
+        search=search,
+        as_json=as_json,
+    )
+    if as_json:
+        click.echo(json.dumps(record))
+
+
+@click.command()
+@click.argument("puzzle", metavar="PUZZLE|FILE|-")
+@click.option(
+    "--run",
+    "run_path",
+    metavar="RUN",
+    type=click.Path(path_type=Path),
+    help="Run folder of a trained model, or pretrained:NAME.  [default: the pretrained one that"
+    " fits the puzzle]",
+)
+@click.option(
+    "--step",
+    type=CheckpointName(),
+    help="Checkpoint to use: a number of edits, or best.  [default: the newest]",
+)
+@_more_compute_options
+@placement_options
+def solve(
+    *,
+    puzzle: str,
+    run_path: Path | None,
+    step: int | str | None,
+    samples: int | None,
+    search: int | None,
+    device: str,
+    precision: str,
+    compiled: bool,
+    threads: int | None,
+) -> None:
+    """Let a trained model solve one puzzle.
+
+    The puzzle is text as the environment's page shows it (Sudoku: a line or a grid of digits with .
+    for blanks), a file of it, or - for stdin.
+
+    Prints the final plan: greedy, one pass, unless --search or --samples asks for more. Exit code 1
+    when it is not a solution.
+    """
+    if samples is not None and search is not None:
+        raise click.UsageError("--samples and --search exclude each other")
+    placement = ready_placement(
+        device=device, precision=precision, compiled=compiled, threads=threads
+    )
+    from plan_envs.instances import InstanceSet
+    from plan_envs.rendering import render_ansi
+    from trm.experiments.learners import task_of
+
+    source, text = _read_puzzle(puzzle)
+    try:
+        run, instance = _run_for(text, run_path)
+    except ValueError as error:
+        raise ValueError(f"{source}: {error}") from error
+    domain = task_of(run).domain
+    lone = InstanceSet.of(source, instance[None], domain.initial(instance[None]))
+    report, how = _play_one(
+        run, lone, placement=placement, step=step, samples=samples, search=search
+    )
+    plan = report.final_plans[0]
+    click.echo(render_ansi(domain, instance, plan, color=sys.stdout.isatty()))
+    if report.solved[0]:
+        click.echo(f"solved {how}")
+        return
+    click.echo(_why_not_solved(domain, instance[None], plan))
+    sys.exit(_EXIT_NOT_SOLVED)
+
+
+def show_scoreboard(
+    run: Any,
+    *,
+    placement: Any,
+    source: str | None = None,
+    num: int | None = None,
+    seed: int = 0,
+    step: int | str | None = None,
+    samples: int | None = None,
+    search: int | None = None,
+    as_json: bool = False,
+) -> dict[str, Any]:
+    """Evaluate a run and print the table, unless the caller prints JSON; returns the record."""
+    from dataclasses import replace
+
+    from rich.console import Console
+
+    from plan_envs.hub import read_instances
+    from trm.experiments.learners import load_policy, task_of
+    from trm.experiments.scoreboard import score_policies
+    from trm.experiments.shipped_runs import run_name
+
+    task = task_of(run)
+    if source is not None:
+        instances = read_instances(source, domain=task.domain, limit=num)
+    else:
+        instances = task.instances("test", num=num or 500, seed=seed)
+    policy = load_policy(run, placement=placement, step=step)
+    progress = Console(stderr=True)
+    with progress.status("evaluating") as status:
+        board = score_policies(
+            policy,
+            task,
+            instances,
+            seed=seed,
+            announce=lambda name: status.update(f"evaluating: {name}"),
+        )
+        assisted, figures = _more_compute(
+            run,
+            instances,
+            placement=placement,
+            step=step,
+            seed=seed,
+            samples=samples,
+            search=search,
+            announce=lambda name: status.update(f"evaluating: {name}"),
+        )
+    if not as_json:
+        Console().print(replace(board, assisted=assisted).table())
+    return {
+        **board.to_json_dict(),
+        **figures,
+        "run": run_name(run.path),
+        "step": run.tagged_step(step)
+        if isinstance(step, str)
+        else step or run.checkpoint_steps()[-1],
+        "seed": run.info.seed,
+        "eval_seed": seed,
+    }
+
+
+def _more_compute(
+    run: Any,
+    instances: Any,
+    *,
+    placement: Any,
+    step: int | str | None,
+    seed: int,
+    samples: int | None,
+    search: int | None,
+    announce: Callable[[str], None],
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Reports of the sampled and the searching policy by name, and their figures for JSON."""
+    if samples is None and search is None:
+        return {}, {}
+    from trm.experiments.learners import load_probabilities, task_of
+    from trm.experiments.search import best_of_samples, uniform_policy, verified_search
+
+    domain, device = task_of(run).domain, placement.torch_device
+    chances = load_probabilities(run, placement=placement, step=step)
+    reports: dict[str, Any] = {}
+    figures: dict[str, Any] = {}
+    if samples is not None:
+        name = f"learned, best of {samples} samples"
+        announce(name)
+        report = best_of_samples(chances, domain, instances, num=samples, device=device, seed=seed)
+        reports[name] = report
+        figures["samples"] = {**report.to_json_dict(), "num_samples": samples}
+    if search is not None:
+        name = f"learned, search of {search} plans"
+        announce(name)
+        found = verified_search(chances, domain, instances, budget=search, device=device)
+        reports[name] = found.report
+        # What the search solves by itself, as the mask does for the greedy row.
+        alone = verified_search(uniform_policy, domain, instances, budget=search, device=device)
+        reports[f"uniform, search of {search} plans"] = alone.report
+        figures["search"] = {**found.to_json_dict(), "reference": {"uniform": alone.to_json_dict()}}
+    return reports, figures
+
+
+def _run_for(text: str, path: Path | None) -> tuple[Any, Any]:
+    """The run that is to solve a puzzle, and the puzzle as its domain reads it."""
+    from plan_envs.episodes import read_instance
+    from trm.experiments.learners import task_of
+    from trm.experiments.shipped_runs import fitting_run
+
+    if path is None:
+        name, instance = fitting_run(text)
+        click.echo(f"using {name}", err=True)
+        return open_run(Path(name)), instance
+    run = open_run(path)
+    task = task_of(run)
+    try:
+        return run, read_instance(task.domain, text, dead_end="continue")
+    except ValueError as error:
+        raise ValueError(f"{error} (the run was trained on {task.name})") from error
+
+
+def _play_one(
+    run: Any,
+    lone: Any,
+    *,
+    placement: Any,
+    step: int | str | None,
+    samples: int | None,
+    search: int | None,
+) -> tuple[Any, str]:
+    """The report of one puzzle, and in words what it took."""
+    from plan_envs.evaluation import evaluate_policy
+    from trm.experiments.learners import load_policy, task_of
+
+    domain = task_of(run).domain
+    if samples is None and search is None:
+        policy = load_policy(run, placement=placement, step=step)
+        report = evaluate_policy(policy, domain, lone)
+        return report, f"in {report.edits} edit{'' if report.edits == 1 else 's'}"
+    from trm.experiments.learners import load_probabilities
+    from trm.experiments.search import best_of_samples, verified_search
+
+    chances = load_probabilities(run, placement=placement, step=step)
+    device = placement.torch_device
+    if search is not None:
+        found = verified_search(chances, domain, lone, budget=search, device=device)
+        return found.report, f"by a search that looked at {found.expanded[0]} plans"
+    assert samples is not None
+    report = best_of_samples(chances, domain, lone, num=samples, device=device)
+    return report, f"by sampling, in {report.edits} edits over all episodes"
+
+
+def _read_puzzle(puzzle: str) -> tuple[str, str]:
+    """Where the puzzle comes from, for messages, and its text."""
+    if puzzle != "-" and not os.path.isfile(puzzle):
+        if os.sep in puzzle or not any(sign.isdigit() or sign in "._#" for sign in puzzle):
+            raise click.UsageError(f"{puzzle!r} is neither a file nor a puzzle")
+        return "puzzle", puzzle
+    if puzzle.endswith(".csv"):
+        raise click.UsageError(f"{puzzle} holds many puzzles; use eval RUN --instances {puzzle}")
+    source = "stdin" if puzzle == "-" else puzzle
+    try:
+        text = sys.stdin.read() if puzzle == "-" else Path(puzzle).read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{source}: not text (byte {error.start} is not UTF-8)") from error
+    return source, text
+
+
+def _why_not_solved(domain: Any, instance: Any, plan: Any) -> str:
+    verdict = domain.check(instance, plan[None])
+    message = (
+        f"NOT solved: score {verdict.score[0]:g} of {domain.spec.max_score:g}, "
+        f"{int(verdict.violations[0])} violations"
+    )
+    if not getattr(domain, "solvable", lambda _: True)(instance[0]):
+        message += "; the puzzle has no solution"
+    return message

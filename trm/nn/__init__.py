@@ -1,0 +1,1 @@
+"""Networks: the recursive backbone, its blocks and optimisers; nothing of puzzles or runs."""

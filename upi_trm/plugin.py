@@ -1,0 +1,89 @@
+"""UPI-TRM as the rest of the program sees it (`trm.experiments.learners.Learner`).
+
+The entry point `upi` of the group `upi_trm.learners` names `LEARNER`.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TypeVar
+
+from torch import Tensor
+
+from plan_envs.domain import PlanDomain
+from plan_envs.evaluation import Policy
+from trm.compute.device import Placement
+from trm.experiments.learners import Learner, Networks, SweepCommand, edits_when_finished, task_of
+from trm.experiments.records import keep_record_of
+from trm.experiments.states import EditPolicy
+from trm.runs.files import RunError
+from trm.runs.run import Run
+from upi_trm.deployment import load_edit_policy, load_greedy_policy
+from upi_trm.learner import LearnerConfig
+from upi_trm.recipe import UpiRecipe, recipe_names, recipe_path
+from upi_trm.theory.subjects import load_subject
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class UpiTrm:
+    """The learner that writes runs of kind "upi"."""
+
+    kind: str = "upi"
+    commands: tuple[str, ...] = ("train",)
+
+    def sweep_command(self, command: str) -> SweepCommand:
+        """`upi-trm train`."""
+        return SweepCommand(
+            recipe=UpiRecipe,
+            recipe_names=recipe_names,
+            recipe_path=recipe_path,
+            steps_field="schedule.edits",
+            finished_at=edits_when_finished,
+            make_record=keep_record_of,
+        )
+
+    def method_of(self, run: Run) -> str:
+        """The paper's name."""
+        return "UPI-TRM"
+
+    def load_policy(self, run: Run, *, placement: Placement, step: int | str | None) -> Policy:
+        """What `deployment` makes of the recipe: a network, a mixture, or one that remembers."""
+        return _load(load_greedy_policy, run, placement, step)
+
+    def load_probabilities(
+        self, run: Run, *, placement: Placement, step: int | str | None
+    ) -> EditPolicy:
+        """Of the deployed policy; a persistent latent depends on more than the state."""
+        return _load(load_edit_policy, run, placement, step)
+
+    def load_networks(self, run: Run, *, placement: Placement, step: int | str | None) -> Networks:
+        """In float64, as `theory.subjects` studies them."""
+        subject = load_subject(run, placement=placement, step=step)
+        return Networks(
+            policy=subject.learner.policy,
+            evaluator=subject.learner.evaluator,
+            model=subject.recipe.model,
+            step=subject.step,
+        )
+
+
+LEARNER: Learner = UpiTrm()
+
+
+def _load(
+    make: Callable[[PlanDomain, LearnerConfig, Mapping[str, Tensor], Placement], T],
+    run: Run,
+    placement: Placement,
+    step: int | str | None,
+) -> T:
+    placement.apply()
+    recipe = run.load_recipe(UpiRecipe)
+    checkpoint = run.load_checkpoint(step)
+    try:
+        return make(task_of(run).domain, recipe, checkpoint.weights, placement)
+    except RuntimeError as error:
+        detail = " ".join(str(error).split())
+        raise RunError(
+            f"{run.path}: checkpoint {checkpoint.step} does not fit: {detail}"
+        ) from error

@@ -1,0 +1,215 @@
+"""What a study needs of a trained run: its networks, domain and visited states."""
+
+import copy
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from plan_envs.catalogue import Task
+from plan_envs.domain import Int8Array, PlanDomain
+from trm.compute.device import Placement
+from trm.experiments.learners import learner_of, task_of
+from trm.experiments.shipped_runs import run_name
+from trm.experiments.states import Boards, EditPolicy, policy_probabilities, sample_edits, to_states
+from trm.nn.model import ModelConfig, StateBatch, TinyRecursiveModel
+from trm.runs.files import RunError
+from trm.runs.run import Run
+from upi_trm.deployment import deployed_part
+from upi_trm.learner import UpiLearner, part_of
+from upi_trm.recipe import RUN_KIND, UpiRecipe
+
+
+@dataclass(frozen=True, kw_only=True)
+class Studied:
+    """Evaluator and policy of a run of any learner; float64, so that small drifts are not lost."""
+
+    name: str
+    """The run as it was named."""
+    task: Task
+    step: int
+    """Edits at the checkpoint."""
+    model: ModelConfig
+    """As trained: its depth and radius are those that others are compared with."""
+    modulus: float | None
+    """Bound on L_z that training held; None for none."""
+    value: Literal["success", "score"]
+    """What the evaluator's head means; see `evaluator.shaped_value`."""
+    evaluator: TinyRecursiveModel
+    policy: TinyRecursiveModel
+    probabilities: EditPolicy
+    """pi(a | s), from which visited states are drawn."""
+    placement: Placement
+
+    @property
+    def domain(self) -> PlanDomain:
+        """The rules."""
+        return self.task.domain
+
+
+@dataclass(frozen=True, kw_only=True)
+class Subject:
+    """A checkpoint of this learner, with all that bounds are made of; float64."""
+
+    name: str
+    """The run as it was named."""
+    task: Task
+    recipe: UpiRecipe
+    step: int
+    """Edits at the checkpoint."""
+    learner: UpiLearner
+    placement: Placement
+
+    @property
+    def domain(self) -> PlanDomain:
+        """The rules."""
+        return self.task.domain
+
+    @property
+    def studied(self) -> Studied:
+        """What `measure_drift` reads."""
+        return Studied(
+            name=self.name,
+            task=self.task,
+            step=self.step,
+            model=self.recipe.model,
+            modulus=self.recipe.contraction.modulus,
+            value=self.recipe.evaluator.value,
+            evaluator=self.learner.evaluator,
+            policy=self.learner.policy,
+            probabilities=self.learner.probabilities,
+            placement=self.placement,
+        )
+
+
+def load_subject(
+    run: Run, *, placement: Placement, step: int | str | None = None, seed: int = 0
+) -> Subject:
+    """Load a checkpoint with evaluator and policy in float64.
+
+    Args:
+        run: a run of this learner.
+        placement: where it computes.
+        step: a checkpoint's step or tag; None for the newest.
+        seed: of the minibatches, where something is fitted to it.
+
+    Raises:
+        RunError: a run of another learner, or weights that do not fit its recipe.
+    """
+    if run.info.kind != RUN_KIND:
+        raise RunError(
+            f"{run.path / 'run.json'}: kind is {run.info.kind!r} where {RUN_KIND!r} is needed"
+        )
+    placement.apply()
+    recipe, task = run.load_recipe(UpiRecipe), task_of(run)
+    checkpoint = run.load_checkpoint(step)
+    draws = [torch.Generator().manual_seed(seed) for _ in range(3)]
+    learner = UpiLearner(
+        task.domain,
+        recipe,
+        dead_end="absorb",
+        device=placement.torch_device,
+        init=draws[0],
+        noise=draws[1],
+        actions=draws[2],
+    )
+    parts = {learner.evaluator: "evaluator", learner.policy: deployed_part(recipe)}
+    try:
+        # What is deployed is what is studied.
+        for model, part in parts.items():
+            model.load_state_dict(part_of(checkpoint.weights, part))
+    except RuntimeError as error:
+        detail = " ".join(str(error).split())
+        raise RunError(
+            f"{run.path}: checkpoint {checkpoint.step} does not fit: {detail}"
+        ) from error
+    for model in parts:
+        model.double().eval()
+    return Subject(
+        name=run_name(run.path),
+        task=task,
+        recipe=recipe,
+        step=checkpoint.step,
+        learner=learner,
+        placement=placement,
+    )
+
+
+def load_studied(run: Run, *, placement: Placement, step: int | str | None = None) -> Studied:
+    """Load a checkpoint of any learner in float64; arguments and errors as of `load_subject`.
+
+    Values of other learners are taken as U_n in the units of the shaped return.
+    """
+    if run.info.kind == RUN_KIND:
+        return load_subject(run, placement=placement, step=step).studied
+    networks = learner_of(run).load_networks(run, placement=placement, step=step)
+    policy: TinyRecursiveModel = networks.policy.double()
+
+    def probabilities(states: StateBatch) -> Float[Tensor, "batch action"]:
+        return policy_probabilities(policy, states)
+
+    return Studied(
+        name=str(run.path),
+        task=task_of(run),
+        step=networks.step,
+        model=networks.model,
+        modulus=None,
+        value="score",
+        evaluator=networks.evaluator.double(),
+        policy=policy,
+        probabilities=probabilities,
+        placement=placement,
+    )
+
+
+def with_dials(
+    model: TinyRecursiveModel, *, depth: int, radius: float | None
+) -> TinyRecursiveModel:
+    """The same network, weights shared, unrolled n = `depth` times with projection radius R."""
+    turned = copy.copy(model)
+    turned.config = replace(model.config, depth=depth, radius=radius)
+    return turned
+
+
+def visited_states(
+    domain: PlanDomain,
+    policy: EditPolicy,
+    instances: Int8Array,
+    *,
+    generator: torch.Generator,
+    device: torch.device,
+    most: int = 2_000,
+) -> Boards:
+    """Plans that sampled episodes meet before each edit, one episode an instance.
+
+    Dead ends absorb and the domain's horizon truncates, as in training. A uniform draw of `most`
+    states where there are more.
+    """
+    plans = domain.initial(instances)
+    number = np.arange(len(instances))
+    seen_number, seen_plan = [], []
+    for _ in range(domain.spec.horizon):
+        verdict = domain.check(instances[number], plans)
+        masks = domain.action_mask(instances[number], plans)
+        going = masks.any(axis=1) & ~verdict.solved & ~verdict.dead
+        number, plans, masks = number[going], plans[going], masks[going]
+        if not len(number):
+            break
+        seen_number.append(number)
+        seen_plan.append(plans)
+        visible = instances[number][:, : domain.spec.observed_size]
+        chance = policy(to_states(visible, plans, masks, device)).cpu()
+        action = sample_edits(chance, generator).numpy().astype(np.int32)
+        plans = domain.edit(instances[number], plans, action)
+        stays = ~domain.is_stop(action)
+        number, plans = number[stays], plans[stays]
+    if not seen_number:
+        raise ValueError("instances: none of them has anything left to edit")
+    all_numbers, all_plans = np.concatenate(seen_number), np.concatenate(seen_plan)
+    if len(all_plans) > most:
+        index = torch.randperm(len(all_plans), generator=generator)[:most].numpy()
+        all_numbers, all_plans = all_numbers[index], all_plans[index]
+    return Boards(instances=instances[all_numbers], plans=all_plans)
