@@ -2,10 +2,11 @@
 
 `python benchmarks/same_numbers.py record before.json` trains a few seconds to minutes of every
 learner and of every variant, evaluates the shipped runs, and writes what came out: a hash of each
-network's weights, every logged metric, the figures of each evaluation. Run it in the checkout before
-the change and in the one after; `... compare before.json after.json` names what differs and exits
-with 1. It calls only the command line, so that it survives any change of layout. Times are left
-out. Bit-equal results need the same machine, the same libraries and one thread.
+network's weights, every logged metric, the figures of each evaluation. Run it in the checkout
+before the change and in the one after; `... compare before.json after.json` names what differs and
+exits with 1, and names the metrics that only one side logs. It calls only the command line, so that
+it survives any change of layout. Times are left out. Bit-equal results need the same machine, the
+same libraries and one thread.
 """
 
 import argparse
@@ -90,11 +91,36 @@ def compare(before: dict[str, Any], after: dict[str, Any]) -> int:
     """Print a line a result; 1 where any of them differs or is missing on one side."""
     different = 0
     for name in sorted({*before, *after}):
-        same = name in before and name in after and before[name] == after[name]
+        same = name in before and name in after
+        changed: list[str] = []
+        if same:
+            old, new = common(before[name], after[name])
+            same = old == new
+            changed = sorted(names_of(before[name]) ^ names_of(after[name]))
         different += not same
-        print(f"{'same' if same else 'DIFFERENT':>9}  {name}  {summary(after.get(name, {}))}")
+        note = f"  without {', '.join(changed)}" if changed else ""
+        shown = summary(after.get(name, {}))
+        print(f"{'same' if same else 'DIFFERENT':>9}  {name}  {shown}{note}")
     print(f"{len({*before, *after}) - different} same, {different} different")
     return 1 if different else 0
+
+
+def names_of(result: dict[str, Any]) -> set[str]:
+    """The metrics that a training logged."""
+    return {name for line in result.get("metrics", []) for name in line}
+
+
+def common(before: dict[str, Any], after: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Both results with the metrics that both log: a change may add or drop a diagnostic."""
+    both = names_of(before) & names_of(after)
+
+    def cut(result: dict[str, Any]) -> dict[str, Any]:
+        if "metrics" not in result:
+            return result
+        lines = [{k: v for k, v in line.items() if k in both} for line in result["metrics"]]
+        return {**result, "metrics": lines}
+
+    return cut(before), cut(after)
 
 
 def upi_trm(*words: str) -> str:

@@ -7,6 +7,7 @@ for `improvement.py`.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -15,14 +16,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from plan_envs.domain import DeadEnd, Int8Array, PlanDomain
-
-StateValue = Callable[[Int8Array, Int8Array, Int8Array, NDArray[np.float32]], Tensor]
-"""(instances, plans, masks, scores) -> U_n of each state, shape [batch]."""
+from trm.nn.model import StateBatch
+from upi_trm.rollout import Transitions, Visits
 
 SuccessorValue = Callable[
     [Int8Array, Int8Array, Int8Array, NDArray[np.float32], NDArray[np.int64]], Tensor
 ]
-"""The same with the state that each is a successor of, by its place in the batch, last."""
+"""(instances, plans, masks, scores, parents) -> U_n of each successor, shape [successor]. `parents`
+are the places in the batch of the states that the edits were made in."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -41,45 +42,101 @@ class Lookahead:
     """All successors."""
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Advantages:
+    """What candidates are formed from, at the states that were looked ahead from."""
+
+    advantage: Float[Tensor, "batch action"]
+    """A_hat(s, a), centred under pi."""
+    weighted: Float[Tensor, "batch action"]
+    """Weight of each edit's ratio in a policy gradient; exact: pi(a | s) A_hat(s, a)."""
+    success: Float[Tensor, "batch action"]
+    """Q(s, a) + Phi(s), the probability of success of each edit; NaN where no Q is known (GAE)."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Sample:
+    """The states that an iteration improves at."""
+
+    visits: Visits
+    order: NDArray[np.int64]
+    """Their places among the states of the fresh rollout, then of older ones."""
+    policy_view: StateBatch
+    """The states as the policy sees them."""
+    value_view: StateBatch
+    """The states as the evaluator sees them."""
+    num_held_out: int
+    """The first states, which nothing is fitted on."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Estimate:
+    """What an advantage rule found at a sample."""
+
+    found: Advantages
+    weight: Float[Tensor, " batch"]
+    """Weight of each state in the distillation, mean 1."""
+    fresh: Transitions
+    """The fresh rollout with the advantages of its edits."""
+    metrics: dict[str, float]
+    gain: Callable[[Float[Tensor, "batch action"]], dict[str, float]]
+    """Figures of what a candidate gains."""
+
+
+@runtime_checkable
+class AdvantageRule(Protocol):
+    """One way to estimate advantages (phase 2): exact lookahead, or GAE along the rollout."""
+
+    def __call__(
+        self, fresh: Transitions, at: Sample, policy: Float[Tensor, "batch action"]
+    ) -> Estimate:
+        """Advantages at the states `at`; `fresh` is the newest rollout, `policy` pi(a | s)."""
+        ...
+
+
 def look_ahead(
     domain: PlanDomain,
     instances: Int8Array,
     plans: Int8Array,
-    state_value: StateValue | None,
+    value: SuccessorValue | None,
     *,
     gamma: float,
     dead_end: DeadEnd,
     device: torch.device,
-    successor_value: SuccessorValue | None = None,
+    by_parent: bool = False,
 ) -> Lookahead:
     """Q(s, a) = r(s, a, s') + gamma U_n(s') for every legal edit of every state (Sec. 3, phase 2).
 
-    Equal successors are evaluated once; terminal ones cost nothing (their folded reward is their
-    whole return). With a persistent latent a value depends on the state before: give
-    `successor_value` in place of `state_value`; equal successors of different states are then told
-    apart. With neither, undecided edits are given their reward alone and no network is asked.
+    Equal successors are evaluated once; terminal ones cost nothing, since their folded reward is
+    their whole return.
+
+    Args:
+        domain: the rules.
+        instances: shape [state, instance].
+        plans: shape [state, cell].
+        value: U_n; without it, undecided edits are given their reward alone.
+        gamma: discount.
+        dead_end: what happens to a plan that can no longer be solved.
+        device: where the result goes.
+        by_parent: whether a value depends on the state before (a persistent latent), so that equal
+            successors of different states are told apart.
     """
     found = domain.successors(instances, plans, gamma=gamma, dead_end=dead_end)
     q_row = found.reward.astype(np.float32)
     live = np.flatnonzero(~found.terminated)
     num_evaluated = 0
-    if len(live) and (state_value is not None or successor_value is not None):
+    if len(live) and value is not None:
         owner = found.state[live]
         parent = np.ascontiguousarray(owner, np.int64)
-        where = instances[owner] if successor_value is None else parent[:, None].view(np.int8)
+        where = parent[:, None].view(np.int8) if by_parent else instances[owner]
         joined = np.concatenate([where, found.plan[live]], axis=1)
         key = np.ascontiguousarray(joined).view(f"V{joined.shape[1]}").ravel()
         _, first, back = np.unique(key, return_index=True, return_inverse=True)
         chosen = live[first]
         next_instances, next_plans = instances[found.state[chosen]], found.plan[chosen]
         masks = domain.action_mask(next_instances, next_plans)
-        score = found.score[chosen]
-        if successor_value is not None:
-            value = successor_value(next_instances, next_plans, masks, score, parent[first])
-        else:
-            assert state_value is not None
-            value = state_value(next_instances, next_plans, masks, score)
-        q_row[live] += gamma * value.cpu().numpy()[back.ravel()]
+        u = value(next_instances, next_plans, masks, found.score[chosen], parent[first])
+        q_row[live] += gamma * u.cpu().numpy()[back.ravel()]
         num_evaluated = len(chosen)
     shape = (len(plans), domain.spec.num_actions)
     q = np.zeros(shape, np.float32)

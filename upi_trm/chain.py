@@ -3,8 +3,8 @@
 Without distillation pi_new = (1 - alpha) pi + alpha pi_cand is what acts: pi_k = sum_j w_j c_j over
 the first policy and every candidate since. A closed-form candidate would need the values of its
 iteration wherever it acts; so the candidate is the network fitted to it, the theorem holds for that
-network, and the mixture of it is exact at every state. Input: candidates from `learner.py`; output:
-probabilities for rollouts, evaluation and checkpoints.
+network, and the mixture of it is exact at every state. `MixturePolicy` is the mixture,
+`ChainPolicy` lets it act in the place of a distilled policy.
 """
 
 import copy
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from trm.experiments.states import policy_probabilities
 from trm.nn.model import StateBatch, TinyRecursiveModel
+from upi_trm.improvement import PolicyStep, kl_divergence, mixture
 
 
 class MixturePolicy(nn.Module):
@@ -85,3 +86,64 @@ class MixturePolicy(nn.Module):
 
 def _frozen(network: TinyRecursiveModel) -> TinyRecursiveModel:
     return copy.deepcopy(network).requires_grad_(False)
+
+
+class ChainPolicy:
+    """pi is the explicit mixture; pi_phi is the network that candidates are fitted with."""
+
+    def __init__(
+        self, network: TinyRecursiveModel, *, length: int, clamp: Callable[[], None]
+    ) -> None:
+        """Start as `network` alone.
+
+        Args:
+            network: pi_phi.
+            length: networks of the mixture at most.
+            clamp: keeps pi_phi within its certified bound; called when it takes up weights.
+        """
+        self.network = network
+        self.mixture = MixturePolicy(network, length=length)
+        self._clamp = clamp
+
+    def probabilities(self, states: StateBatch) -> Float[Tensor, "batch action"]:
+        """pi(a | s), exactly 0 at illegal edits."""
+        return self.mixture.probabilities(states)
+
+    def realise(self, step: PolicyStep) -> tuple[Float[Tensor, "batch action"], dict[str, float]]:
+        """The candidate as pi_phi, which is what will act."""
+        metrics = step.formed.teach(self.network, step.fit, self._clamp)
+        return policy_probabilities(self.network, step.states), metrics
+
+    def move(self, step: PolicyStep, candidate: Float[Tensor, "batch action"]) -> dict[str, float]:
+        """Append a copy of pi_phi; the KLs are from the mixture that was asked for."""
+        metrics = {
+            "chain_dropped": self.mixture.append(self.network, step.alpha),
+            "chain_length": float(len(self.mixture)),
+        }
+        check = slice(0, step.num_held_out)
+        asked = mixture(step.policy, step.formed.probability, alpha=step.alpha)[check]
+        states = step.states.select(check)
+        mask = states.mask > 0
+        before, after = (
+            kl_divergence(asked, one.clamp_min(1e-30).log(), mask).mean()
+            for one in (step.policy[check], self.mixture.probabilities(states))
+        )
+        return metrics | {"kl": float(after), "kl_asked": float(before)}
+
+    def after_fit_step(self) -> None:
+        """The mixture holds copies: there is nothing to follow."""
+
+    @property
+    def deployed(self) -> nn.Module:
+        """The mixture."""
+        return self.mixture
+
+    @property
+    def parts(self) -> dict[str, nn.Module]:
+        """The network that candidates are fitted with, and the mixture."""
+        return {"candidate": self.network, "chain": self.mixture}
+
+    def load(self, weights: Mapping[str, Mapping[str, Tensor]]) -> None:
+        """Take up both."""
+        self.network.load_state_dict(weights["candidate"])
+        self.mixture.load_weights(weights["chain"], lambda: self.network)

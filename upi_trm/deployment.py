@@ -6,13 +6,13 @@ recipe says.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from jaxtyping import Float
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from plan_envs.domain import Int8Array, PlanDomain
 from plan_envs.evaluation import Policy
@@ -27,6 +27,7 @@ from trm.experiments.states import (
 from trm.nn.model import StateBatch, TinyRecursiveModel
 from upi_trm.chain import MixturePolicy
 from upi_trm.learner import LearnerConfig, UpiLearner, part_of
+from upi_trm.persistent_z import GreedyPersistent
 
 
 @dataclass(frozen=True)
@@ -49,60 +50,6 @@ class GreedyMixture:
             chosen = self.model.probabilities(states).argmax(dim=1)
         actions: NDArray[np.int32] = chosen.cpu().numpy().astype(np.int32)
         return actions
-
-
-class GreedyPersistent:
-    """The most probable edit of a network whose latent is carried across the edits of an episode.
-
-    It remembers the latents of the plans that its last answers lead to, by instance and plan; a
-    plan that it did not foresee starts an episode, at z = 0. So it serves any number of episodes
-    side by side, as long as each call asks for the next edit of every one that goes on.
-    """
-
-    def __init__(self, model: TinyRecursiveModel, domain: PlanDomain, placement: Placement) -> None:
-        """`domain` says where an edit leads."""
-        self.model, self.domain, self.placement = model, domain, placement
-        self._expected: dict[bytes, Tensor] = {}
-
-    @torch.no_grad()
-    def __call__(
-        self,
-        instances: Int8Array,
-        plans: Int8Array,
-        mask: Int8Array,
-        rng: np.random.Generator,
-        *,
-        chunk: int = 1024,
-    ) -> NDArray[np.int32]:
-        """Shapes [batch, observed], [batch, cell], [batch, action] -> actions, shape [batch]."""
-        device, model = self.placement.torch_device, self.model
-        blank = torch.zeros(model.num_places, model.config.channels, device=device)
-        keys = _keys(instances, plans)
-        actions, latents = [], []
-        for first in range(0, len(plans), chunk):
-            part = slice(first, first + chunk)
-            start = torch.stack([self._expected.get(key, blank) for key in keys[part]])
-            states = to_states(instances[part], plans[part], mask[part], device)
-            states = replace(states, start=start)
-            with self.placement.autocast():
-                encoding = model.encode(states)
-                z = model.recur(encoding)
-                logits = model.edit_logits(z, encoding, states)
-            actions.append(logits.argmax(dim=1).cpu().numpy().astype(np.int32))
-            latents.append(model.memory(z, encoding).to(blank.dtype))
-        chosen = np.concatenate(actions)
-        # Hidden boards, which no policy sees, change nothing about where an edit leads.
-        boards = np.zeros((len(plans), self.domain.spec.instance_size), np.int8)
-        boards[:, : instances.shape[1]] = instances
-        after = self.domain.edit(boards, plans, chosen)
-        self._expected = dict(
-            zip(_keys(instances, after), torch.cat(latents).unbind(0), strict=True)
-        )
-        return chosen
-
-
-def _keys(instances: Int8Array, plans: Int8Array) -> list[bytes]:
-    return [row.tobytes() for row in np.concatenate([instances, plans], axis=1)]
 
 
 def greedy_policy(learner: UpiLearner, placement: Placement) -> Policy:
@@ -188,11 +135,10 @@ def deployed_part(config: LearnerConfig) -> str:
     return "policy" if config.improvement.average_rate is None else "average"
 
 
-def _greedy(
-    model: TinyRecursiveModel | MixturePolicy, domain: PlanDomain, placement: Placement
-) -> Policy:
+def _greedy(model: nn.Module, domain: PlanDomain, placement: Placement) -> Policy:
     if isinstance(model, MixturePolicy):
         return GreedyMixture(model, placement)
+    assert isinstance(model, TinyRecursiveModel)
     if model.config.latent == "persistent":
         return GreedyPersistent(model, domain, placement)
     return GreedyPolicy(model, placement)

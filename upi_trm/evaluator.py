@@ -1,18 +1,27 @@
 """The value side of UPI-TRM: U_n, K-step targets, target network, regression (Sec. 3, phase 1).
 
-Input: transitions from `rollout.py`. Output: a fitted evaluator that `advantage.py` looks ahead
-with.
+Input: transitions from `rollout.py`. Output: the value function U_n that `advantage.py` looks ahead
+with, and the pieces of its regression, which `algorithm.py` puts together.
 """
 
 import copy
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import ClassVar, Literal
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from plan_envs.domain import Int8Array, PlanDomain
+from trm.experiments.states import to_states
 from trm.nn.model import StateBatch, TinyRecursiveModel
+from trm.runs.recipe import Retired
+from upi_trm.advantage import SuccessorValue
+from upi_trm.persistent_z import after_edit, memories
+from upi_trm.rollout import FloatArray, Transitions, flat, phi_of, start_tensor, states_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,17 +50,18 @@ class EvaluatorConfig:
     """Subtract the centred advantage of every edit made from its reward in the targets: it has mean
     zero under pi, so the target stays unbiased and loses most of its variance. Needs
     improvement.advantage 'exact' and looks ahead from every state."""
-    target_policy: Literal["current", "improved"] = "current"
-    """Whose value U_n is regressed on: of pi, which made the edits, or of the mixture pi_new that
-    it will become. `improved` centres the control variates under pi_new: G(s_t) is then
-    E_{pi_new}[Q(s_t, .)] plus the temporal differences along the edits made, without importance
-    weights, as in Q(lambda) (Harutyunyan et al. 2016). Success far from the goal is seen sooner."""
     edit_values: Literal["successor", "corrected", "state"] = "successor"
     """Q(s, a) of an edit that the checker does not decide: r + gamma U_n(s') (the paper), or the
     same with a correction c(s, a) that the evaluator's edit head reads from the state before, added
     to the logit (success) or to the value (score). A successor does not show whether the edit that
     led to it was forced or guessed, the state before does. `state` corrects U_n(s) instead: no
     successor is evaluated. Both need improvement.advantage 'exact'."""
+
+    RETIRED: ClassVar[Mapping[str, Retired]] = {
+        "target_policy": Retired(
+            "current", "it was removed: targets are always those of the policy that made the edits"
+        ),
+    }
 
     def __post_init__(self) -> None:
         """Check ranges."""
@@ -79,6 +89,41 @@ def shaped_value(
     success head gives U_n = sigmoid(v) - Phi(s).
     """
     return torch.sigmoid(raw) - phi if value == "success" else raw
+
+
+def targets_of_rollouts(
+    pasts: Sequence[Transitions],
+    next_values: Sequence[Float[Tensor, "_ plan"]],
+    *,
+    config: EvaluatorConfig,
+) -> list[Float[Tensor, "_ plan"]]:
+    """K-step targets of successive rollouts, each of which goes on where the one before ended.
+
+    What became of a plan after its rollout is known except for the last one's, which alone end with
+    a bootstrapped value where K or the episode would reach further.
+
+    Args:
+        pasts: rollouts of the same plans, oldest first.
+        next_values: V_bar of the states after their edits, a tensor [step, plan] each.
+        config: K, gamma and whether the advantages serve as control variates.
+    """
+    device = next_values[0].device
+
+    def joined(name: str) -> Tensor:
+        return torch.from_numpy(np.concatenate([getattr(one, name) for one in pasts])).to(device)
+
+    reward = joined("reward")
+    if config.control_variate:
+        reward = reward - joined("advantage")
+    target = k_step_targets(
+        reward,
+        torch.cat(list(next_values)),
+        joined("terminated"),
+        joined("truncated"),
+        k_steps=config.k_steps,
+        gamma=config.gamma,
+    )
+    return list(target.split([len(past.reward) for past in pasts]))
 
 
 def value_loss(
@@ -154,6 +199,61 @@ def bootstrapped(
     read = torch.stack(reads)
     read[-1] = True
     return read & ~terminated
+
+
+@dataclass(frozen=True, kw_only=True)
+class ValueFunction:
+    """U_n of one network on one domain, in the units of the shaped return."""
+
+    model: TinyRecursiveModel
+    domain: PlanDomain
+    value: Literal["success", "score"]
+    """What the network's value head means."""
+    device: torch.device
+
+    def __call__(self, states: StateBatch, score: FloatArray) -> Float[Tensor, " batch"]:
+        """U_n of states with these scores."""
+        phi = phi_of(self.domain, score, self.device)
+        return evaluate_states(self.model, states, phi, value=self.value)
+
+    def of_successors(self, parents: StateBatch) -> SuccessorValue:
+        """U_n of the states that edits of `parents` lead to.
+
+        With a persistent latent each starts where the recursion of its parent ends.
+        """
+        memory = None if parents.start is None else memories(self.model, parents)
+
+        def value(
+            instances: Int8Array,
+            plans: Int8Array,
+            masks: Int8Array,
+            score: FloatArray,
+            parent: NDArray[np.int64],
+        ) -> Tensor:
+            visible = instances[:, : self.domain.spec.observed_size]
+            states = to_states(visible, plans, masks, self.device)
+            if memory is not None:
+                states = replace(states, start=memory[torch.from_numpy(parent).to(self.device)])
+            return self(states, score)
+
+        return value
+
+    def of_next_states(
+        self, past: Transitions, read: Bool[NDArray[np.bool_], "step plan"]
+    ) -> Float[Tensor, "step plan"]:
+        """U_n of the states after the edits of a rollout; 0 where `read` is False."""
+        values = torch.zeros(past.action.size, device=self.device)
+        chosen = np.flatnonzero(read)
+        if len(chosen):
+            instances = flat(past.instance)[chosen]
+            after = states_of(self.domain, instances, flat(past.next_plan)[chosen], self.device)
+            start = start_tensor(flat(past.evaluator_start)[chosen], self.device)
+            if start is not None:
+                before = states_of(self.domain, instances, flat(past.plan)[chosen], self.device)
+                after = after_edit(self.model, replace(before, start=start), after)
+            index = torch.from_numpy(chosen).to(self.device)
+            values[index] = self(after, past.next_score.ravel()[chosen])
+        return values.view(past.action.shape)
 
 
 class TargetNetwork:

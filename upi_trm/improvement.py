@@ -5,20 +5,29 @@ pi_new = (1 - alpha) pi + alpha pi_cand as probabilities, and a network pi_phi d
 """
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from trm.compute.workers import ALONE, Workers
-from trm.experiments.states import edit_logits
+from trm.experiments.states import edit_logits, policy_probabilities
 from trm.nn.model import StateBatch, TinyRecursiveModel
-from upi_trm.evaluator import minibatches
+from trm.runs.recipe import Retired
+from upi_trm.advantage import Advantages
+from upi_trm.evaluator import TargetNetwork, minibatches
 
 CandidateKind = Literal["policy_gradient", "exp_advantage", "success_posterior"]
+
+GAE_DECAY = 0.95
+"""lambda of GAE."""
+ENTROPY_WEIGHT = 0.01
+"""Weight of the entropy bonus of the policy gradient."""
+HELD_OUT = 0.1
+"""Share of the improved states that is kept out of the distillation to measure its KL."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,22 +37,11 @@ class ImprovementConfig:
     advantage: Literal["exact", "gae"] = "exact"
     """exact: one-step lookahead with the baseline summed over all edits; gae: along the rollout,
     for `policy_gradient` only, its centring defect measured."""
-    gae_decay: float = 0.95
-    """lambda of GAE."""
     candidate: CandidateKind = "success_posterior"
     """pi_cand: clipped policy gradient (the paper), pi exp(A / temperature), or pi Q^power with Q a
     probability."""
     alpha: float = 0.3
-    """alpha: weight of the candidate in the mixture; under another rule than `fixed` the largest
-    that is allowed."""
-    alpha_rule: Literal["fixed", "bound", "proven"] = "fixed"
-    """alpha of an iteration: `alpha`; or what maximises the right side of Eq. 11 with terms
-    measured on the visited states (`bounds.best_alpha`): bound takes A_hat for A^pi, proven allows
-    for the error that the Bellman residual of U_n proves (`bounds.operational_alpha`; 0 unless U_n
-    is very good). With the paper's penalty at most (1 - gamma) / (4 gamma), 0.0025 at 0.99."""
-    alpha_penalty: Literal["paper", "cpi", "span"] = "paper"
-    """bound: the penalty of Eq. 11, or a sharper one that is proven too
-    (`bounds.improvement_penalty`)."""
+    """alpha: weight of the candidate in the mixture."""
     temperature: float = 0.1
     """exp_advantage: A is divided by it."""
     power: float = 1.0
@@ -53,8 +51,6 @@ class ImprovementConfig:
     where success is likely, leave hopeless states alone)."""
     clip: float = 0.2
     """policy_gradient: epsilon of the clipped ratio."""
-    entropy: float = 0.01
-    """policy_gradient: weight of the entropy bonus."""
     candidate_steps: int = 20
     """policy_gradient: optimiser steps that form the candidate."""
     distil: bool = True
@@ -69,8 +65,6 @@ class ImprovementConfig:
     distil_iterations: int = 1
     """Iterations whose states are looked ahead from anew and distilled on: this one and as many of
     the replayed ones as that takes. More states make the distilled policy generalise better."""
-    held_out: float = 0.1
-    """Share of these states kept out of the distillation to measure its KL."""
     distil_kl: float = 1e-3
     """Distillation stops when KL(pi_new || pi_phi) on held-out states is at most this and at most a
     tenth of KL(pi_new || pi), the step that was asked for..."""
@@ -85,14 +79,26 @@ class ImprovementConfig:
     optimiser step, instead of the last ones; null deploys phi itself. Rollouts and the improvement
     use phi either way."""
 
+    RETIRED: ClassVar[Mapping[str, Retired]] = {
+        "alpha_rule": Retired(
+            "fixed", "it was removed: alpha is fixed, and `upi-trm bounds` shows the best one"
+        ),
+        "alpha_penalty": Retired(
+            "paper", "it was removed: `upi-trm bounds` shows the best alpha under each penalty"
+        ),
+        "gae_decay": Retired(GAE_DECAY, f"it was removed: lambda of GAE is {GAE_DECAY}"),
+        "entropy": Retired(
+            ENTROPY_WEIGHT, f"it was removed: the entropy bonus has weight {ENTROPY_WEIGHT}"
+        ),
+        "held_out": Retired(
+            HELD_OUT, f"it was removed: the KL is measured on {HELD_OUT:.0%} of the states"
+        ),
+    }
+
     def __post_init__(self) -> None:
         """Check ranges and combinations."""
         if not 0 < self.alpha <= 1:
             raise ValueError(f"improvement.alpha must lie in (0, 1], got {self.alpha}")
-        if not 0 <= self.gae_decay <= 1:
-            raise ValueError(f"improvement.gae_decay must lie in [0, 1], got {self.gae_decay}")
-        if not 0 < self.held_out < 1:
-            raise ValueError(f"improvement.held_out must lie in (0, 1), got {self.held_out}")
         for name in ("temperature", "power", "clip", "distil_kl", "distil_passes", "learning_rate"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"improvement.{name} must be positive, got {getattr(self, name)}")
@@ -105,11 +111,10 @@ class ImprovementConfig:
                 raise ValueError(
                     f"improvement.{name} must be at least 1, got {getattr(self, name)}"
                 )
-        for name in ("entropy", "lookahead_states"):
-            if getattr(self, name) < 0:
-                raise ValueError(
-                    f"improvement.{name} must not be negative, got {getattr(self, name)}"
-                )
+        if self.lookahead_states < 0:
+            raise ValueError(
+                f"improvement.lookahead_states must not be negative, got {self.lookahead_states}"
+            )
         if self.chain_length < 2:
             raise ValueError(
                 f"improvement.chain_length must be at least 2, got {self.chain_length}"
@@ -126,16 +131,151 @@ class ImprovementConfig:
                 "improvement.advantage 'gae' follows this iteration's edits and needs"
                 f" distil_iterations 1, got {self.distil_iterations}"
             )
-        if self.advantage == "gae" and self.alpha_rule != "fixed":
-            raise ValueError(
-                "improvement.advantage 'gae' does not know E_cand[A] and needs alpha_rule 'fixed',"
-                f" got {self.alpha_rule!r}"
-            )
         if self.advantage == "gae" and self.candidate != "policy_gradient":
             raise ValueError(
                 "improvement.advantage 'gae' knows only the edits made and needs candidate "
                 f"'policy_gradient', got {self.candidate!r}"
             )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DistillationReport:
+    """What a distillation reached."""
+
+    kl: float
+    """KL(pi_new || pi_phi), unweighted mean over held-out states."""
+    kl_before: float
+    """KL(pi_new || pi) on the same states: how far the policy was asked to move."""
+    steps: int
+    """Optimiser steps taken."""
+
+
+Fit = Callable[[Float[Tensor, "batch action"]], DistillationReport]
+"""Distils a target at the states of an iteration into pi_phi."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ClosedForm:
+    """pi_cand as a formula on the states that were looked ahead from."""
+
+    probability: Float[Tensor, "batch action"]
+
+    def teach(
+        self,
+        network: TinyRecursiveModel,
+        fit: Fit,
+        clamp: Callable[[], None],
+    ) -> dict[str, float]:
+        """Make `network` act like the candidate, by a fit; returns its metrics."""
+        report = fit(self.probability)
+        return {"candidate_kl": report.kl, "distil_steps": float(report.steps)}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainedNetwork:
+    """pi_cand as a network, with its probabilities at the states that were looked ahead from."""
+
+    probability: Float[Tensor, "batch action"]
+    network: TinyRecursiveModel
+
+    def teach(
+        self,
+        network: TinyRecursiveModel,
+        fit: Fit,
+        clamp: Callable[[], None],
+    ) -> dict[str, float]:
+        """Give `network` the candidate's weights, clamped."""
+        network.load_state_dict(self.network.state_dict())
+        clamp()
+        return {"distil_steps": 0.0}
+
+
+Candidate = ClosedForm | TrainedNetwork
+
+
+@runtime_checkable
+class CandidateRule(Protocol):
+    """One way to form pi_cand from advantages (phase 3)."""
+
+    def __call__(
+        self, states: StateBatch, policy: Float[Tensor, "batch action"], found: Advantages
+    ) -> Candidate:
+        """pi_cand at the states; `policy` is pi(a | s) there."""
+        ...
+
+
+@dataclass(frozen=True)
+class ExpAdvantage:
+    """pi_cand proportional to pi exp(A / temperature)."""
+
+    temperature: float
+
+    def __call__(
+        self, states: StateBatch, policy: Float[Tensor, "batch action"], found: Advantages
+    ) -> Candidate:
+        """See `exp_advantage`."""
+        formed = exp_advantage(policy, found.advantage, temperature=self.temperature)
+        return ClosedForm(probability=formed)
+
+
+@dataclass(frozen=True)
+class SuccessPosterior:
+    """pi_cand proportional to pi Q^power."""
+
+    power: float
+
+    def __call__(
+        self, states: StateBatch, policy: Float[Tensor, "batch action"], found: Advantages
+    ) -> Candidate:
+        """See `success_posterior`."""
+        formed = success_posterior(policy, found.success, power=self.power)
+        return ClosedForm(probability=formed)
+
+
+@dataclass(frozen=True)
+class ClippedGradient:
+    """pi_cand as pi_phi after clipped policy-gradient steps (the paper's)."""
+
+    network: TinyRecursiveModel
+    config: ImprovementConfig
+    generator: torch.Generator
+    workers: Workers
+
+    def __call__(
+        self, states: StateBatch, policy: Float[Tensor, "batch action"], found: Advantages
+    ) -> Candidate:
+        """See `policy_gradient_candidate`."""
+        trained = policy_gradient_candidate(
+            self.network,
+            states,
+            policy,
+            found.weighted,
+            self.config,
+            self.generator,
+            workers=self.workers,
+        )
+        return TrainedNetwork(probability=policy_probabilities(trained, states), network=trained)
+
+
+def make_candidate(
+    network: TinyRecursiveModel,
+    config: ImprovementConfig,
+    generator: torch.Generator,
+    workers: Workers,
+) -> CandidateRule:
+    """The candidate that a recipe asks for.
+
+    Args:
+        network: pi_phi, which a policy gradient starts from.
+        config: the recipe's section.
+        generator: shuffles the minibatches of a policy gradient.
+        workers: processes that train together.
+    """
+    if config.candidate == "policy_gradient":
+        return ClippedGradient(network, config, generator, workers)
+    if config.candidate == "exp_advantage":
+        return ExpAdvantage(config.temperature)
+    return SuccessPosterior(config.power)
 
 
 def exp_advantage(
@@ -196,7 +336,7 @@ def policy_gradient_candidate(
         old: probabilities of pi at these states.
         weighted_advantage: the weight of each edit's ratio: pi(a | s) A(s, a) for exact advantages,
             A of the edit made (zero elsewhere) for GAE.
-        config: clip, entropy, steps, batch and step size.
+        config: clip, steps, batch and step size.
         generator: shuffles the minibatches.
         workers: processes that train together, each on states of its own.
     """
@@ -217,7 +357,7 @@ def policy_gradient_candidate(
         clipped = ratio.clamp(1 - config.clip, 1 + config.clip)
         gain = torch.minimum(ratio * scaled[index], clipped * scaled[index]).sum(dim=1)
         entropy = -(log_p.exp() * torch.where(legal, log_p, 0.0)).sum(dim=1)
-        loss = -(gain + config.entropy * entropy).mean()
+        loss = -(gain + ENTROPY_WEIGHT * entropy).mean()
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
         workers.average_gradients(candidate)
@@ -243,18 +383,6 @@ def mean_kl(
     """Unweighted mean of KL(target || pi_phi) over states."""
     log_policy = torch.log_softmax(edit_logits(model, states), dim=1)
     return float(kl_divergence(target, log_policy, states.mask > 0).mean())
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class DistillationReport:
-    """What a distillation reached."""
-
-    kl: float
-    """KL(pi_new || pi_phi), unweighted mean over held-out states."""
-    kl_before: float
-    """KL(pi_new || pi) on the same states: how far the policy was asked to move."""
-    steps: int
-    """Optimiser steps taken."""
 
 
 def distil(
@@ -309,3 +437,133 @@ def distil(
         done += 1.0
         kl = workers.mean(mean_kl(model, check_states, check_target))
     return DistillationReport(kl=kl, kl_before=kl_before, steps=steps)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PolicyStep:
+    """What moves the policy in an iteration: states, pi and pi_cand there, and how to fit."""
+
+    states: StateBatch
+    policy: Float[Tensor, "batch action"]
+    """pi(a | s)."""
+    formed: Candidate
+    """pi_cand as it was formed."""
+    alpha: float
+    num_held_out: int
+    """The first states, on which KLs are measured."""
+    fit: Fit
+    """Distils a target at the states into pi_phi."""
+
+
+@runtime_checkable
+class ActingPolicy(Protocol):
+    """pi, the policy that acts, around the network pi_phi."""
+
+    network: TinyRecursiveModel
+    """pi_phi."""
+
+    def probabilities(self, states: StateBatch) -> Float[Tensor, "batch action"]:
+        """pi(a | s), exactly 0 at illegal edits."""
+        ...
+
+    def realise(self, step: PolicyStep) -> tuple[Float[Tensor, "batch action"], dict[str, float]]:
+        """pi_cand at the states as it will act, and metrics."""
+        ...
+
+    def move(self, step: PolicyStep, candidate: Float[Tensor, "batch action"]) -> dict[str, float]:
+        """Make pi the mixture (1 - alpha) pi + alpha pi_cand; returns metrics, the KL among them."""
+        ...
+
+    def after_fit_step(self) -> None:
+        """Follow pi_phi after an optimiser step of its fit."""
+        ...
+
+    @property
+    def deployed(self) -> nn.Module:
+        """The network or the mixture to evaluate and to use."""
+        ...
+
+    @property
+    def parts(self) -> dict[str, nn.Module]:
+        """Its modules by their names in a checkpoint."""
+        ...
+
+    def load(self, weights: Mapping[str, Mapping[str, Tensor]]) -> None:
+        """Take up the weights of a checkpoint, by part."""
+        ...
+
+
+class DistilledPolicy:
+    """pi is one network, into which every mixture is distilled (the paper)."""
+
+    def __init__(self, network: TinyRecursiveModel) -> None:
+        """`network` is pi_phi."""
+        self.network = network
+
+    def probabilities(self, states: StateBatch) -> Float[Tensor, "batch action"]:
+        """pi(a | s), exactly 0 at illegal edits."""
+        return policy_probabilities(self.network, states)
+
+    def realise(self, step: PolicyStep) -> tuple[Float[Tensor, "batch action"], dict[str, float]]:
+        """The candidate as it was formed: only the mixture is fitted."""
+        return step.formed.probability, {}
+
+    def move(self, step: PolicyStep, candidate: Float[Tensor, "batch action"]) -> dict[str, float]:
+        """Distil the mixture of Theorem 5.7."""
+        report = step.fit(mixture(step.policy, candidate, alpha=step.alpha))
+        return {
+            "kl": report.kl,
+            "kl_asked": report.kl_before,
+            "distil_steps": float(report.steps),
+        }
+
+    def after_fit_step(self) -> None:
+        """pi_phi itself acts: there is nothing to follow."""
+
+    @property
+    def deployed(self) -> nn.Module:
+        """pi_phi."""
+        return self.network
+
+    @property
+    def parts(self) -> dict[str, nn.Module]:
+        """The network."""
+        return {"policy": self.network}
+
+    def load(self, weights: Mapping[str, Mapping[str, Tensor]]) -> None:
+        """Take up the network's weights."""
+        self.network.load_state_dict(weights["policy"])
+
+
+class AveragedPolicy(DistilledPolicy):
+    """A distilled policy that is deployed as a running average of its weights.
+
+    Rollouts and the improvement use pi_phi itself.
+    """
+
+    def __init__(self, network: TinyRecursiveModel, rate: float) -> None:
+        """Move avg <- avg + rate (phi - avg) after every optimiser step.
+
+        The average of weights within a certified bound is within it too, since the bound is convex.
+        """
+        super().__init__(network)
+        self.average = TargetNetwork(network, rate)
+
+    def after_fit_step(self) -> None:
+        """Move the average."""
+        self.average.update(self.network)
+
+    @property
+    def deployed(self) -> nn.Module:
+        """The average."""
+        return self.average.model
+
+    @property
+    def parts(self) -> dict[str, nn.Module]:
+        """The network and its average."""
+        return {**super().parts, "average": self.average.model}
+
+    def load(self, weights: Mapping[str, Mapping[str, Tensor]]) -> None:
+        """Take up both."""
+        super().load(weights)
+        self.average.model.load_state_dict(weights["average"])

@@ -1,21 +1,44 @@
 """Parallel rollouts: E plans edited side by side by the current policy (UPI-TRM Sec. 3).
 
-Input: a `PlanEditVectorEnv` and edit probabilities. Output: `Transitions`, which `trainer.py`
-replays for the value regression and looks ahead from.
+Input: a `PlanEditVectorEnv` and an `Actor`. Output: `Transitions`, which the learner replays for
+the value regression, and the `Visits` among them that it looks ahead from.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
+from jaxtyping import Bool, Float
 from numpy.typing import NDArray
+from torch import Tensor
 
-from plan_envs.domain import Int8Array
+from plan_envs.domain import Int8Array, PlanDomain, potential
 from plan_envs.vector_env import PlanEditVectorEnv
 from trm.experiments.states import EditPolicy, sample_edits, to_states
+from trm.nn.model import StateBatch
 from upi_trm.curriculum import Curriculum, Starts
+
+
+@dataclass(frozen=True, kw_only=True)
+class RolloutConfig:
+    """The `rollout` section of a recipe."""
+
+    plans: int = 64
+    """E: plans edited in parallel, at least 2."""
+    steps: int = 8
+    """Edits of each plan in one iteration."""
+
+    def __post_init__(self) -> None:
+        """Check ranges: an iteration needs a state to distil on and one to measure on."""
+        for name, least in (("plans", 2), ("steps", 1)):
+            if getattr(self, name) < least:
+                given = getattr(self, name)
+                raise ValueError(f"rollout.{name} must be at least {least}, got {given}")
+
+
+FloatArray = NDArray[np.float32]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -28,19 +51,162 @@ class Transitions:
     """Plan before the edit, shape [step, plan, cell]."""
     next_plan: Int8Array
     """Plan after the edit and before any reset, shape [step, plan, cell]."""
-    score: NDArray[np.float32]
+    score: FloatArray
     """Score before the edit."""
-    next_score: NDArray[np.float32]
+    next_score: FloatArray
     """Score after the edit."""
     action: NDArray[np.int32]
-    reward: NDArray[np.float32]
+    reward: FloatArray
     """Folded reward (`plan_envs.domain.edit_reward`)."""
     terminated: NDArray[np.bool_]
     truncated: NDArray[np.bool_]
     solved: NDArray[np.bool_]
     """The edit solved the plan."""
-    advantage: NDArray[np.float32]
+    advantage: FloatArray
     """Centred advantage of the edit under the policy that made it; 0 where it was not looked up."""
+    policy_start: FloatArray
+    """Where the policy's recursion started, shape [step, plan, place, channel]; an episodic latent
+    starts at zero and has no places."""
+    evaluator_start: FloatArray
+    """Where the evaluator's recursion started, shape as `policy_start`."""
+
+    def state(self) -> dict[str, NDArray[Any]]:
+        """The arrays by name, for a checkpoint."""
+        return {one.name: getattr(self, one.name) for one in fields(self)}
+
+    @staticmethod
+    def from_state(state: Mapping[str, NDArray[Any]]) -> "Transitions":
+        """Counterpart of `state`; takes checkpoints that were written before starts were kept."""
+        steps, plans = state["action"].shape
+        none = np.zeros((steps, plans, 0, 0), np.float32)
+        return Transitions(**{"policy_start": none, "evaluator_start": none, **state})
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Visits:
+    """States that rollouts met before their edits, in any order; arrays of shape [state, ...]."""
+
+    instances: Int8Array
+    plans: Int8Array
+    score: FloatArray
+    policy_start: FloatArray
+    evaluator_start: FloatArray
+
+    @staticmethod
+    def of(pasts: Sequence[Transitions]) -> "Visits":
+        """Every state of some rollouts: rollout by rollout, step by step, plan by plan."""
+
+        def joined(name: str) -> NDArray[Any]:
+            return np.concatenate([flat(getattr(past, name)) for past in pasts])
+
+        return Visits(
+            instances=joined("instance"),
+            plans=joined("plan"),
+            score=joined("score"),
+            policy_start=joined("policy_start"),
+            evaluator_start=joined("evaluator_start"),
+        )
+
+    def __len__(self) -> int:
+        """Number of states."""
+        return len(self.plans)
+
+    def select(self, index: NDArray[np.int64] | slice) -> "Visits":
+        """The chosen states."""
+        return Visits(**{one.name: getattr(self, one.name)[index] for one in fields(self)})
+
+    def views(self, domain: PlanDomain, device: torch.device) -> tuple[StateBatch, StateBatch]:
+        """The states as the policy and as the evaluator see them, each with its own starts."""
+        states = states_of(domain, self.instances, self.plans, device)
+        return (
+            replace(states, start=start_tensor(self.policy_start, device)),
+            replace(states, start=start_tensor(self.evaluator_start, device)),
+        )
+
+    def phi(self, domain: PlanDomain, device: torch.device) -> Float[Tensor, " state"]:
+        """Phi(s) of every state."""
+        return phi_of(domain, self.score, device)
+
+
+def states_of(
+    domain: PlanDomain, instances: Int8Array, plans: Int8Array, device: torch.device
+) -> StateBatch:
+    """Boards with their masks -> a batch of states whose recursions start at zero."""
+    masks = domain.action_mask(instances, plans)
+    return to_states(instances[:, : domain.spec.observed_size], plans, masks, device)
+
+
+def start_tensor(
+    start: FloatArray, device: torch.device
+) -> Float[Tensor, "state place channel"] | None:
+    """Starts as `StateBatch.start` takes them: None where the latent has no places to keep."""
+    return None if start.shape[-2] == 0 else torch.from_numpy(start).to(device)
+
+
+def phi_of(domain: PlanDomain, score: FloatArray, device: torch.device) -> Float[Tensor, " state"]:
+    """Phi(s) of scores, float32."""
+    value = potential(score, domain.spec.max_score).astype(np.float32)
+    return torch.from_numpy(value).to(device)
+
+
+@runtime_checkable
+class Actor(Protocol):
+    """The policy of a rollout, with what it carries from one edit of a plan to the next."""
+
+    def starts(self) -> tuple[FloatArray, FloatArray]:
+        """Where the recursions of policy and evaluator start next, shape [plan, place, channel]."""
+        ...
+
+    def probabilities(self, states: StateBatch) -> Float[Tensor, "plan action"]:
+        """pi(a | s) of the plans in play; moves on what is carried."""
+        ...
+
+    def ended(self, done: Bool[NDArray[np.bool_], " plan"]) -> None:
+        """Forget what was carried of episodes that are over."""
+        ...
+
+    def metrics(self, fresh: Transitions) -> dict[str, float]:
+        """Figures of a rollout about what was carried."""
+        ...
+
+    def state(self) -> dict[str, Any]:
+        """What is carried, for a checkpoint."""
+        ...
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Counterpart of `state`."""
+        ...
+
+
+class EpisodicActor:
+    """An actor that carries nothing: the recursion of every edit starts at zero (the paper)."""
+
+    def __init__(self, policy: EditPolicy, plans: int) -> None:
+        """`plans` are edited side by side."""
+        self._policy = policy
+        self._none = np.zeros((plans, 0, 0), np.float32)
+
+    def starts(self) -> tuple[FloatArray, FloatArray]:
+        """No places."""
+        return self._none, self._none
+
+    def probabilities(self, states: StateBatch) -> Float[Tensor, "plan action"]:
+        """pi(a | s)."""
+        return self._policy(states)
+
+    def ended(self, done: Bool[NDArray[np.bool_], " plan"]) -> None:
+        """There is nothing to forget."""
+
+    def metrics(self, fresh: Transitions) -> dict[str, float]:
+        """There is nothing to measure."""
+        return {}
+
+    def state(self) -> dict[str, Any]:
+        """Nothing."""
+        return {}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """There is nothing to load."""
 
 
 class Roller:
@@ -54,17 +220,19 @@ class Roller:
         self.observation, self.info = env.reset(seed=seed, options=options)
 
     def collect(
-        self, policy: EditPolicy, *, steps: int, generator: torch.Generator, device: torch.device
+        self, actor: Actor, *, steps: int, generator: torch.Generator, device: torch.device
     ) -> Transitions:
-        """Edit every plan `steps` times with actions sampled from `policy`."""
+        """Edit every plan `steps` times with actions sampled from `actor`'s probabilities."""
         rows: list[dict[str, Any]] = []
         for _ in range(steps):
             before, before_info = self.observation, self.info
             states = to_states(before["instance"], before["plan"], before["action_mask"], device)
-            probability = policy(states).cpu()
+            policy_start, evaluator_start = actor.starts()
+            probability = actor.probabilities(states).cpu()
             action = sample_edits(probability, generator).numpy()
             after, reward, terminated, truncated, info = self.env.step(action)
             done = terminated | truncated
+            actor.ended(done)
             rows.append(
                 {
                     "instance": self.starts.instances.copy(),
@@ -77,6 +245,8 @@ class Roller:
                     "terminated": terminated,
                     "truncated": truncated,
                     "solved": info["solved"] & terminated,
+                    "policy_start": policy_start,
+                    "evaluator_start": evaluator_start,
                 }
             )
             self.observation, self.info = after, info
@@ -109,23 +279,6 @@ class Roller:
         self.curriculum.load_state(state["curriculum"])
 
 
-@dataclass(frozen=True, kw_only=True)
-class RolloutConfig:
-    """The `rollout` section of a recipe."""
-
-    plans: int = 64
-    """E: plans edited in parallel, at least 2."""
-    steps: int = 8
-    """Edits of each plan in one iteration."""
-
-    def __post_init__(self) -> None:
-        """Check ranges: an iteration needs a state to distil on and one to measure on."""
-        for name, least in (("plans", 2), ("steps", 1)):
-            if getattr(self, name) < least:
-                given = getattr(self, name)
-                raise ValueError(f"rollout.{name} must be at least {least}, got {given}")
-
-
 def flat(array: NDArray[Any]) -> NDArray[Any]:
     """[step, plan, ...] -> [step * plan, ...]."""
-    return array.reshape(-1, *array.shape[2:])
+    return array.reshape(array.shape[0] * array.shape[1], *array.shape[2:])

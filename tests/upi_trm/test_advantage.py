@@ -27,7 +27,12 @@ class HashedValue:
         self.asked: list[tuple[bytes, bytes]] = []
 
     def __call__(
-        self, instances: Int8Array, plans: Int8Array, masks: Int8Array, score: NDArray[np.float32]
+        self,
+        instances: Int8Array,
+        plans: Int8Array,
+        masks: Int8Array,
+        score: NDArray[np.float32],
+        parents: NDArray[np.int64],
     ) -> Tensor:
         self.asked += [(x.tobytes(), y.tobytes()) for x, y in zip(instances, plans, strict=True)]
         assert np.array_equal(masks, self.domain.action_mask(instances, plans))
@@ -141,7 +146,11 @@ def test_lookahead_with_exact_values_gives_exact_action_values(
     exact = mdp.value(policy)
 
     def state_value(
-        instances: Int8Array, plans: Int8Array, masks: Int8Array, score: NDArray[np.float32]
+        instances: Int8Array,
+        plans: Int8Array,
+        masks: Int8Array,
+        score: NDArray[np.float32],
+        parents: NDArray[np.int64],
     ) -> Tensor:
         return torch.from_numpy(exact[mdp.index(plans)].astype(np.float32))
 

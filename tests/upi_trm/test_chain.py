@@ -21,7 +21,7 @@ from upi_trm.contraction import ContractionConfig, certificate
 from upi_trm.deployment import greedy_policy, load_greedy_policy
 from upi_trm.evaluator import evaluate_states
 from upi_trm.improvement import ImprovementConfig, mixture
-from upi_trm.learner import LearnerConfig
+from upi_trm.learner import LearnerConfig, UpiLearner
 from upi_trm.theory.bounds import centred, improvement_bounds
 
 DOMAIN = Sudoku(4)
@@ -105,6 +105,13 @@ def test_later_training_of_a_network_does_not_reach_its_copy_in_the_mixture() ->
 # --- In a learner
 
 
+def chain_of(learner: UpiLearner) -> MixturePolicy:
+    """The mixture that acts."""
+    chain = learner.deployed
+    assert isinstance(chain, MixturePolicy)
+    return chain
+
+
 @pytest.mark.parametrize("name", CONFIGS)
 def test_an_iteration_moves_the_policy_by_exactly_alpha_towards_the_candidate(name: str) -> None:
     learner, roller = make(CONFIGS[name])
@@ -112,8 +119,8 @@ def test_an_iteration_moves_the_policy_by_exactly_alpha_towards_the_candidate(na
     for iteration in range(3):
         before = learner.probabilities(states)
         metrics = learner.iterate(roller, steps=STEPS)
-        assert learner.chain is not None
-        newest: Any = learner.chain.networks[-1]
+        chain = chain_of(learner)
+        newest: Any = chain.networks[-1]
         wanted = mixture(before, policy_probabilities(newest, states), alpha=0.3)
         torch.testing.assert_close(learner.probabilities(states), wanted, atol=1e-6, rtol=1e-5)
         assert metrics["chain_length"] == iteration + 2
@@ -142,11 +149,10 @@ def test_equation_11_holds_for_the_step_that_a_mixture_makes() -> None:
     learner, roller = make(config)
     states, phi = states_of_mdp(mdp)
     for _ in range(3):
-        assert learner.chain is not None
         evaluator = copy.deepcopy(learner.evaluator).double()
-        before = copy.deepcopy(learner.chain).double().probabilities(states).numpy()
+        before = copy.deepcopy(chain_of(learner)).double().probabilities(states).numpy()
         learner.iterate(roller, steps=STEPS)
-        after = copy.deepcopy(learner.chain).double()
+        after = copy.deepcopy(chain_of(learner)).double()
         newest: Any = after.networks[-1]
         candidate = policy_probabilities(newest, states).numpy()
         value = evaluate_states(evaluator, states, phi, value="score").numpy()
@@ -169,9 +175,9 @@ def test_every_network_of_a_clamped_mixture_is_certified() -> None:
     learner, roller = make(config)
     for _ in range(2):
         learner.iterate(roller, steps=STEPS)
-    assert learner.chain is not None
-    assert len(learner.chain) == 3
-    for one in learner.chain.networks:
+    chain = chain_of(learner)
+    assert len(chain) == 3
+    for one in chain.networks:
         assert certificate(one.update) <= 0.3  # type: ignore[arg-type]
 
 

@@ -21,7 +21,7 @@ from tabular import (
 
 from plan_envs.sudoku.rules import Sudoku
 from trm.experiments.states import model_shape
-from upi_trm.corrections import corrected_values, correction_loss
+from upi_trm.edit_values import corrected_values, correction_loss
 from upi_trm.evaluator import (
     EvaluatorConfig,
     TargetNetwork,

@@ -8,7 +8,7 @@ Sec. 2, Fig. 1).
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -29,6 +29,8 @@ from trm.nn.recursion import Unrolled, unroll, unroll_until
 
 Step = Callable[["TinyRecursiveModel", Tensor, "Encoding"], Tensor]
 """One latent update f(z, u) of a model, before projection."""
+
+_ATTENTION_HEADS = 4
 
 ILLEGAL_LOGIT = -1e9
 """Logit of an edit that the mask forbids; exp of it is exactly 0 in float32."""
@@ -73,9 +75,6 @@ class ModelConfig:
     """Where the recursion of an edit starts: at z = 0, or where the edit before left z (UPI-TRM
     Sec. 2, App. F), 0 at the start of an episode. A variable keeps its latent as long as it takes
     part; one that comes in starts at 0."""
-    tolerance: float | None = None
-    """A state's recursion ends before n once ||z^(t+1) - z^(t)|| is at most this; null = always n
-    unrolls."""
     radius: float | None = 10.0
     """R of the ball projection Pi_R; null switches it off."""
     head_width: int = 64
@@ -86,21 +85,24 @@ class ModelConfig:
     tied_groups: tuple[Any, ...] = ()
     """Sets of kinds of groups that share weights, e.g. [[row, column], [diagonal, antidiagonal]];
     one set may be written flat, [row, column]. Kept as a tuple of tuples of names."""
-    attention_heads: int = 4
-    """Heads of the `attention` map."""
-    neighbour_pool: Literal["max", "mean"] = "max"
-    """What the `neighbour` map hears of the cells next to a cell: their maximum, channel by channel
-    (certified by ||W_z|| + sqrt(degree) ||W_m||), or D^-1/2 A D^-1/2, a mean of norm 1."""
+
+    RETIRED: ClassVar[Mapping[str, tuple[Any, str]]] = {
+        "tolerance": (None, "it was removed: adaptive unrolling is an option of playing"),
+        "attention_heads": (
+            _ATTENTION_HEADS,
+            f"it was removed: the attention map has {_ATTENTION_HEADS} heads",
+        ),
+        "neighbour_pool": ("max", "it was removed: the neighbour map takes maxima"),
+    }
+    """See `trm.runs.recipe.Retired`."""
 
     def __post_init__(self) -> None:
         """Check ranges."""
-        for name in ("channels", "head_width", "attention_heads"):
+        for name in ("channels", "head_width"):
             if getattr(self, name) < 1:
                 raise ValueError(f"model.{name} must be at least 1, got {getattr(self, name)}")
         if self.depth < 0:
             raise ValueError(f"model.depth must not be negative, got {self.depth}")
-        if self.tolerance is not None and not self.tolerance > 0:
-            raise ValueError(f"model.tolerance must be positive or null, got {self.tolerance}")
         if self.radius is not None and not self.radius > 0:
             raise ValueError(f"model.radius must be positive or null, got {self.radius}")
         object.__setattr__(self, "tied_groups", _name_sets(self.tied_groups))
@@ -268,13 +270,12 @@ class TinyRecursiveModel(nn.Module):
         if config.update_map == "neighbour":
             if shape.neighbours is None:
                 raise ValueError("model.update_map 'neighbour' needs a domain with neighbours")
-            return NeighbourMap(
-                shape.neighbours, config.channels, pool=config.neighbour_pool, generator=generator
-            )
+            return NeighbourMap(shape.neighbours, config.channels, generator=generator)
         if config.update_map == "mixer":
             return MixerMap(shape.num_cells, config.channels, generator=generator)
-        heads = config.attention_heads
-        return AttentionMap(shape.num_cells, config.channels, heads=heads, generator=generator)
+        return AttentionMap(
+            shape.num_cells, config.channels, heads=_ATTENTION_HEADS, generator=generator
+        )
 
     def encode(self, states: StateBatch) -> Encoding:
         """(x, y, mask) -> injection u; nothing here is limited by the contraction."""
@@ -370,8 +371,6 @@ class TinyRecursiveModel(nn.Module):
         Raises:
             ValueError: for a persistent latent whose states do not say where it starts.
         """
-        if self.config.tolerance is not None:
-            return self.recur_counted(encoding, depth=depth).z
         return unroll(
             lambda z: self._step(self, z, encoding),
             self._start(encoding),
@@ -379,15 +378,24 @@ class TinyRecursiveModel(nn.Module):
             radius=self.config.radius,
         )
 
-    def recur_counted(self, encoding: Encoding, *, depth: int | None = None) -> Unrolled:
-        """`recur` with the updates that each state took and the length of its last one."""
+    def recur_counted(
+        self, encoding: Encoding, *, tolerance: float | None, depth: int | None = None
+    ) -> Unrolled:
+        """`recur` with the updates that each state took and the length of its last one.
+
+        Args:
+            encoding: of the states.
+            tolerance: a state's recursion ends once ||z^(t+1) - z^(t)|| is at most this; None for
+                always n unrolls.
+            depth: n, the unrolls at most; None for the recipe's.
+        """
         return unroll_until(
             lambda z: self._step(self, z, encoding),
             self._start(encoding),
             row_state=encoding.row_state,
             batch=encoding.batch,
             depth=self.config.depth if depth is None else depth,
-            tolerance=self.config.tolerance,
+            tolerance=tolerance,
             radius=self.config.radius,
         )
 

@@ -116,6 +116,7 @@ class _Draft:
             name = f"{prefix}{key}"
             retired = getattr(cls, "RETIRED", {}).get(key)
             if retired is not None:
+                retired = Retired(*retired)
                 if self.of_run and value == retired.value:
                     continue
                 raise ValueError(f"{source}: {name} = {_show(value)}: {retired.fate}")

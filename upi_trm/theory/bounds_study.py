@@ -20,10 +20,10 @@ from torch import Tensor
 from plan_envs.domain import Int8Array
 from trm.experiments.states import Boards, policy_probabilities
 from trm.nn.model import StateBatch
-from upi_trm.advantage import Lookahead, centred_advantage, centring_defect
+from upi_trm.advantage import Lookahead, centred_advantage, centring_defect, look_ahead
 from upi_trm.contraction import Certificate, ContractionClamp, NotContractive
 from upi_trm.evaluator import evaluate_states
-from upi_trm.improvement import distil, mixture
+from upi_trm.improvement import GAE_DECAY, distil, mixture
 from upi_trm.theory.bounds import (
     Bound,
     LatentTerms,
@@ -322,7 +322,7 @@ def exact_study(
     _, found, record = _step(subject, mdp, states, pi, truth, phi, name="Eq. 11, U_n = V^pi")
     bounds += found
     terms["true_advantages"] = record
-    along = expected_gae(mdp, policy, unrolled, decay=recipe.improvement.gae_decay)
+    along = expected_gae(mdp, policy, unrolled, decay=GAE_DECAY)
     cand = _numpy(candidate)
     bounds += improvement_bounds(
         mdp, policy, cand, along, alphas={"paper": alphas}, name="Remark 5.8, GAE"
@@ -380,7 +380,7 @@ def _step(
         num_evaluated=0,
         num_successors=0,
     )
-    candidate = subject.learner.candidate(states, pi, ahead, _tensor(estimate, device), phi)
+    candidate = subject.candidate(states, pi, ahead.q + phi[:, None], _tensor(estimate, device))
     terms = improvement_terms(mdp, policy, _numpy(candidate), estimate)
     best = {penalty: terms.best(gamma=mdp.gamma, penalty=penalty) for penalty in _PENALTIES}
     common = sorted({*ALPHAS, recipe.improvement.alpha})
@@ -448,7 +448,8 @@ def sampled_study(
     pi = policy_probabilities(learner.policy, all_states)
     ahead = _at_depth(subject, both, depth)
     estimate = centred_advantage(ahead.q, pi, ahead.mask)
-    candidate = learner.candidate(all_states, pi, ahead, estimate, both.phi(subject.domain, device))
+    phi = both.phi(subject.domain, device)
+    candidate = subject.candidate(all_states, pi, ahead.q + phi[:, None], estimate)
     new = mixture(pi, candidate, alpha=recipe.improvement.alpha)
     held_out = torch.arange(len(both)) < len(sample)
     distilled, record = _distilled(subject, all_states, new, held_out, generator=generator)
@@ -505,13 +506,18 @@ def _certified_head(subject: Subject, states: StateBatch) -> float | None:
 
 def _at_depth(subject: Subject, boards: Boards, depth: int) -> Lookahead:
     """Q(s, a) under U_n, with rewards and values in the learner's own arithmetic."""
-    learner = subject.learner
-    evaluator, radius = learner.evaluator, learner.evaluator.config.radius
-    learner.evaluator = with_dials(evaluator, depth=depth, radius=radius)
-    try:
-        ahead = learner.look_ahead(boards.instances, boards.plans)
-    finally:
-        learner.evaluator = evaluator
+    value = subject.learner.parts.value
+    turned = with_dials(value.model, depth=depth, radius=value.model.config.radius)
+    view = boards.batch(subject.domain, value.device)
+    ahead = look_ahead(
+        subject.domain,
+        boards.instances,
+        boards.plans,
+        replace(value, model=turned).of_successors(view),
+        gamma=subject.recipe.evaluator.gamma,
+        dead_end="absorb",
+        device=value.device,
+    )
     return replace(ahead, q=ahead.q.double())
 
 

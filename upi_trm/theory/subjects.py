@@ -18,6 +18,7 @@ from trm.experiments.states import Boards, EditPolicy, policy_probabilities, sam
 from trm.nn.model import ModelConfig, StateBatch, TinyRecursiveModel
 from trm.runs.files import RunError
 from trm.runs.run import Run
+from upi_trm.advantage import Advantages
 from upi_trm.deployment import deployed_part
 from upi_trm.learner import UpiLearner, part_of
 from upi_trm.recipe import RUN_KIND, UpiRecipe
@@ -67,6 +68,17 @@ class Subject:
     def domain(self) -> PlanDomain:
         """The rules."""
         return self.task.domain
+
+    def candidate(
+        self,
+        states: StateBatch,
+        policy: Float[Tensor, "batch action"],
+        success: Float[Tensor, "batch action"],
+        advantage: Float[Tensor, "batch action"],
+    ) -> Float[Tensor, "batch action"]:
+        """pi_cand of the recipe, from Q + Phi and from advantages at some states."""
+        found = Advantages(advantage=advantage, weighted=policy * advantage, success=success)
+        return self.learner.parts.candidate(states, policy, found).probability
 
     @property
     def studied(self) -> Studied:
