@@ -11,7 +11,9 @@ import pytest
 
 REPO = Path(__file__).resolve().parents[2]
 GUIDE = REPO / "CONTRIBUTING.md"
-PAGES = [REPO / "README.md", GUIDE, *sorted((REPO / "docs").rglob("*.md"))]
+RECORDS = REPO / "results" / "README.md"
+PAGES = [REPO / "README.md", GUIDE, RECORDS, *sorted((REPO / "docs").rglob("*.md"))]
+CONFIGS = [*sorted((REPO / "configs").rglob("*.yaml")), REPO / "Makefile"]
 PACKAGES = ("plan_envs", "trm", "upi_trm", "baselines", "supervised")
 FOLDERS = (*PACKAGES, "benchmarks", "configs", "docs", "results", "tests", ".ci")
 GROUPS = {group for group in entry_points().groups if group.startswith("upi_trm.")}
@@ -29,17 +31,21 @@ def _words(text: str) -> Iterator[str]:
 
 
 def _paths(page: Path) -> list[str]:
-    """Paths that end in .py or begin with a folder of ours; placeholders such as `<name>` are none."""
+    """Paths that end in .py or begin with a folder of ours; `<placeholders>` are left out."""
     words = {word for word in _words(page.read_text(encoding="utf-8")) if "/" in word}
     ours = {word for word in words if word.endswith(".py") or word.split("/")[0] in FOLDERS}
     return sorted(word for word in ours if not re.search(r"[<>{}]|\.\.\.", word))
 
 
 def _dotted(page: Path) -> list[str]:
-    """Modules of ours, and what they hold, as dotted names."""
-    words = set(_words(page.read_text(encoding="utf-8")))
+    """Modules of ours, and what they hold, as dotted names; imports in code that is shown too."""
+    text = page.read_text(encoding="utf-8")
+    words = set(_words(text))
+    for module, names in re.findall(r"^from (\S+) import (.+)$", text, re.MULTILINE):
+        words |= {f"{module}.{name.strip()}" for name in names.split(",")}
     pattern = rf"(?:{'|'.join(PACKAGES)})(?:\.[A-Za-z_]\w*)+"
-    return sorted(word for word in words if re.fullmatch(pattern, word) and word not in GROUPS)
+    found = {word for word in words if re.fullmatch(pattern, word) and word not in GROUPS}
+    return sorted(word for word in found if not word.endswith((".json", ".yaml", ".md")))
 
 
 def _ideas() -> list[tuple[str, str]]:
@@ -73,6 +79,13 @@ def _is_module(name: str) -> bool:
 def test_a_path_that_a_page_names_exists(page: Path) -> None:
     missing = [path for path in _paths(page) if path not in PLANNED and not any(REPO.glob(path))]
     assert missing == []
+
+
+def test_a_page_or_record_that_a_recipe_names_exists() -> None:
+    for file in CONFIGS:
+        comments = re.findall(r"#(.*)$", file.read_text(encoding="utf-8"), re.MULTILINE)
+        named = re.findall(r"\b(?:results|docs|tests|benchmarks)/[\w./*-]+\w", "\n".join(comments))
+        assert [name for name in named if not any(REPO.glob(name))] == [], file.name
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(REPO)))
