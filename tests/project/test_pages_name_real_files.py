@@ -60,8 +60,8 @@ def _exists(dotted: str) -> bool:
     parts = dotted.split(".")
     for length in range(len(parts), 0, -1):
         name = ".".join(parts[:length])
-        if all(_is_module(".".join(parts[:i])) for i in range(1, length + 1)):
-            found: object = importlib.import_module(name)
+        if _is_module(name):
+            found: object = importlib.import_module(name) if length < len(parts) else None
             for part in parts[length:]:
                 if not hasattr(found, part):
                     return False
