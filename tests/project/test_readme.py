@@ -1,4 +1,4 @@
-"""What the README shows works: its Python runs, its commands exist, its links lead somewhere."""
+"""What the pages show works: their Python runs, links lead somewhere, README's commands exist."""
 
 import re
 import shlex
@@ -11,7 +11,16 @@ import pytest
 from trm.experiments.cli import cli
 
 REPO = Path(__file__).resolve().parents[2]
-PAGES = [REPO / "README.md", *sorted((REPO / "docs").rglob("*.md"))]
+PAGES = [
+    REPO / "README.md",
+    REPO / "CONTRIBUTING.md",
+    REPO / "results" / "README.md",
+    *sorted((REPO / "docs").rglob("*.md")),
+]
+
+
+def _name(page: Path) -> str:
+    return str(page.relative_to(REPO))
 
 
 def _blocks(page: Path, language: str) -> list[str]:
@@ -23,7 +32,7 @@ def _commands() -> list[str]:
     return [line for line in lines if line.startswith("upi-trm ")]
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=_name)
 def test_the_python_of_a_page_runs(page: Path) -> None:
     blocks = _blocks(page, "python")
     namespace: dict[str, object] = {}
@@ -60,11 +69,19 @@ def _every(command: click.Command) -> Iterator[click.Command]:
             yield from _every(below)
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def _anchors(page: Path) -> set[str]:
+    """The anchors that GitHub gives the headings of a page."""
+    headings = re.findall(r"^#+ (.*)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=_name)
 def test_links_between_our_pages_lead_somewhere(page: Path) -> None:
-    for target in re.findall(r"\]\(([^)#]+)", page.read_text()):
+    for target, anchor in re.findall(r"\]\(([^)#]*)#?([^)]*)\)", page.read_text()):
         if "://" not in target:
-            assert (page.parent / target).exists(), target
+            file = page.parent / target if target else page
+            assert file.exists(), target
+            assert not anchor or anchor in _anchors(file), f"{target}#{anchor}"
 
 
 def test_every_option_that_the_readme_names_exists() -> None:
