@@ -7,7 +7,6 @@ for `improvement.py`.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -83,15 +82,8 @@ class Estimate:
     """Figures of what a candidate gains."""
 
 
-@runtime_checkable
-class AdvantageRule(Protocol):
-    """One way to estimate advantages (phase 2): exact lookahead, or GAE along the rollout."""
-
-    def __call__(
-        self, fresh: Transitions, at: Sample, policy: Float[Tensor, "batch action"]
-    ) -> Estimate:
-        """Advantages at the states `at`; `fresh` is the newest rollout, `policy` pi(a | s)."""
-        ...
+AdvantageRule = Callable[[Transitions, Sample, Float[Tensor, "batch action"]], Estimate]
+"""(newest rollout, states, pi(a | s) there) -> advantages: exact lookahead, or GAE (phase 2)."""
 
 
 def look_ahead(

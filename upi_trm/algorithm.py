@@ -28,6 +28,7 @@ from upi_trm.advantage import (
     centred_advantage,
     centring_defect,
 )
+from upi_trm.chain import ActingPolicy
 from upi_trm.edit_values import EditValues, Reading
 from upi_trm.evaluator import (
     EvaluatorConfig,
@@ -39,7 +40,6 @@ from upi_trm.evaluator import (
 )
 from upi_trm.improvement import (
     HELD_OUT,
-    ActingPolicy,
     Candidate,
     CandidateRule,
     ImprovementConfig,

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from trm.experiments.states import policy_probabilities
 from trm.nn.model import StateBatch, TinyRecursiveModel
-from upi_trm.improvement import PolicyStep, kl_divergence, mixture
+from upi_trm.improvement import DistilledPolicy, PolicyStep, kl_divergence, mixture
 
 
 class MixturePolicy(nn.Module):
@@ -147,3 +147,7 @@ class ChainPolicy:
         """Take up both."""
         self.network.load_state_dict(weights["candidate"])
         self.mixture.load_weights(weights["chain"], lambda: self.network)
+
+
+ActingPolicy = DistilledPolicy | ChainPolicy
+"""pi, the policy that acts, around the network pi_phi."""

@@ -8,7 +8,7 @@ function and rollouts; output: Q for `algorithm.py`, and a loss for the regressi
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, Protocol, runtime_checkable
+from typing import Literal
 
 import numpy as np
 import torch
@@ -38,32 +38,6 @@ class Reading:
     raw: Float[Tensor, " batch"]
     """What the value head says, without gradient."""
     phi: Float[Tensor, " batch"]
-
-
-@runtime_checkable
-class EditValues(Protocol):
-    """One way to have Q(s, a) of every legal edit."""
-
-    def __call__(self, visits: Visits, view: StateBatch) -> Lookahead:
-        """Q at states, which `view` shows as the evaluator sees them."""
-        ...
-
-    def reads(self, pasts: Sequence[Transitions]) -> Bool[NDArray[np.bool_], "_ plan"]:
-        """The edits of some rollouts after which the regression needs V_bar, joined by step."""
-        ...
-
-    def lessons(
-        self,
-        past: Transitions,
-        next_value: Float[Tensor, "step plan"],
-        target: Float[Tensor, "step plan"],
-    ) -> Lesson:
-        """What the edit head learns from a rollout."""
-        ...
-
-    def losses(self, reading: Reading, lesson: Lesson) -> dict[str, Float[Tensor, ""]]:
-        """Losses of the edit head on a minibatch, by the name of their metric."""
-        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -192,6 +166,10 @@ class CorrectedValues:
         of_edit = correction[undecided].gather(1, edit.long()[:, None]).squeeze(1)
         loss = correction_loss(q, of_edit, target, phi, gamma=config.gamma, value=config.value)
         return {"edit_loss": loss if len(q) else correction.sum() * 0.0}
+
+
+EditValues = SuccessorValues | CorrectedValues
+"""One way to have Q(s, a) of every legal edit, and to learn what it needs beside U_n."""
 
 
 def make_edit_values(

@@ -7,7 +7,7 @@ pi_new = (1 - alpha) pi + alpha pi_cand as probabilities, and a network pi_phi d
 import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Literal, Protocol, runtime_checkable
+from typing import ClassVar, Literal
 
 import torch
 from jaxtyping import Bool, Float
@@ -192,16 +192,8 @@ class TrainedNetwork:
 
 Candidate = ClosedForm | TrainedNetwork
 
-
-@runtime_checkable
-class CandidateRule(Protocol):
-    """One way to form pi_cand from advantages (phase 3)."""
-
-    def __call__(
-        self, states: StateBatch, policy: Float[Tensor, "batch action"], found: Advantages
-    ) -> Candidate:
-        """pi_cand at the states; `policy` is pi(a | s) there."""
-        ...
+CandidateRule = Callable[[StateBatch, Float[Tensor, "batch action"], Advantages], Candidate]
+"""(states, pi(a | s), advantages) -> pi_cand at the states (phase 3)."""
 
 
 @dataclass(frozen=True)
@@ -453,44 +445,6 @@ class PolicyStep:
     """The first states, on which KLs are measured."""
     fit: Fit
     """Distils a target at the states into pi_phi."""
-
-
-@runtime_checkable
-class ActingPolicy(Protocol):
-    """pi, the policy that acts, around the network pi_phi."""
-
-    network: TinyRecursiveModel
-    """pi_phi."""
-
-    def probabilities(self, states: StateBatch) -> Float[Tensor, "batch action"]:
-        """pi(a | s), exactly 0 at illegal edits."""
-        ...
-
-    def realise(self, step: PolicyStep) -> tuple[Float[Tensor, "batch action"], dict[str, float]]:
-        """pi_cand at the states as it will act, and metrics."""
-        ...
-
-    def move(self, step: PolicyStep, candidate: Float[Tensor, "batch action"]) -> dict[str, float]:
-        """Make pi the mixture (1 - alpha) pi + alpha pi_cand; returns metrics, the KL among them."""
-        ...
-
-    def after_fit_step(self) -> None:
-        """Follow pi_phi after an optimiser step of its fit."""
-        ...
-
-    @property
-    def deployed(self) -> nn.Module:
-        """The network or the mixture to evaluate and to use."""
-        ...
-
-    @property
-    def parts(self) -> dict[str, nn.Module]:
-        """Its modules by their names in a checkpoint."""
-        ...
-
-    def load(self, weights: Mapping[str, Mapping[str, Tensor]]) -> None:
-        """Take up the weights of a checkpoint, by part."""
-        ...
 
 
 class DistilledPolicy:

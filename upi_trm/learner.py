@@ -21,13 +21,12 @@ from trm.experiments.states import model_shape
 from trm.nn.model import ModelConfig, StateBatch, TinyRecursiveModel
 from upi_trm.advantage import AdvantageRule
 from upi_trm.algorithm import ExactAdvantages, Parts, iteration
-from upi_trm.chain import ChainPolicy
+from upi_trm.chain import ActingPolicy, ChainPolicy
 from upi_trm.contraction import Certificate, ContractionClamp, ContractionConfig, NotContractive
 from upi_trm.edit_values import EditValues, make_edit_values
 from upi_trm.evaluator import EvaluatorConfig, TargetNetwork, ValueFunction
 from upi_trm.gae import GaeAdvantages
 from upi_trm.improvement import (
-    ActingPolicy,
     AveragedPolicy,
     DistilledPolicy,
     ImprovementConfig,
