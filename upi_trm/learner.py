@@ -93,12 +93,6 @@ class LearnerConfig:
                 "model.latent must be 'episodic' where improvement.distil is false (each network"
                 f" of a mixture would carry its own), got {self.model.latent!r}"
             )
-        if self.contraction.schedule != "constant" and not self.improvement.distil:
-            raise ValueError(
-                "contraction.schedule must be 'constant' where improvement.distil is false"
-                " (networks of a mixture keep the L_z they were made with), got"
-                f" {self.contraction.schedule!r}"
-            )
         if self.improvement.alpha_rule != "fixed" and self.evaluator.gamma == 1:
             raise ValueError(
                 f"improvement.alpha_rule {self.improvement.alpha_rule!r} needs evaluator.gamma"
@@ -162,10 +156,10 @@ class UpiLearner:
         self.evaluator = TinyRecursiveModel(shape, config.model, generator=init).to(device)
         self.phi_network = TinyRecursiveModel(shape, config.model, generator=init).to(device)
         self.clamps: list[ContractionClamp] = []
-        modulus, first = config.contraction.modulus, config.contraction.modulus_at(0.0)
+        modulus = config.contraction.modulus
         if modulus is not None:
             self.clamps = [
-                ContractionClamp(model.update, modulus, first=first)
+                ContractionClamp(model.update, modulus)
                 for model in (self.evaluator, self.phi_network)
             ]
         bound = config.contraction.value_head
@@ -176,10 +170,6 @@ class UpiLearner:
         self.target = TargetNetwork(self.evaluator, config.evaluator.target_rate)
         rate = config.improvement.average_rate
         self.average = None if rate is None else TargetNetwork(self.phi_network, rate)
-        self.average_clamp: ContractionClamp | None = None
-        if self.average is not None and modulus is not None and modulus != first:
-            # Under a constant modulus the average is within it as it is: the bound is convex.
-            self.average_clamp = ContractionClamp(self.average.model.update, modulus, first=first)
         self.evaluator_optimiser = torch.optim.Adam(
             self.evaluator.parameters(), lr=config.evaluator.learning_rate
         )
@@ -241,14 +231,6 @@ class UpiLearner:
         ):
             for group in optimiser.param_groups:
                 group["lr"] = share * rate
-
-    def set_progress(self, progress: float) -> None:
-        """Put the L_z in force that belongs to the share `progress` of the budget."""
-        modulus = self.config.contraction.modulus_at(progress)
-        if modulus is not None:
-            for clamp in (*self.clamps, self.average_clamp):
-                if clamp is not None:
-                    clamp.tighten(modulus)
 
     # --- One iteration
 
@@ -868,15 +850,9 @@ class UpiLearner:
         return float(centring_defect(error, policy).max())
 
     def certified_modulus(self) -> dict[str, float]:
-        """Proven bound on L_z, the larger of evaluator and policy; nothing without a bound.
-
-        Beside it the L_z in force, where a schedule moves it.
-        """
+        """Proven bound on L_z, the larger of evaluator and policy; nothing without a bound."""
         bounds = [certificate.bound() for certificate in self.certificates]
-        found = {"certified_modulus": max(bounds)} if bounds else {}
-        if self.config.contraction.schedule != "constant":
-            found["modulus"] = self.clamps[0].modulus
-        return found
+        return {"certified_modulus": max(bounds)} if bounds else {}
 
     def drift_metrics(
         self, fresh: Transitions, trace: Latents, *, plans: int = 8
@@ -921,8 +897,6 @@ class UpiLearner:
         self._clamp()
         if self.average is not None:
             self.average.update(self.phi_network)
-        if self.average_clamp is not None:
-            self.average_clamp.apply()
 
     def _clamp(self) -> None:
         for clamp in self.clamps:

@@ -215,7 +215,6 @@ class _Training:
                 )
                 before, self.edits = self.edits, self.edits + steps * plans
                 finished = budget - self.edits < plans
-                self.learner.set_progress(1.0 if finished else self.edits / budget)
                 with self.placement.autocast():
                     metrics = self.learner.iterate(self.roller, steps=steps)
                 if self.recipe.curriculum.kind == "adaptive":

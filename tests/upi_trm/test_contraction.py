@@ -2,6 +2,7 @@
 
 import copy
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,17 +17,19 @@ from plan_envs.sudoku.rules import Sudoku
 from trm.nn.blocks import GroupStructure, MLPMap, RelationalMap, VariableBatch
 from trm.nn.model import Encoding, TinyRecursiveModel
 from trm.nn.recursion import project_ball, unroll
+from trm.runs.recipe import load_recipe
 from upi_trm.contraction import (
     Certificate,
     ContractionClamp,
+    ContractionConfig,
     NotContractive,
     ValueHeadClamp,
     certificate,
-    empirical_lipschitz,
     joint_patterns,
     relational_norm,
     unroll_bias,
 )
+from upi_trm.recipe import UpiRecipe
 from upi_trm.theory.lipschitz import certified_value_lipschitz, state_norms
 
 SEEDS = st.integers(0, 10_000)
@@ -81,7 +84,7 @@ def sum_of_norms(update: RelationalMap) -> float:
 
 @pytest.mark.parametrize("side", [4, 6, 9, 16])
 def test_sudoku_groups_take_seven_joint_patterns_with_and_without_cell(side: int) -> None:
-    # DESIGN.md, Contraction: S in {none, r, c, b, rb, cb, rcb} x {cell or not}. Row and column
+    # S in {none, r, c, b, rb, cb, rcb} x {cell or not}. Row and column
     # together force the box: constant on rows and on columns is constant everywhere.
     structure = structure_of(side)
     assert structure.names == ("cell", "row", "column", "box")
@@ -177,7 +180,7 @@ def test_certificate_computes_in_float64_from_float32_weights() -> None:
     assert certificate(update) == pytest.approx(certificate(wide), rel=1e-14)
 
 
-# --- Measurements never exceed the certificate (issue 2, must show 7)
+# --- Measurements never exceed the certificate
 
 
 def recursion(
@@ -217,9 +220,8 @@ def test_measured_lipschitz_ratio_never_exceeds_the_certificate(
     with torch.no_grad():
         after = [project_ball(model.step(latent, encoding), radius) for latent in (z, other)]
     for rows in rows_by_state(encoding):
-        before_pair = torch.stack([z[rows].flatten(), other[rows].flatten()])
-        after_pair = torch.stack([image[rows].flatten() for image in after])
-        assert empirical_lipschitz(before_pair, after_pair) <= bound * (1 + 1e-9)
+        moved = float((after[0][rows] - after[1][rows]).norm())
+        assert moved <= bound * float((z[rows] - other[rows]).norm()) * (1 + 1e-9)
 
 
 def test_certificate_of_the_relational_map_is_attained() -> None:
@@ -231,10 +233,7 @@ def test_certificate_of_the_relational_map_is_attained() -> None:
     z, injection = torch.zeros(64, 3, dtype=torch.float64), torch.full((64, 3), 50.0).double()
     with torch.no_grad():
         after = [update(latent, injection, variables) for latent in (z, direction)]
-    ratio = empirical_lipschitz(
-        torch.stack([z.flatten(), direction.flatten()]),
-        torch.stack([image.flatten() for image in after]),
-    )
+    ratio = float((after[1] - after[0]).norm() / (direction - z).norm())
     assert ratio == pytest.approx(certificate(update), rel=1e-10)
 
 
@@ -361,21 +360,6 @@ def test_clamp_follows_an_optimiser_step(update_map: str) -> None:
         assert clamp.apply() <= 0.7
 
 
-@pytest.mark.parametrize("update_map", MAPS)
-def test_a_clamp_that_is_tightened_shrinks_at_once_and_loosened_leaves_the_weights(
-    update_map: str,
-) -> None:
-    update = random_map(update_map, 0, 30.0)
-    clamp = ContractionClamp(update, 0.9, first=1.7)
-    assert certificate(update) == pytest.approx(1.7, rel=1e-5)
-    clamp.tighten(0.95)
-    assert certificate(update) == pytest.approx(0.95, rel=1e-5)
-    before = copy.deepcopy(update)
-    clamp.tighten(1.2)
-    for old, new in zip(before.parameters(), update.parameters(), strict=True):
-        assert torch.equal(old, new)
-
-
 # --- The value head's clamp
 
 
@@ -458,7 +442,14 @@ def test_no_bound_on_unrolling_without_contraction() -> None:
         unroll_bias(1.0, 4, 1.0)
 
 
-def test_empirical_ratio_is_the_largest_over_the_pairs() -> None:
-    before = torch.tensor([[0.0, 0.0], [1.0, 0.0], [0.0, 0.0], [0.0, 4.0]])
-    after = torch.tensor([[0.0, 0.0], [0.5, 0.0], [1.0, 1.0], [1.0, 4.0]])
-    assert empirical_lipschitz(before, after) == pytest.approx(0.75)
+@pytest.mark.parametrize(
+    ("field", "value"), [("schedule", "linear"), ("start", 2.0), ("ramp", 0.25)]
+)
+def test_a_schedule_of_l_z_is_refused_and_recipes_of_old_runs_without_one_are_read(
+    field: str, value: object, tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match=rf"contraction\.{field} = .*: L_z no longer moves"):
+        load_recipe(UpiRecipe, None, [f"contraction.{field}={value}"])
+    file = tmp_path / "recipe.yaml"
+    file.write_text("contraction: {modulus: 0.9, schedule: constant, start: null, ramp: 0.5}\n")
+    assert load_recipe(UpiRecipe, file, of_run=True).contraction == ContractionConfig(modulus=0.9)
