@@ -2,13 +2,12 @@
 
 `measure_drift` compares U_n and pi_phi at other depths than they were trained at, with the ball
 projection as recorded or overridden, on initial and on visited states: Delta_V and Delta_pi of
-Figure 2, and the correlation of App. C over several runs. Beside the certificate of the recursion
-stand lower estimates of its Lipschitz constant, so that the slack can be seen. Input: run folders;
-output: records for the command line (`study_cli.py`); `bounds.py` takes its estimates from here.
+Figure 2. `drift_correlations` has the correlation of App. C over several runs. The input is a run
+that `subjects.py` opened; the reports go to the command line (`cli.py`).
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,12 +30,6 @@ MEASURES = ("delta_v", "delta_v_relative", "delta_pi", "delta_pi_kl", "success_r
 
 STATE_SETS = ("initial", "visited")
 """Where drift is measured: first plans of episodes, and plans that the policy's rollouts meet."""
-
-
-# --- A trained run, ready to be studied
-
-
-# --- Drift under depth mismatch
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -88,12 +81,12 @@ class DriftReport:
     value_deviation: dict[str, float]
     """Standard deviation of U_n_train over each set of states, under the first projection."""
     tables: tuple[DriftTable, ...]
-    """One for each projection; the first is the one to read."""
+    """One for each projection; the correlations read the first."""
     lipschitz: dict[str, LipschitzReport]
     """By "evaluator" and "policy" (L_z of their recursions) and "value_head" (L_V)."""
 
     def to_json_dict(self) -> dict[str, Any]:
-        """Plain values; the measures of the first projection stand at the top."""
+        """Plain values; the measures of the first projection are at the top too."""
         return {
             "run": self.run,
             "env": self.env,
@@ -109,7 +102,7 @@ class DriftReport:
                 radius_name(table.radius): {name: table.measure(name) for name in MEASURES}
                 for table in self.tables
             },
-            "lipschitz": {part: found.to_json_dict() for part, found in self.lipschitz.items()},
+            "lipschitz": {part: asdict(found) for part, found in self.lipschitz.items()},
         }
 
 
@@ -134,7 +127,8 @@ def measure_drift(
         studied: the run.
         instances: puzzles whose initial plans and rollouts are measured.
         depths: n_eval.
-        radii: projections to measure under (at both depths); None for the recorded one alone.
+        radii: projections R to measure under (at both depths), each a number or None for off; None
+            for the recorded one, then off.
         seed: of the rollouts and of the estimates.
         most: visited states to measure on; more are thinned out at random.
         lipschitz_states: states at which Lipschitz constants are estimated.
@@ -146,15 +140,10 @@ def measure_drift(
     sets = {
         "initial": Boards(instances=instances, plans=domain.initial(instances)),
         "visited": visited_states(
-            domain,
-            studied.probabilities,
-            instances,
-            generator=generator,
-            device=device,
-            most=most,
+            domain, studied.probabilities, instances, generator=generator, device=device, most=most
         ),
     }
-    chosen = [studied.model.radius] if radii is None else list(radii)
+    chosen = dict.fromkeys([studied.model.radius, None]) if radii is None else radii
     measured = [_drift_table(studied, sets, depths=depths, radius=radius) for radius in chosen]
     few = torch.randperm(len(sets["visited"]), generator=generator)[:lipschitz_states].numpy()
     some = Boards(instances=sets["visited"].instances[few], plans=sets["visited"].plans[few])
@@ -271,14 +260,6 @@ class Correlation:
             ),
             points=len(x),
         )
-
-    def to_json_dict(self) -> dict[str, float | int | None]:
-        """The figures by name."""
-        return {
-            "pearson": self.pearson,
-            "pearson_log": self.pearson_log,
-            "points": self.points,
-        }
 
 
 def _pearson(x: Sequence[float], y: Sequence[float]) -> float | None:
