@@ -403,7 +403,7 @@ def test_the_value_head_clamp_bounds_l_v_by_the_constants_of_the_pooling(
         ValueHeadClamp(model, 0.7)
         with torch.no_grad():
             encoding = model.encode(states)
-        bound = certified_value_lipschitz(model, encoding)
+        bound = certified_value_lipschitz(model, encoding, value="score")
         assert bound <= 0.7 * pooling
         z = model.recur(encoding).detach().requires_grad_(True)
         (slope,) = torch.autograd.grad(model.value(z, encoding).sum(), z)

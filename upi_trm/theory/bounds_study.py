@@ -252,7 +252,7 @@ class _ExactStudy:
     """Collects every term and bound of an enumerated domain, with true V^pi, A^pi and eta."""
 
     def __init__(self, subject: Subject, mdp: ExactMDP, depth: int) -> None:
-        """pi is the run's policy, U_n its evaluator at n = `depth`."""  # noqa: D403  # the symbol
+        """The run's policy is pi, its evaluator at n = `depth` is U_n."""
         self.subject, self.mdp = subject, mdp
         boards = Boards(instances=mdp.instances, plans=mdp.plans)
         self.device = subject.placement.torch_device

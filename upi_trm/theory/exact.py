@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Bool, Float, Int, Int8
 from numpy.typing import NDArray
 
-from plan_envs.domain import DeadEnd, Int8Array, PlanDomain, RewardKind, edit_reward, potential
+from plan_envs.domain import Int8Array, PlanDomain, RewardKind, edit_reward, potential
 
 Array = NDArray[np.float64]
 ByState = Float[np.ndarray, " state"]
@@ -144,18 +144,16 @@ def enumerate_states(
     *,
     gamma: float,
     plans: Int8Array | None = None,
-    dead_end: DeadEnd = "absorb",
     reward: RewardKind = "shaped",
     max_states: int = MAX_STATES,
 ) -> ExactMDP:
-    """List every plan that legal edits reach from the instances' first plans.
+    """List every plan that legal edits reach from the instances' first plans; dead plans absorb.
 
     Args:
         domain: the puzzle.
         instances: shape [instance, ...]; each must have something to edit.
         gamma: discount in (0, 1).
         plans: where the episode of each instance starts; None for the domain's initial plans.
-        dead_end: whether dead plans absorb, as in training.
         reward: shaped or sparse.
         max_states: the largest number of states that is not refused.
 
@@ -166,7 +164,7 @@ def enumerate_states(
         raise ValueError(f"gamma must lie in (0, 1) where values are sums for ever, got {gamma}")
     if not len(instances):
         raise ValueError("instances: none to enumerate")
-    found = _Frontier(domain, gamma, dead_end, reward)
+    found = _Frontier(domain, gamma, reward)
     starts = domain.initial(instances) if plans is None else plans
     for number in range(len(instances)):
         found.explore(instances[number], starts[number : number + 1], number, max_states)
@@ -191,10 +189,8 @@ def enumerate_states(
 class _Frontier:
     """Breadth-first search through the plans of one instance after another."""
 
-    def __init__(
-        self, domain: PlanDomain, gamma: float, dead_end: DeadEnd, reward: RewardKind
-    ) -> None:
-        self.domain, self.gamma, self.dead_end, self.reward = domain, gamma, dead_end, reward
+    def __init__(self, domain: PlanDomain, gamma: float, reward: RewardKind) -> None:
+        self.domain, self.gamma, self.reward = domain, gamma, reward
         self.plans: list[NDArray[np.int8]] = []
         self.sizes: list[int] = []
         # Each batch of expanded plans adds one entry: states, actions, rewards, next states.
@@ -227,7 +223,7 @@ class _Frontier:
         """Every edit of the frontier's plans; returns the plans that are new."""
         boards = np.repeat(instance[None], len(frontier), axis=0)
         out = self.domain.successors(
-            boards, frontier, gamma=self.gamma, reward=self.reward, dead_end=self.dead_end
+            boards, frontier, gamma=self.gamma, reward=self.reward, dead_end="absorb"
         )
         phi = self._phi(self.domain.check(boards, frontier).score)
         worth = edit_reward(

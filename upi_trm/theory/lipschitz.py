@@ -165,8 +165,10 @@ def recursion_lipschitz(
 # --- The value head
 
 
-def certified_value_lipschitz(model: TinyRecursiveModel, encoding: Encoding) -> float:
-    """Proven bound on L_V of z -> V_psi(z, x) (UPI-TRM Eq. 1), before any sigmoid.
+def certified_value_lipschitz(
+    model: TinyRecursiveModel, encoding: Encoding, *, value: Any
+) -> float:
+    """Proven bound on L_V of z -> U_n (UPI-TRM Eq. 1).
 
     The pooled features are sums, means, maxima and group readouts of the latents, each with a known
     constant. The head is w relu(W p + b); relu moves by some diagonal D in [0, 1], so that ||w D
@@ -176,15 +178,11 @@ def certified_value_lipschitz(model: TinyRecursiveModel, encoding: Encoding) -> 
     Args:
         model: evaluator.
         encoding: of the states that the bound is to hold for; it grows with their variables.
-
-    Raises:
-        NotContractive: for a head that this function does not know.
+        value: "success" (the sigmoid behind the head is 1/4-Lipschitz) or "score".
     """
     out = model.value_out.weight.detach().double().cpu().flatten()
     hidden = model.value_hidden.weight.detach().double().cpu()
     constants = _pooled_constants(model, encoding)
-    if hidden.shape[1] != sum(width for width, _ in constants):
-        raise NotContractive("the value head has no proven bound on its Lipschitz constant")
     widths = [width for width, _ in constants]
     factor = torch.tensor([value for _, value in constants], dtype=torch.float64)
     per_feature = factor.repeat_interleave(torch.tensor(widths))
@@ -192,17 +190,7 @@ def certified_value_lipschitz(model: TinyRecursiveModel, encoding: Encoding) -> 
     apart = [float(c) * _two_layers(out, block) for c, block in zip(factor, blocks, strict=True)]
     together = _two_layers(out, hidden) * float(factor.norm())
     scaled = _two_layers(out, hidden * per_feature) * math.sqrt(len(widths))
-    return min(together, scaled, sum(apart))
-
-
-def certified_shaped_lipschitz(
-    model: TinyRecursiveModel, encoding: Encoding, *, value: Any
-) -> float | None:
-    """Proven bound on L_V of z -> U_n, through the sigmoid of a success head; None without one."""
-    try:
-        bound = certified_value_lipschitz(model, encoding)
-    except NotContractive:
-        return None
+    bound = min(together, scaled, sum(apart))
     return 0.25 * bound if value == "success" else bound
 
 
@@ -276,7 +264,7 @@ def value_lipschitz(
         (slopes,) = torch.autograd.grad(worth(point).sum(), point)
         local = torch.maximum(local, state_norms(slopes, encoding))
     return LipschitzReport(
-        certified=certified_shaped_lipschitz(model, encoding, value=value),
+        certified=certified_value_lipschitz(model, encoding, value=value),
         local=float(local.max()),
         local_mean=float(local.mean()),
         empirical=float(ratio.max()),

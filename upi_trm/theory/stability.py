@@ -252,12 +252,10 @@ class Correlation:
     @staticmethod
     def of(x: Sequence[float], y: Sequence[float]) -> "Correlation":
         """Correlate two columns."""
-        positive = [(a, b) for a, b in zip(x, y, strict=True) if a > 0 and b > 0]
+        positive = [(np.log(a), np.log(b)) for a, b in zip(x, y, strict=True) if a > 0 and b > 0]
         return Correlation(
-            pearson=_pearson(list(x), list(y)),
-            pearson_log=_pearson(
-                [float(np.log(a)) for a, _ in positive], [float(np.log(b)) for _, b in positive]
-            ),
+            pearson=_pearson(x, y),
+            pearson_log=_pearson([a for a, _ in positive], [b for _, b in positive]),
             points=len(x),
         )
 

@@ -6,12 +6,11 @@
 
 import copy
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Literal
 
 import numpy as np
 import torch
-from jaxtyping import Float
-from torch import Tensor
 
 from plan_envs.catalogue import Task
 from plan_envs.domain import Int8Array, PlanDomain
@@ -19,7 +18,7 @@ from trm.compute.device import Placement
 from trm.experiments.learners import learner_of, task_of
 from trm.experiments.shipped_runs import run_name
 from trm.experiments.states import Boards, EditPolicy, policy_probabilities, sample_edits, to_states
-from trm.nn.model import ModelConfig, StateBatch, TinyRecursiveModel
+from trm.nn.model import ModelConfig, TinyRecursiveModel
 from trm.runs.files import RunError
 from trm.runs.run import Run
 from upi_trm.deployment import deployed_part
@@ -130,10 +129,6 @@ def load_studied(run: Run, *, placement: Placement, step: int | str | None = Non
         return load_subject(run, placement=placement, step=step)
     networks = learner_of(run).load_networks(run, placement=placement, step=step)
     policy: TinyRecursiveModel = networks.policy.double()
-
-    def probabilities(states: StateBatch) -> Float[Tensor, "batch action"]:
-        return policy_probabilities(policy, states)
-
     return Studied(
         name=run_name(run.path),
         task=task_of(run),
@@ -143,7 +138,7 @@ def load_studied(run: Run, *, placement: Placement, step: int | str | None = Non
         value="score",
         evaluator=networks.evaluator.double(),
         policy=policy,
-        probabilities=probabilities,
+        probabilities=partial(policy_probabilities, policy),
         placement=placement,
     )
 

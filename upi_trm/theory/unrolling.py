@@ -22,7 +22,7 @@ from upi_trm.evaluator import shaped_value
 from upi_trm.theory.bounds import Bound, bounds_on, centred, numpy_of
 from upi_trm.theory.exact import ByEdit, ExactMDP
 from upi_trm.theory.lipschitz import (
-    certified_shaped_lipschitz,
+    certified_value_lipschitz,
     latent_path,
     state_norms,
     update_latent,
@@ -37,8 +37,8 @@ class LatentTerms:
     """n."""
     modulus: float
     """Certified L_z."""
-    head: float | None
-    """Certified L_V over the states; None where there is no proven bound."""
+    head: float
+    """Certified L_V over the states."""
     first_step: Float[Tensor, " batch"]
     """||f(z_init) - z_init|| of each state; its maximum is C_z (Assumption 4.1)."""
     last_step: Float[Tensor, " batch"]
@@ -66,16 +66,15 @@ class LatentTerms:
     def join(parts: Sequence["LatentTerms"]) -> "LatentTerms":
         """Put chunks of states together."""
         names = ("first_step", "last_step", "gap", "value", "ideal")
-        heads = [part.head for part in parts if part.head is not None]
         return LatentTerms(
             depth=parts[0].depth,
             modulus=parts[0].modulus,
-            head=max(heads, default=None),
+            head=max(part.head for part in parts),
             missing=max(part.missing for part in parts),
             **{name: torch.cat([getattr(part, name) for part in parts]) for name in names},
         )
 
-    def to_json_dict(self) -> dict[str, float | None]:
+    def to_json_dict(self) -> dict[str, float]:
         """The suprema over the states."""
         return {
             "L_z_certified": self.modulus,
@@ -95,13 +94,12 @@ def latent_terms(
     *,
     value: Literal["success", "score"],
     depth: int,
-    tolerance: float = 1e-11,
     chunk: int = 512,
 ) -> LatentTerms:
     """Unroll to n and on to the fixed point.
 
     The fixed point is approached until L_z / (1 - L_z) ||z_{t+1} - z_t||, which bounds what is
-    missing, is at most `tolerance` or no longer shrinks.
+    missing, is at most 1e-11 or no longer shrinks.
 
     Args:
         model: evaluator, float64.
@@ -109,7 +107,6 @@ def latent_terms(
         phi: Phi of the states.
         value: what the head means; see `evaluator.shaped_value`.
         depth: n.
-        tolerance: of the fixed point.
         chunk: states at a time.
 
     Raises:
@@ -125,7 +122,7 @@ def latent_terms(
         path = latent_path(model, encoding, depth=max(1, depth))
         steps = [state_norms(b - a, encoding) for a, b in itertools.pairwise(path)]
         z, step, before = path[-1], float(steps[-1].max()), math.inf
-        while posterior_bias(modulus, step) > tolerance and step < before:
+        while posterior_bias(modulus, step) > 1e-11 and step < before:
             after = update_latent(model, encoding, z)
             before, step, z = step, float(state_norms(after - z, encoding).max()), after
         last = path[depth]
@@ -133,7 +130,7 @@ def latent_terms(
             LatentTerms(
                 depth=depth,
                 modulus=modulus,
-                head=certified_shaped_lipschitz(model, encoding, value=value),
+                head=certified_value_lipschitz(model, encoding, value=value),
                 first_step=steps[0],
                 last_step=steps[depth - 1] if depth else torch.zeros_like(steps[0]),
                 gap=state_norms(last - z, encoding),
@@ -148,22 +145,20 @@ def latent_terms(
 def unrolling_bounds(terms: LatentTerms) -> list[Bound]:
     """Prop. 2.3, its a-posteriori form (n >= 1), and Eq. 1 with the truncation of U_n.
 
-    Over all states of the domain C_z and the left sides are suprema. Eq. 1 needs L_V.
+    Over all states of the domain C_z and the left sides are suprema.
     """
-    gap, head = float(terms.gap.max()), terms.head
+    gap = float(terms.gap.max())
     found = bounds_on(gap, ("Prop. 2.3", "|z^(n) - z*| <= L_z^n C_z / (1 - L_z)", terms.bias))
     if terms.depth:
         says = "|z^(n) - z*| <= L_z |z^(n) - z^(n-1)| / (1 - L_z)"
         posterior = posterior_bias(terms.modulus, float(terms.last_step.max()))
         found += bounds_on(gap, ("Prop. 2.3, a posteriori", says, posterior))
-    if head is not None:
-        says = "|U_n - U_*| <= L_V "
-        found += bounds_on(
-            terms.truncation,
-            ("Eq. 1", says + "|z^(n) - z*|", head * gap),
-            ("Eq. 1 with Prop. 2.3", says + "L_z^n C_z / (1 - L_z)", head * terms.bias),
-        )
-    return found
+    says = "|U_n - U_*| <= L_V "
+    return found + bounds_on(
+        terms.truncation,
+        ("Eq. 1", says + "|z^(n) - z*|", terms.head * gap),
+        ("Eq. 1 with Prop. 2.3", says + "L_z^n C_z / (1 - L_z)", terms.head * terms.bias),
+    )
 
 
 def decomposition_bounds(
@@ -174,11 +169,9 @@ def decomposition_bounds(
     Args:
         mdp: the domain.
         policy: pi.
-        terms: of every state of the domain; without L_V there is no bound.
+        terms: of every state of the domain.
         k_steps: K.
     """
-    if terms.head is None:
-        return []
     unrolled, ideal = numpy_of(terms.value), numpy_of(terms.ideal)
     shrink, bias = mdp.gamma**k_steps, terms.head * terms.bias
     residual, residual_ideal = (
