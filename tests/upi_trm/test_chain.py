@@ -207,9 +207,3 @@ def test_settings_of_a_mixture_that_make_no_sense_are_named() -> None:
         ImprovementConfig(chain_length=1)
     with pytest.raises(ValueError, match=r"improvement\.average_rate is of a distilled network"):
         ImprovementConfig(distil=False, average_rate=0.1)
-    with pytest.raises(ValueError, match=r"contraction\.schedule must be 'constant'"):
-        replace(
-            SMALL,
-            improvement=CHAIN,
-            contraction=ContractionConfig(modulus=0.5, schedule="linear", start=2.0),
-        )

@@ -55,9 +55,8 @@ CONFIGS = {
     "corrected edit values": replace(SMALL, evaluator=replace(EVALUATOR, edit_values="corrected")),
     "edit values of the state": replace(SMALL, evaluator=replace(EVALUATOR, edit_values="state")),
     "clamped": replace(SMALL, contraction=ContractionConfig(modulus=0.5)),
-    "clamped on schedule, value head": replace(
-        SMALL,
-        contraction=ContractionConfig(modulus=0.5, schedule="linear", start=2.0, value_head=0.8),
+    "clamped, value head": replace(
+        SMALL, contraction=ContractionConfig(modulus=0.5, value_head=0.8)
     ),
     "adaptive unrolls": replace(
         SMALL,
@@ -638,48 +637,10 @@ def test_a_modulus_outside_the_open_unit_interval_is_named(modulus: float) -> No
         ContractionConfig(modulus=modulus)
 
 
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"schedule": "linear", "modulus": 0.9}, r"contraction\.start goes with"),
-        ({"start": 2.0, "modulus": 0.9}, r"contraction\.start goes with"),
-        ({"schedule": "linear", "start": 0.8, "modulus": 0.9}, r"start must be above"),
-        ({"schedule": "linear", "start": 2.0}, r"start must be above"),
-        ({"ramp": 0.0}, r"contraction\.ramp must lie in \(0, 1\], got 0"),
-        ({"value_head": -1.0}, r"contraction\.value_head must be positive or null, got -1"),
-    ],
-)
-def test_a_schedule_that_makes_no_sense_is_named(settings: dict[str, Any], message: str) -> None:
+def test_a_bound_of_the_value_head_that_is_not_positive_is_named() -> None:
+    message = r"contraction\.value_head must be positive or null, got -1"
     with pytest.raises(ValueError, match=message):
-        ContractionConfig(**settings)
-
-
-def test_l_z_falls_linearly_from_its_start_and_then_stays() -> None:
-    config = ContractionConfig(modulus=0.9, schedule="linear", start=1.9, ramp=0.5)
-    found = [config.modulus_at(share) for share in (0.0, 0.1, 0.25, 0.5, 0.75, 1.0)]
-    assert found == pytest.approx([1.9, 1.7, 1.4, 0.9, 0.9, 0.9])
-    assert ContractionConfig(modulus=0.9).modulus_at(0.0) == 0.9
-    assert ContractionConfig().modulus_at(0.5) is None
-
-
-def test_a_falling_l_z_binds_every_network_that_is_used_the_deployed_average_too() -> None:
-    config = replace(
-        SMALL,
-        contraction=ContractionConfig(modulus=0.4, schedule="linear", start=3.0, ramp=0.5),
-        improvement=replace(IMPROVEMENT, average_rate=0.01),
-    )
-    learner, roller = make(config)
-    with torch.no_grad():
-        for model in (learner.evaluator, learner.policy):
-            model.update.mix.own.mul_(20.0)  # type: ignore[union-attr, operator]
-    limits = []
-    for share in (0.1, 0.3, 1.0):
-        learner.set_progress(share)
-        metrics = learner.iterate(roller, steps=2)
-        limits.append(metrics["modulus"])
-        assert metrics["certified_modulus"] <= metrics["modulus"]
-        assert certificate(learner.deployed.update) <= metrics["modulus"]
-    assert limits == pytest.approx([2.48, 1.44, 0.4])
+        ContractionConfig(value_head=-1.0)
 
 
 @pytest.mark.parametrize(("name", "least"), [("plans", 2), ("steps", 1)])
