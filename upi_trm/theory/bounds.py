@@ -20,7 +20,7 @@ from upi_trm.advantage import centred_advantage
 from upi_trm.theory.exact import Array, ByEdit, ByState, ExactMDP
 
 Penalty = Literal["paper", "cpi", "span"]
-"""Which form of the CPI penalty; see `improvement_penalty`."""
+"""Forms of the CPI penalty; see `improvement_penalty`."""
 
 _ROUNDING = 1e-9
 """Slack for float64 sums over thousands of states."""
@@ -31,7 +31,7 @@ class Bound:
     """One inequality, left <= right, with both sides measured."""
 
     name: str
-    """Where the paper states it, e.g. "Eq. 6"."""
+    """The statement of the paper, e.g. "Eq. 6"."""
     says: str
     """The inequality in words."""
     _: KW_ONLY

@@ -93,12 +93,12 @@ class BoundsReport:
     head: LipschitzReport
     """L_V of the evaluator's value."""
     exact: Study | None
-    """On every plan that some small instances reach; None where they reach too many."""
+    """Study of every plan that some small instances reach; None where they reach too many."""
     why_not_exact: str | None
     """The reason in one line where `exact` is None."""
     sampled: Study
-    """On plans that the policy's rollouts meet; every figure is a sample maximum unless its name
-    says mean."""
+    """Study of plans that the policy's rollouts meet; every figure is a sample maximum unless its
+    name says mean."""
 
     def to_json_dict(self) -> dict[str, Any]:
         """Plain values."""
@@ -143,28 +143,23 @@ def measure_bounds(
         ValueError: for gamma = 1.
         NotContractive: with `contraction`, for a map without a certificate below 1.
     """
-    recipe, domain, device = subject.recipe, subject.domain, subject.placement.torch_device
-    gamma = recipe.evaluator.gamma
-    if gamma >= 1:
-        raise ValueError(
-            f"evaluator.gamma is {gamma:g} in {subject.name}: every bound divides by 1 - gamma"
-        )
-    if contraction:
-        _require_contraction(subject)
+    _require_bounds(subject, contraction=contraction)
+    recipe = subject.recipe
     depth = recipe.model.depth if depth is None else depth
     generator = torch.Generator().manual_seed(seed)
     others = subject.task.instances("train", num=len(instances)).instances
     sample, fitted = (
         visited_states(
-            domain, subject.probabilities, boards, generator=generator, device=device, most=most
+            subject.domain,
+            subject.probabilities,
+            boards,
+            generator=generator,
+            device=subject.placement.torch_device,
+            most=most,
         )
         for boards in (instances, others)
     )
-    few = Boards(instances=sample.instances[:128], plans=sample.plans[:128])
-    states, phi = few.batch(domain, device), few.phi(domain, device)
-    evaluator = with_dials(subject.evaluator, depth=depth, radius=recipe.model.radius)
-    modulus = recursion_lipschitz(evaluator, states, generator=generator)
-    head = value_lipschitz(evaluator, states, phi, value=subject.value, generator=generator)
+    modulus, head = _lipschitz_constants(subject, sample, depth, generator)
     exact, why_not = None, None
     try:
         mdp = small_mdp(subject, num=exact_num, edits=exact_edits, seed=seed)
@@ -179,7 +174,7 @@ def measure_bounds(
         settings={
             "n": depth,
             "K": recipe.evaluator.k_steps,
-            "gamma": gamma,
+            "gamma": recipe.evaluator.gamma,
             "alpha": recipe.improvement.alpha,
             "R": recipe.model.radius,
         },
@@ -191,13 +186,30 @@ def measure_bounds(
     )
 
 
-def _require_contraction(subject: Subject) -> None:
-    bound = certificate(subject.evaluator.update)
-    if bound >= 1:
+def _require_bounds(subject: Subject, *, contraction: bool) -> None:
+    gamma = subject.recipe.evaluator.gamma
+    if gamma >= 1:
+        raise ValueError(
+            f"evaluator.gamma is {gamma:g} in {subject.name}: every bound divides by 1 - gamma"
+        )
+    if contraction and (bound := certificate(subject.evaluator.update)) >= 1:
         raise NotContractive(
             f"{subject.name}: the certified L_z of the evaluator is {bound:.4g}, not below 1, so"
             " that Prop. 2.3, Eq. 6, Eq. 7 and Cor. 5.5 do not apply"
         )
+
+
+def _lipschitz_constants(
+    subject: Subject, sample: Boards, depth: int, generator: torch.Generator
+) -> tuple[LipschitzReport, LipschitzReport]:
+    """L_z and L_V of the evaluator, estimated at 128 of the visited states."""
+    few = Boards(instances=sample.instances[:128], plans=sample.plans[:128])
+    device = subject.placement.torch_device
+    states, phi = few.batch(subject.domain, device), few.phi(subject.domain, device)
+    evaluator = with_dials(subject.evaluator, depth=depth, radius=subject.recipe.model.radius)
+    modulus = recursion_lipschitz(evaluator, states, generator=generator)
+    head = value_lipschitz(evaluator, states, phi, value=subject.value, generator=generator)
+    return modulus, head
 
 
 # --- The exact study

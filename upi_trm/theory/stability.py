@@ -29,7 +29,7 @@ MEASURES = ("delta_v", "delta_v_relative", "delta_pi", "delta_pi_kl", "success_r
 """Figures of a drift report, in the order of its tables."""
 
 STATE_SETS = ("initial", "visited")
-"""Where drift is measured: first plans of episodes, and plans that the policy's rollouts meet."""
+"""Drift is measured on first plans of episodes, and on plans that the policy's rollouts meet."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -81,9 +81,9 @@ class DriftReport:
     value_deviation: dict[str, float]
     """Standard deviation of U_n_train over each set of states, under the first projection."""
     tables: tuple[DriftTable, ...]
-    """One for each projection; the correlations read the first."""
+    """There is one table for each projection; the correlations read the first."""
     lipschitz: dict[str, LipschitzReport]
-    """By "evaluator" and "policy" (L_z of their recursions) and "value_head" (L_V)."""
+    """The keys are "evaluator" and "policy" (L_z of their recursions) and "value_head" (L_V)."""
 
     def to_json_dict(self) -> dict[str, Any]:
         """Plain values; the measures of the first projection are at the top too."""
@@ -211,9 +211,15 @@ def total_variation(
 
 
 def greedy_success(studied: Studied, boards: Boards, *, depth: int, radius: float | None) -> float:
-    """Share of states from which the greedy policy solves within the horizon, at other dials.
+    """Share of states from which the greedy policy solves within the horizon.
 
-    The protocol of `plan_envs.evaluation`: one pass, dead ends continue.
+    The protocol is that of `plan_envs.evaluation`: one pass, and dead ends continue.
+
+    Args:
+        studied: the run.
+        boards: states to start from.
+        depth: n of the policy.
+        radius: R of its projection; None for off.
     """
     domain = studied.domain
     model = with_dials(studied.policy, depth=depth, radius=radius)
@@ -244,9 +250,9 @@ class Correlation:
     """How closely two columns of figures go together, over runs and depths."""
 
     pearson: float | None
-    """None with fewer than three points, or where a column is constant."""
+    """Pearson's coefficient; None with fewer than three points, or where a column is constant."""
     pearson_log: float | None
-    """Of the logarithms, over the points where both are positive."""
+    """Pearson's coefficient of the logarithms, over the points where both are positive."""
     points: int
 
     @staticmethod

@@ -36,7 +36,7 @@ class Studied:
     step: int
     """Edits at the checkpoint."""
     model: ModelConfig
-    """As trained; other depths and radii are compared with these."""
+    """Configuration as trained; other depths and radii are compared with it."""
     modulus: float | None
     """Bound on L_z that training kept; None for none."""
     value: Literal["success", "score"]
