@@ -1,15 +1,16 @@
 """Contraction of the inner recursion: a proven bound on L_z, and the clamp (UPI-TRM Sec. 4).
 
-`certificate` bounds the Lipschitz constant of the whole map z -> z in float64, activations, group
-projections and all; `ContractionClamp` shrinks the z -> z weights after an optimiser step so that
-the bound stays below L_z < 1. Maps without a usable global bound are refused (`NotContractive`)
-rather than waved through.
+`Certificate` bounds the Lipschitz constant of the whole map z -> z in float64, with its activations
+and group projections; `ContractionClamp` shrinks the z -> z weights after an optimiser step so that
+the bound stays below L_z < 1. A map without a proven bound is refused (`NotContractive`). The
+learner clamps its networks with this module, and `theory` reads the certificates.
 """
 
 import itertools
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, cast
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 
 from trm.nn.blocks import GroupStructure, MLPMap, RelationalMap
 from trm.nn.cells import NeighbourMap
-from trm.nn.model import TinyRecursiveModel
+from trm.runs.recipe import Retired
 
 
 class NotContractive(ValueError):  # noqa: N818  # the theory's word
@@ -115,25 +116,16 @@ def relational_norm(update: RelationalMap, patterns: tuple[tuple[bool, ...], ...
 
 
 def neighbour_norm(update: NeighbourMap) -> float:
-    """Bound on the Lipschitz constant of z -> W_z z + W_m pool z in the Euclidean norm.
+    """Bound ||W_z|| + sqrt(k) ||W_m|| on the Lipschitz constant of z -> W_z z + W_m max z.
 
-    Maximum: it moves a listener, channel by channel, by no more than some neighbour moves, and at
-    most k cells listen to one: sqrt(k), attained by a star, so ||W_z|| + sqrt(k) ||W_m||. In the
-    supremum norm the maximum would be non-expansive, but the ball projection Pi_R is not (its
-    Jacobian has norm up to (1 + sqrt(d)) / 2 there), and C_z, L_V and every estimate of
-    `lipschitz.py` are Euclidean.
-
-    Mean: D^-1/2 A D^-1/2 is symmetric with eigenvalues e in [-1, 1], so the norm is the maximum of
-    ||W_z + e W_m||, convex in e: the larger one of e = 1 and e = -1, exact where cells can be
-    coloured black and white (every grid). Without symmetric neighbours the sum of norms.
+    The maximum moves a listener, channel by channel, by no more than some neighbour moves, and at
+    most k cells listen to one: sqrt(k) in the Euclidean norm, which a star attains. In the supremum
+    norm the maximum would be non-expansive, but the ball projection Pi_R is not (its Jacobian has
+    norm up to (1 + sqrt(d)) / 2 there), and C_z, L_V and every estimate of `theory.lipschitz` are
+    Euclidean.
     """
-    own, message = (weight.detach().double() for weight in (update.own, update.message))
-    if update.pool == "max":
-        listeners = float(update.heard_by.max())
-        return spectral_norm(own) + math.sqrt(listeners) * spectral_norm(message)
-    if update.symmetric:
-        return max(spectral_norm(own + message), spectral_norm(own - message))
-    return spectral_norm(own) + spectral_norm(message)
+    listeners = float(update.heard_by.max())
+    return spectral_norm(update.own) + math.sqrt(listeners) * spectral_norm(update.message)
 
 
 Certified = RelationalMap | MLPMap | NeighbourMap
@@ -143,13 +135,13 @@ Certified = RelationalMap | MLPMap | NeighbourMap
 class ContractionClamp:
     """Keeps the certified Lipschitz constant at or below `modulus` = L_z, by shrinking only.
 
-    Relational and neighbour map: all z -> z weights times min(1, L_z / norm). Flat map: each layer
-    W times min(1, sqrt(L_z) / ||W||) (operator-norm clamping plus per-layer scaling, UPI-TRM Sec.
-    4).
+    Relational and neighbour map: all z -> z weights are multiplied by min(1, L_z / norm). Flat map:
+    each layer W is multiplied by min(1, sqrt(L_z) / ||W||) (operator-norm clamping plus per-layer
+    scaling, UPI-TRM Sec. 4).
     """
 
-    def __init__(self, update: nn.Module, modulus: float, *, first: float | None = None) -> None:
-        """Clamp at once, to `modulus` or to a looser `first`, which may exceed 1 (a schedule).
+    def __init__(self, update: nn.Module, modulus: float) -> None:
+        """Clamp at once.
 
         Raises:
             NotContractive: for a map without a bound.
@@ -159,20 +151,14 @@ class ContractionClamp:
             raise ValueError(f"contraction.modulus must lie in (0, 1), got {modulus}")
         self._certificate = Certificate(update)
         self.update = self._certificate.update
-        self.modulus = modulus if first is None else first
+        self.modulus = modulus
         self.apply()
-
-    def tighten(self, modulus: float) -> None:
-        """Change the modulus in force, and clamp."""
-        if modulus != self.modulus:
-            self.modulus = modulus
-            self.apply()
 
     @torch.no_grad()
     def apply(self) -> float:
         """Shrink the weights where needed; returns the certificate afterwards."""
-        # Float32 rounding of the shrunk weights can lift the norm by some ulp: aim just below the
-        # modulus.
+        # Float32 rounding of the shrunk weights can lift the norm by some ulp, so the target lies
+        # just below the modulus.
         target = self.modulus * (1 - 1e-6)
         if isinstance(self.update, MLPMap):
             for weight in (self.update.first, self.update.second):
@@ -188,48 +174,6 @@ class ContractionClamp:
         for weight in weights:
             weight.mul_(target / norm)
         return self._certificate.bound()
-
-
-class ValueHeadClamp:
-    """Keeps ||W_out|| ||W_hidden|| of the value head at or below a bound, by shrinking only.
-
-    Each of the two layers W behind the pooled latent: W <- W min(1, sqrt(bound) / ||W||), norms
-    from exact SVDs; and what a group readout takes from the latents to norm 1 at most. L_V of z ->
-    V_psi(z) is then at most `bound` times the constants of the pooling, which no weight enters
-    (`lipschitz.certified_value_lipschitz`). Biases and counts stay free.
-    """
-
-    def __init__(self, model: TinyRecursiveModel, bound: float) -> None:
-        """Clamp at once; ValueError for a bound that is not positive."""
-        if not bound > 0:
-            raise ValueError(f"contraction.value_head must be positive, got {bound}")
-        self.model, self.bound = model, bound
-        self.apply()
-
-    @torch.no_grad()
-    def apply(self) -> float:
-        """Shrink the weights where needed; returns ||W_out|| ||W_hidden|| afterwards."""
-        # Just below the bound, as in `ContractionClamp`.
-        target = (self.bound * (1 - 1e-6)) ** 0.5
-        for layer in (self.model.value_hidden, self.model.value_out):
-            _shrink(layer.weight, target)
-        if self.model.config.update_map == "relational":
-            for weight in self.model.readout.weight:
-                _shrink(weight[: self.model.config.channels], 1 - 1e-6)
-        return self.norm()
-
-    def norm(self) -> float:
-        """||W_out|| ||W_hidden||."""
-        return spectral_norm(self.model.value_out.weight) * spectral_norm(
-            self.model.value_hidden.weight
-        )
-
-
-def _shrink(weight: Tensor, target: float) -> None:
-    """W <- W min(1, target / ||W||), in place."""
-    norm = spectral_norm(weight)
-    if norm > target:
-        weight.mul_(target / norm)
 
 
 class Certificate:
@@ -256,7 +200,7 @@ class Certificate:
 
 
 def certificate(update: nn.Module) -> float:
-    """One-off `Certificate(update).bound()`."""
+    """The bound of a map that is asked for once; errors as of `Certificate`."""
     return Certificate(update).bound()
 
 
@@ -277,9 +221,10 @@ def unroll_bias(modulus: float, depth: int, first_step: float) -> float:
 
 
 def posterior_bias(modulus: float, last_step: float) -> float:
-    """||z^(n) - z*|| <= L_z / (1 - L_z) ||z^(n) - z^(n-1)||: from what was seen, n >= 1.
+    """||z^(n) - z*|| <= L_z / (1 - L_z) ||z^(n) - z^(n-1)||, from the last step, n >= 1.
 
-    Never larger than `unroll_bias`. Not in the paper; the fixed-point theorem's other estimate.
+    It is never larger than `unroll_bias`. The paper does not have it; it is the other estimate of
+    the fixed-point theorem.
 
     Args:
         modulus: L_z in (0, 1).
@@ -293,21 +238,6 @@ def posterior_bias(modulus: float, last_step: float) -> float:
     return modulus * last_step / (1 - modulus)
 
 
-def empirical_lipschitz(
-    before: Float[Tensor, "pair channel"], after: Float[Tensor, "pair channel"]
-) -> float:
-    """Largest ||f(z) - f(z')|| / ||z - z'|| over pairs of latents.
-
-    Args:
-        before: latents, pairs at rows 2i and 2i + 1.
-        after: their images under the same map and injection.
-    """
-    flat_before, flat_after = before.double(), after.double()
-    moved = torch.linalg.vector_norm(flat_after[0::2] - flat_after[1::2], dim=1)
-    apart = torch.linalg.vector_norm(flat_before[0::2] - flat_before[1::2], dim=1)
-    return cast(float, (moved / apart.clamp_min(1e-300)).max().item())
-
-
 @dataclass(frozen=True, kw_only=True)
 class ContractionConfig:
     """The `contraction` section of a recipe."""
@@ -315,42 +245,15 @@ class ContractionConfig:
     modulus: float | None = None
     """L_z: the clamp keeps the certified Lipschitz constant of z -> z at or below it; null switches
     it off."""
-    schedule: Literal["constant", "linear"] = "constant"
-    """L_z in force: `modulus` throughout, or falling linearly from `start` to `modulus`."""
-    start: float | None = None
-    """linear: L_z at the beginning, above `modulus`; above 1 there is no contraction yet."""
-    ramp: float = 0.5
-    """linear: share of the budget after which `modulus` is in force. A run whose budget is raised
-    later differs from one that had it from the start."""
-    value_head: float | None = None
-    """Bound on ||W_out|| ||W_hidden|| of the evaluator's value head, which limits L_V (Eq. 1);
-    kept by shrinking after every optimiser step, exact SVD. Null switches it off (the paper)."""
 
-    def modulus_at(self, progress: float) -> float | None:
-        """L_z in force when the share `progress` of the budget is spent."""
-        if self.modulus is None or self.start is None:
-            return self.modulus
-        return self.modulus + (self.start - self.modulus) * max(0.0, 1.0 - progress / self.ramp)
+    RETIRED: ClassVar[Mapping[str, Retired]] = {
+        name: Retired(value, "it was removed: the clamp keeps contraction.modulus all along")
+        for name, value in {"schedule": "constant", "start": None, "ramp": 0.5}.items()
+    } | {"value_head": Retired(None, "it was removed: only the recursion is clamped")}
 
     def __post_init__(self) -> None:
         """Check ranges and combinations."""
         if self.modulus is not None and not 0 < self.modulus < 1:
             raise ValueError(
                 f"contraction.modulus must lie in (0, 1) or be null, got {self.modulus}"
-            )
-        if (self.schedule == "linear") != (self.start is not None):
-            raise ValueError(
-                "contraction.start goes with contraction.schedule 'linear' and is null without,"
-                f" got {self.start} with {self.schedule!r}"
-            )
-        if self.start is not None and not (self.modulus is not None and self.start > self.modulus):
-            raise ValueError(
-                f"contraction.start must be above contraction.modulus, got {self.start} and"
-                f" {self.modulus}"
-            )
-        if not 0 < self.ramp <= 1:
-            raise ValueError(f"contraction.ramp must lie in (0, 1], got {self.ramp}")
-        if self.value_head is not None and not self.value_head > 0:
-            raise ValueError(
-                f"contraction.value_head must be positive or null, got {self.value_head}"
             )

@@ -1,5 +1,6 @@
 """What ships: the wheel's contents, the pins, and one version number everywhere."""
 
+import json
 import os
 import re
 import subprocess
@@ -12,6 +13,8 @@ from typing import Any
 import pytest
 
 import upi_trm
+from trm.experiments.shipped_runs import pretrained_names, run_path
+from trm.experiments.sweep_spec import sweep_names, sweep_path
 from upi_trm import recipe as recipes
 
 REPO = Path(__file__).resolve().parents[2]
@@ -40,26 +43,52 @@ def _pins() -> dict[str, str]:
     return {_name(name): version for name, version in pins.items()}
 
 
+def _files(folder: Path) -> dict[str, int]:
+    """Size of each file below a folder."""
+    files = (path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): path.stat().st_size for path in files}
+
+
 def test_the_wheel_holds_every_module_and_marker_and_no_test(wheel: Path) -> None:
     shipped = set(zipfile.ZipFile(wheel).namelist())
     for package in PACKAGES:
         for path in (REPO / package).rglob("*"):
-            pretrained = path.is_file() and "pretrained" in path.parts
-            if path.suffix == ".py" or path.name == "py.typed" or pretrained:
+            if path.suffix == ".py" or path.name == "py.typed":
                 assert str(path.relative_to(REPO)) in shipped
     tops = {name.split("/")[0] for name in shipped}
     assert tops == {*PACKAGES, f"upi_trm-{upi_trm.__version__}.dist-info"}
 
 
-def test_an_installed_wheel_finds_the_recipes_outside_the_checkout(
+def test_the_wheel_holds_the_recipes_of_each_learner_the_sweeps_and_the_shipped_runs(
+    wheel: Path, tmp_path: Path
+) -> None:
+    zipfile.ZipFile(wheel).extractall(tmp_path)
+    homes = {
+        "configs/upi": "upi_trm/configs",
+        "configs/baselines": "baselines/configs",
+        "configs/supervised": "supervised/configs",
+        "configs/sweeps": "trm/configs",
+        "trm/experiments/pretrained": "trm/experiments/pretrained",
+    }
+    for checkout, home in homes.items():
+        assert _files(REPO / checkout) == _files(tmp_path / home) != {}
+    assert any(name.endswith("weights.safetensors") for name in _files(tmp_path / home))
+
+
+def test_an_installed_wheel_finds_recipes_sweeps_and_shipped_runs_outside_the_checkout(
     wheel: Path, tmp_path: Path
 ) -> None:
     site = tmp_path / "site"
     zipfile.ZipFile(wheel).extractall(site)
     code = (
-        "import upi_trm.recipes as r\n"
-        "print(r.__file__)\n"
-        "for name in r.recipe_names(): print(name, len(r.recipe_path(name).read_bytes()))"
+        "import json\n"
+        "from trm.experiments.shipped_runs import pretrained_names, run_path\n"
+        "from trm.experiments.sweep_spec import sweep_names, sweep_path\n"
+        "from upi_trm.recipe import recipe_names, recipe_path\n"
+        "paths = [recipe_path(name) for name in recipe_names()]\n"
+        "paths += [sweep_path(name) for name in sweep_names()]\n"
+        "paths += [run_path(f'pretrained:{name}') / 'run.json' for name in pretrained_names()]\n"
+        "print(json.dumps([[str(path), path.stat().st_size] for path in paths]))"
     )
     environment = {**os.environ, "PYTHONPATH": str(site)}
     run = subprocess.run(
@@ -70,11 +99,15 @@ def test_an_installed_wheel_finds_the_recipes_outside_the_checkout(
         capture_output=True,
         text=True,
     )
-    where, *found = run.stdout.splitlines()
-    assert Path(where).is_relative_to(site)
-    assert found == [
-        f"{name} {recipes.recipe_path(name).stat().st_size}" for name in recipes.recipe_names()
+    found = json.loads(run.stdout)
+    assert all(Path(path).is_relative_to(site) for path, _ in found)
+    here = [
+        *(recipes.recipe_path(name) for name in recipes.recipe_names()),
+        *(sweep_path(name) for name in sweep_names()),
+        *(run_path(f"pretrained:{name}") / "run.json" for name in pretrained_names()),
     ]
+    named = [(Path(path).name, size) for path, size in found]
+    assert named == [(path.name, path.stat().st_size) for path in here]
 
 
 def test_an_unknown_recipe_is_refused_with_the_nearest_name(

@@ -4,6 +4,7 @@ import re
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import click
 import pytest
@@ -40,11 +41,34 @@ def test_the_python_of_a_page_runs(page: Path) -> None:
         exec(block, namespace)
 
 
+def test_the_first_python_of_the_readme_plays_an_episode_to_its_end(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    episode, batch = _blocks(REPO / "README.md", "python")[:2]
+    played: dict[str, Any] = {}
+    exec(episode, played)
+    score, solved = capsys.readouterr().out.split()
+    assert (float(score), solved) == (played["info"]["score"], str(played["info"]["solved"]))
+    assert 0 < float(score) <= 81
+    assert played["terminated"] or played["truncated"]
+    ahead: dict[str, Any] = {}
+    exec(batch, ahead)
+    number, *words = capsys.readouterr().out.split()
+    assert " ".join(words) == "legal edits of 1024 plans"
+    assert int(number) == ahead["envs"].action_masks().sum() > 1024
+
+
 @pytest.mark.parametrize("line", _commands())
 def test_a_command_of_the_readme_parses(line: str) -> None:
     command, name, words = _find(shlex.split(line, comments=True)[1:])
-    with command.make_context(name, words, resilient_parsing=False) as context:
-        assert isinstance(context, click.Context)
+    with command.make_context(name, list(words), resilient_parsing=False) as context:
+        given = [word for value in context.params.values() for word in _flat(value)]
+    # Every word that is no option has become the value of a parameter.
+    assert {word for word in words if not word.startswith("-")} <= set(map(str, given))
+
+
+def _flat(value: object) -> list[object]:
+    return list(value) if isinstance(value, tuple) else [value]
 
 
 def _find(words: list[str]) -> tuple[click.Command, str, list[str]]:

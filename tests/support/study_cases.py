@@ -21,6 +21,7 @@ from trm.runs.run import Run
 from upi_trm.contraction import ContractionClamp
 from upi_trm.learner import UpiLearner
 from upi_trm.recipe import RUN_KIND, UpiRecipe
+from upi_trm.theory.bounds import Bound
 from upi_trm.theory.exact import ExactMDP, enumerate_states
 
 Array = NDArray[np.float64]
@@ -110,3 +111,26 @@ def network_policy(mdp: ExactMDP, seed: int) -> Array:
     model = small_model(FULL, seed, spread=0.5).double()
     policy: Array = policy_probabilities(model, states).numpy()
     return policy
+
+
+def random_values(mdp: ExactMDP, seed: int, policy: Array) -> Array:
+    """V^pi with errors: of every size, and on one state only for some seeds."""
+    rng = np.random.default_rng(seed)
+    error = rng.standard_normal(len(mdp)) * 10.0 ** rng.uniform(-3, 1)
+    if seed % 3 == 0:
+        error *= np.arange(len(mdp)) == rng.integers(len(mdp))
+    values: Array = mdp.value(policy) + error
+    return values
+
+
+def never_absorbed(mdp: ExactMDP) -> Array:
+    """A deterministic policy that edits for ever."""
+    stays = mdp.next_state >= 0
+    assert stays.any(axis=1).all()
+    policy: Array = np.eye(stays.shape[1])[stays.argmax(axis=1)]
+    return policy
+
+
+def assert_all_hold(found: list[Bound]) -> None:
+    for bound in found:
+        assert bound.holds or not bound.proven, bound

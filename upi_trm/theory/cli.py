@@ -1,31 +1,28 @@
 """`upi-trm drift` and `upi-trm bounds`: the stability study and the bounds of trained runs.
 
-Both take run folders and print tables, or one JSON object with `--json`; `cli.py` adds the
-commands. Everything that costs time to import stands inside the functions that need it.
+Both take run folders and print tables, or one JSON object with `--json`. The entry points `drift`
+and `bounds` of the group `upi_trm.commands` name the commands. Every import that costs time is made
+inside the function that needs it.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import click
 
-from trm.experiments.opening import open_run, ready_placement
-from trm.experiments.options import added, device_option, json_option
-
-_DEFAULT_NUM = 100
+from trm.experiments.opening import CheckpointName, open_run, ready_placement
+from trm.experiments.options import added, device_option, json_option, threads_option
 
 
-def _list_of(convert: Any, what: str) -> Any:
+def _list_of(convert: Callable[[str], Any], what: str) -> Any:
     """A click callback that reads a list with commas."""
 
     def read(ctx: click.Context, param: click.Parameter, value: str | None) -> list[Any] | None:
-        if value is None:
-            return None
-        words = [word.strip() for word in value.split(",")]
         try:
-            return [convert(word) for word in words]
+            return None if value is None else [convert(word.strip()) for word in value.split(",")]
         except ValueError:
             raise click.BadParameter(f"{value!r} is no list of {what} with commas") from None
 
@@ -47,22 +44,16 @@ def _radius(word: str) -> float | None:
     return radius
 
 
-def _step(ctx: click.Context, param: click.Parameter, value: str | None) -> int | str | None:
-    if value is None or value == "best":
-        return value
-    if not value.isdecimal():
-        raise click.BadParameter(f"{value!r} is neither a number of edits nor best")
-    return int(value)
-
-
-def _shared_options(command: Any) -> Any:
-    """Which checkpoint, which instances, where it computes, and how it is shown."""
+def _study_options(command: Any) -> Any:
+    """Options for the checkpoint, the puzzles, the device and the output."""
     return added(
         command,
         click.option(
+            "--num", type=click.IntRange(1), default=100, show_default=True, help="Test puzzles."
+        ),
+        click.option(
             "--step",
-            metavar="N|best",
-            callback=_step,
+            type=CheckpointName(),
             help="Checkpoint: a number of edits, or best.  [default: the newest]",
         ),
         click.option(
@@ -74,9 +65,7 @@ def _shared_options(command: Any) -> Any:
         ),
         json_option,
         device_option,
-        click.option(
-            "--threads", type=click.IntRange(1), default=1, show_default=True, help="CPU threads."
-        ),
+        threads_option,
     )
 
 
@@ -97,37 +86,30 @@ def _shared_options(command: Any) -> Any:
     help="Projections to measure under.  [default: as recorded, then without]",
 )
 @click.option(
-    "--num",
-    type=click.IntRange(1),
-    default=_DEFAULT_NUM,
-    show_default=True,
-    help="Test puzzles.",
-)
-@click.option(
     "--plot",
     metavar="FILE",
     type=click.Path(path_type=Path, dir_okay=False),
     help="Draw the figure (.png, .pdf, .svg); needs the extra plot.",
 )
-@_shared_options
+@_study_options
 def drift(
     *,
     runs: tuple[str, ...],
     depths: list[int],
     radii: list[float | None] | None,
-    num: int,
     plot: Path | None,
+    num: int,
     step: int | str | None,
     seed: int,
     as_json: bool,
     device: str,
-    threads: int,
+    threads: int | None,
 ) -> None:
     """Measure how values and policy drift at other depths than trained.
 
     Several runs are compared, and Delta_V is correlated with Delta_pi over runs and depths.
     """
-    placement = _placement(device, threads)
+    placement = ready_placement(device=device, compiled=False, threads=threads)
     from trm.runs.pictures import require_matplotlib
     from upi_trm.theory.stability import drift_correlations, measure_drift, plot_drift
     from upi_trm.theory.subjects import load_studied
@@ -137,47 +119,24 @@ def drift(
     reports = []
     for path in runs:
         studied = load_studied(open_run(Path(path)), placement=placement, step=step)
-        recorded = studied.model.radius
-        default = [recorded] if recorded is None else [recorded, None]
+        puzzles = studied.task.instances("test", num=num, seed=seed).instances
         with _status(f"measuring {path}"):
-            reports.append(
-                measure_drift(
-                    studied,
-                    studied.task.instances("test", num=num, seed=seed).instances,
-                    depths=depths,
-                    radii=default if radii is None else radii,
-                    seed=seed,
-                )
-            )
+            reports.append(measure_drift(studied, puzzles, depths=depths, radii=radii, seed=seed))
     correlations = drift_correlations(reports)
     if plot is not None:
         plot_drift(reports, plot)
-    if not as_json:
-        for report in reports:
-            _print_drift(report)
-        _print_correlations(correlations)
+    if as_json:
+        records = [report.to_json_dict() for report in reports]
+        record = records[0] if len(records) == 1 else {"runs": records}
+        _echo_json(record | {"correlations": {w: _plain(row) for w, row in correlations.items()}})
         return
-    record: dict[str, Any] = (
-        reports[0].to_json_dict()
-        if len(reports) == 1
-        else {"runs": [report.to_json_dict() for report in reports]}
-    )
-    record["correlations"] = {
-        where: {name: found.to_json_dict() for name, found in row.items()}
-        for where, row in correlations.items()
-    }
-    _echo_json(record)
+    for report in reports:
+        _print_drift(report)
+    _print_correlations(correlations)
 
 
 @click.command()
 @click.argument("run_path", metavar="RUN")
-@click.option(
-    "--num",
-    type=click.IntRange(1),
-    default=_DEFAULT_NUM,
-    show_default=True,
-    help="Test puzzles of the sample.",
-)
 @click.option(
     "--exact-num",
     type=click.IntRange(1),
@@ -196,29 +155,29 @@ def drift(
     is_flag=True,
     help="Show what needs no certified contraction, for runs that have none.",
 )
-@_shared_options
+@_study_options
 def bounds(
     *,
     run_path: str,
-    num: int,
     exact_num: int,
     exact_edits: int | None,
     depth: int | None,
     without_contraction: bool,
+    num: int,
     step: int | str | None,
     seed: int,
     as_json: bool,
     device: str,
-    threads: int,
+    threads: int | None,
 ) -> None:
     """Measure every term of the theory and both sides of every bound.
 
     Exact on small copies of the run's puzzles (docs/bounds.md), sample maxima on its own ones. A
     run with gamma = 1 or without a certified contraction is refused.
     """
-    placement = _placement(device, threads)
+    placement = ready_placement(device=device, compiled=False, threads=threads)
     from upi_trm.contraction import NotContractive
-    from upi_trm.theory.bounds_study import measure_bounds, small_starts
+    from upi_trm.theory.bounds_study import measure_bounds
     from upi_trm.theory.subjects import load_subject
 
     subject = load_subject(open_run(Path(run_path)), placement=placement, step=step, seed=seed)
@@ -227,7 +186,8 @@ def bounds(
             report = measure_bounds(
                 subject,
                 subject.task.instances("test", num=num, seed=seed).instances,
-                small=small_starts(subject, num=exact_num, edits=exact_edits, seed=seed),
+                exact_num=exact_num,
+                exact_edits=exact_edits,
                 depth=depth,
                 contraction=not without_contraction,
                 seed=seed,
@@ -240,11 +200,7 @@ def bounds(
         _print_bounds(report)
 
 
-# What both need.
-
-
-def _placement(device: str, threads: int) -> Any:
-    return ready_placement(device=device, precision="float32", compiled=False, threads=threads)
+# --- What both commands print
 
 
 def _status(message: str) -> Any:
@@ -253,12 +209,16 @@ def _status(message: str) -> Any:
     return Console(stderr=True).status(message)
 
 
+def _plain(row: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: asdict(found) for name, found in row.items()}
+
+
 def _echo_json(record: dict[str, Any]) -> None:
     click.echo(json.dumps(_finite(record), allow_nan=False))
 
 
 def _finite(value: Any) -> Any:
-    """JSON knows no infinity: null stands for it."""
+    """The same value with null for infinity, which JSON does not have."""
     if isinstance(value, dict):
         return {key: _finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -272,7 +232,8 @@ def _number(value: float | None) -> str:
     return "-" if value is None else f"{value:.3g}"
 
 
-def _table(title: str, headings: Sequence[str]) -> Any:
+def _table(title: str, *headings: str) -> Any:
+    """A table whose first column is text and whose others are figures."""
     from rich.table import Table
 
     table = Table(title=title, title_justify="left", title_style="bold")
@@ -289,7 +250,17 @@ def _print(*parts: Any) -> None:
         console.print(part)
 
 
-# Tables of `drift`.
+def _lipschitz_table(found: Mapping[str, Any]) -> Any:
+    title = "Lipschitz constants: proven bound, and lower estimates at visited latents"
+    headings = ("map", "certified", "Jacobian, largest", "Jacobian, mean", "pairs, largest")
+    table = _table(title, *headings)
+    for part, known in found.items():
+        figures = (known.certified, known.local, known.local_mean, known.empirical)
+        table.add_row(part, *map(_number, figures))
+    return table
+
+
+# --- Tables of `drift`
 
 
 def _print_drift(report: Any) -> None:
@@ -300,55 +271,31 @@ def _print_drift(report: Any) -> None:
         f"{report.run}: {report.env}, {clamp}, n_train = {report.train_depth}, "
         f"R = {radius_name(report.train_radius)}, {report.step} edits"
     )
-    table = _table(
-        title,
-        ["R", "n", "states", "Delta_V", "/ std of U_n", "Delta_pi", "KL", "greedy success"],
-    )
+    headings = ("states", "Delta_V", "/ std of U_n", "Delta_pi", "KL", "greedy success")
+    table = _table(title, "R", "n", *headings)
     for part in report.tables:
         for depth, row in part.cells.items():
             for where, found in row.items():
-                figures = [getattr(found, name) for name in MEASURES]
-                table.add_row(
-                    radius_name(part.radius),
-                    str(depth),
-                    f"{where} ({report.num_states[where]})",
-                    *(_number(value) for value in figures[:-1]),
-                    f"{figures[-1]:.1%}",
-                )
+                *figures, success = (getattr(found, name) for name in MEASURES)
+                place = (radius_name(part.radius), str(depth))
+                states = f"{where} ({report.num_states[where]})"
+                table.add_row(*place, states, *map(_number, figures), f"{success:.1%}")
     _print(table, _lipschitz_table(report.lipschitz))
 
 
-def _lipschitz_table(found: dict[str, Any]) -> Any:
-    table = _table(
-        "Lipschitz constants: proven bound, and lower estimates at visited latents",
-        ["map", "certified", "Jacobian, largest", "Jacobian, mean", "pairs, largest"],
-    )
-    for part, known in found.items():
-        figures = (known.certified, known.local, known.local_mean, known.empirical)
-        table.add_row(part, *(_number(value) for value in figures))
-    return table
-
-
-def _print_correlations(correlations: Any) -> None:
-    table = _table(
-        "Correlations over runs and depths (Pearson)",
-        ["columns", "states", "raw", "logs", "points"],
-    )
+def _print_correlations(correlations: Mapping[str, Mapping[str, Any]]) -> None:
+    title = "Correlations over runs and depths (Pearson)"
+    table = _table(title, "columns", "states", "raw", "logs", "points")
     for where, row in correlations.items():
         for name, found in row.items():
             if found.pearson is not None:
-                table.add_row(
-                    name,
-                    where,
-                    _number(found.pearson),
-                    _number(found.pearson_log),
-                    str(found.points),
-                )
+                figures = (_number(found.pearson), _number(found.pearson_log), str(found.points))
+                table.add_row(name, where, *figures)
     if table.row_count:
         _print(table)
 
 
-# Tables of `bounds`.
+# --- Tables of `bounds`
 
 
 def _print_bounds(report: Any) -> None:
@@ -371,10 +318,10 @@ def _print_bounds(report: Any) -> None:
 
 
 def _print_study(title: str, study: Any) -> None:
-    terms = _table("", ["term", "value"])
+    terms = _table("", "term", "value")
     for name, value in _flat(study.terms):
         terms.add_row(name, _number(value))
-    table = _table("", ["bound", "says", "left", "right", "holds", "right / left"])
+    table = _table("", "bound", "says", "left", "right", "holds", "right / left")
     table.columns[1].justify = "left"
     for bound in study.bounds:
         table.add_row(
@@ -388,11 +335,10 @@ def _print_study(title: str, study: Any) -> None:
     _print(f"[bold]{title}[/bold]", terms, table)
 
 
-def _flat(terms: Any, prefix: str = "") -> list[tuple[str, Any]]:
-    rows: list[tuple[str, Any]] = []
+def _flat(terms: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float | None]]:
+    """Terms by their names, those of a group by `group.name`."""
     for name, value in terms.items():
         if isinstance(value, dict):
-            rows += _flat(value, f"{prefix}{name}.")
+            yield from _flat(value, f"{prefix}{name}.")
         else:
-            rows.append((prefix + name, value))
-    return rows
+            yield prefix + name, value

@@ -1,8 +1,8 @@
 """Small plan-editing MDPs solved exactly: V^pi, A^pi, eta, d_pi, V* by dynamic programming.
 
-`enumerate_states` expands every plan that legal edits reach from given instances; the horizon is
-removed, so that the process is the discounted one of UPI-TRM Sec. 2. `bounds.py` puts both sides of
-the paper's inequalities on these tables. All arithmetic is float64.
+`enumerate_states` expands every plan that legal edits reach from given instances. The horizon is
+removed, so that the process is the discounted one of UPI-TRM Sec. 2. `bounds.py` measures both
+sides of the paper's inequalities on these tables. All arithmetic is float64.
 """
 
 from dataclasses import dataclass
@@ -13,7 +13,13 @@ import torch
 from jaxtyping import Bool, Float, Int, Int8
 from numpy.typing import NDArray
 
-from plan_envs.domain import DeadEnd, Int8Array, PlanDomain, RewardKind, edit_reward, potential
+from plan_envs.domain import Int8Array, PlanDomain, RewardKind, edit_reward, potential
+
+Array = NDArray[np.float64]
+ByState = Float[np.ndarray, " state"]
+"""A figure of every state, e.g. V."""
+ByEdit = Float[np.ndarray, "state action"]
+"""A figure of every edit in every state: Q, an advantage, or the probabilities of a policy."""
 
 MAX_STATES = 20_000
 """Plans that `enumerate_states` lists before it gives up."""
@@ -36,74 +42,60 @@ class ExactMDP:
     instances: Int8[np.ndarray, "state instance"]
     plans: Int8[np.ndarray, "state cell"]
     first: Int[np.ndarray, " instances"]
-    """The state of each instance's first plan, ascending; an episode starts in one of them, each as
-    likely as the others."""
+    """The state of each instance's first plan, ascending; an episode starts in any of them with the
+    same probability."""
     mask: Bool[np.ndarray, "state action"]
     """Legal edits; every state has one."""
-    reward: Float[np.ndarray, "state action"]
+    reward: ByEdit
     """Folded reward of an edit, 0 where illegal."""
     next_state: Int[np.ndarray, "state action"]
     """State after an edit; -1 where the episode ends, or the edit is illegal."""
-    score: Float[np.ndarray, " state"]
-    """In the domain's points."""
 
     def __len__(self) -> int:
         """Number of states."""
         return len(self.plans)
 
-    @property
-    def phi(self) -> NDArray[np.float64]:
-        """Phi(s), shape [state]."""
-        return potential(self.score, self.domain.spec.max_score)
-
     # --- Operators
 
-    def action_value(self, value: Float[np.ndarray, " state"]) -> NDArray[np.float64]:
+    def action_value(self, value: ByState) -> Array:
         """Q_V(s, a) = r + gamma V(s'), 0 where illegal; shape [state, action]."""
         after = np.where(self.next_state >= 0, value[self.next_state], 0.0)
         return self.reward + self.gamma * after
 
-    def backup(
-        self,
-        policy: Float[np.ndarray, "state action"],
-        value: Float[np.ndarray, " state"],
-        *,
-        steps: int = 1,
-    ) -> NDArray[np.float64]:
+    def backup(self, policy: ByEdit, value: ByState, *, steps: int = 1) -> Array:
         """T_K^pi V with K = `steps` (UPI-TRM Eq. 3), shape [state]."""
         for _ in range(steps):
             value = (policy * self.action_value(value)).sum(axis=1)
         return value
 
+    def residual(self, policy: ByEdit, value: ByState, *, steps: int) -> Array:
+        """|V - T_K^pi V| with K = `steps` (UPI-TRM Eq. 4), shape [state]."""
+        missed: Array = np.abs(value - self.backup(policy, value, steps=steps))
+        return missed
+
     # --- What a policy is worth
 
-    def value(self, policy: Float[np.ndarray, "state action"]) -> NDArray[np.float64]:
+    def value(self, policy: ByEdit) -> Array:
         """V^pi, the solution of (I - gamma P_pi) V = R_pi; shape [state]."""
         return self.accumulate(policy, (policy * self.reward).sum(axis=1), discount=self.gamma)
 
-    def accumulate(
-        self,
-        policy: Float[np.ndarray, "state action"],
-        reward: Float[np.ndarray, " state"],
-        *,
-        discount: float,
-    ) -> NDArray[np.float64]:
+    def accumulate(self, policy: ByEdit, reward: ByState, *, discount: float) -> Array:
         """E_pi[sum_t discount^t reward(s_t)] from every state, until absorption."""
         total = np.empty(len(self))
         for part, transition in self._transitions(policy):
             total[part] = _solve(np.eye(len(transition)) - discount * transition, reward[part])
         return total
 
-    def advantage(self, policy: Float[np.ndarray, "state action"]) -> NDArray[np.float64]:
+    def advantage(self, policy: ByEdit) -> Array:
         """A^pi(s, a) = Q^pi(s, a) - V^pi(s), 0 where illegal."""
         value = self.value(policy)
         return np.where(self.mask, self.action_value(value) - value[:, None], 0.0)
 
-    def performance(self, policy: Float[np.ndarray, "state action"]) -> float:
+    def performance(self, policy: ByEdit) -> float:
         """Eta(pi), the mean of V^pi over the first plans."""
         return float(self.value(policy)[self.first].mean())
 
-    def visits(self, policy: Float[np.ndarray, "state action"]) -> NDArray[np.float64]:
+    def visits(self, policy: ByEdit) -> Array:
         """d_pi(s) = (1 - gamma) sum_t gamma^t P(s_t = s) over episodes, shape [state].
 
         Sums to less than 1: the rest is time spent in the absorbing state, where nothing is earned.
@@ -118,7 +110,7 @@ class ExactMDP:
 
     # --- The best there is
 
-    def optimal_value(self) -> NDArray[np.float64]:
+    def optimal_value(self) -> Array:
         """V*, by policy iteration until no edit is better."""
         states = np.arange(len(self))
         chosen = self.mask.argmax(axis=1)
@@ -126,19 +118,13 @@ class ExactMDP:
             value = self.value(np.eye(self.mask.shape[1])[chosen])
             q = np.where(self.mask, self.action_value(value), -np.inf)
             best = q.argmax(axis=1)
-            # Better by less than rounding is no reason to change: ties would go round in circles.
+            # An edit must be better by more than rounding, or ties would alternate for ever.
             better = q[states, best] > q[states, chosen] + 1e-12
             if not better.any():
                 return value
             chosen = np.where(better, best, chosen)
 
-    def uniform(self) -> NDArray[np.float64]:
-        """The policy that picks any legal edit."""
-        legal = self.mask.astype(np.float64)
-        policy: NDArray[np.float64] = legal / legal.sum(axis=1, keepdims=True)
-        return policy
-
-    def _transitions(self, policy: NDArray[np.float64]) -> list[tuple[slice, NDArray[np.float64]]]:
+    def _transitions(self, policy: Array) -> list[tuple[slice, Array]]:
         """P_pi(s' | s) between the live states of each instance; rows sum to 1 or less."""
         ends = [*self.first[1:], len(self)]
         found = []
@@ -158,20 +144,18 @@ def enumerate_states(
     *,
     gamma: float,
     plans: Int8Array | None = None,
-    dead_end: DeadEnd = "absorb",
     reward: RewardKind = "shaped",
     max_states: int = MAX_STATES,
 ) -> ExactMDP:
-    """List every plan that legal edits reach from the instances' first plans.
+    """List every plan that legal edits reach from the instances' first plans; dead plans absorb.
 
     Args:
         domain: the puzzle.
         instances: shape [instance, ...]; each must have something to edit.
         gamma: discount in (0, 1).
         plans: where the episode of each instance starts; None for the domain's initial plans.
-        dead_end: whether dead plans absorb, as in training.
         reward: shaped or sparse.
-        max_states: refuse more than so many.
+        max_states: the largest number of states that is not refused.
 
     Raises:
         ValueError: gamma outside (0, 1), an instance without a legal edit, or too many states.
@@ -180,7 +164,7 @@ def enumerate_states(
         raise ValueError(f"gamma must lie in (0, 1) where values are sums for ever, got {gamma}")
     if not len(instances):
         raise ValueError("instances: none to enumerate")
-    found = _Frontier(domain, gamma, dead_end, reward)
+    found = _Frontier(domain, gamma, reward)
     starts = domain.initial(instances) if plans is None else plans
     for number in range(len(instances)):
         found.explore(instances[number], starts[number : number + 1], number, max_states)
@@ -199,20 +183,17 @@ def enumerate_states(
         mask=mask,
         reward=worth,
         next_state=target,
-        score=domain.check(boards, reached).score.astype(np.float64),
     )
 
 
 class _Frontier:
     """Breadth-first search through the plans of one instance after another."""
 
-    def __init__(
-        self, domain: PlanDomain, gamma: float, dead_end: DeadEnd, reward: RewardKind
-    ) -> None:
-        self.domain, self.gamma, self.dead_end, self.reward = domain, gamma, dead_end, reward
+    def __init__(self, domain: PlanDomain, gamma: float, reward: RewardKind) -> None:
+        self.domain, self.gamma, self.reward = domain, gamma, reward
         self.plans: list[NDArray[np.int8]] = []
         self.sizes: list[int] = []
-        # One entry a batch of expanded plans: states, actions, rewards, next states.
+        # Each batch of expanded plans adds one entry: states, actions, rewards, next states.
         self.edits: list[tuple[NDArray[Any], ...]] = []
 
     def explore(self, instance: Int8Array, start: Int8Array, number: int, max_states: int) -> None:
@@ -242,7 +223,7 @@ class _Frontier:
         """Every edit of the frontier's plans; returns the plans that are new."""
         boards = np.repeat(instance[None], len(frontier), axis=0)
         out = self.domain.successors(
-            boards, frontier, gamma=self.gamma, reward=self.reward, dead_end=self.dead_end
+            boards, frontier, gamma=self.gamma, reward=self.reward, dead_end="absorb"
         )
         phi = self._phi(self.domain.check(boards, frontier).score)
         worth = edit_reward(
@@ -266,12 +247,12 @@ class _Frontier:
         self.edits.append((state, out.action.astype(np.int64), worth, target))
         return np.array(fresh, np.int8).reshape(-1, frontier.shape[1])
 
-    def _phi(self, score: NDArray[np.float32]) -> NDArray[np.float64]:
+    def _phi(self, score: NDArray[np.float32]) -> Array:
         return potential(score, self.domain.spec.max_score)
 
 
-def _solve(matrix: NDArray[np.float64], right: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Solve matrix x = right for x; by torch, whose number of threads is the recorded one."""
+def _solve(matrix: Array, right: Array) -> Array:
+    """Solve matrix x = right for x with torch, whose number of threads is the recorded one."""
     table, column = torch.from_numpy(matrix), torch.from_numpy(right)[:, None]
     # Where no edit is undone, breadth-first order makes the system triangular: no elimination.
     for upper, other in ((True, table.tril(-1)), (False, table.triu(1))):
@@ -280,5 +261,5 @@ def _solve(matrix: NDArray[np.float64], right: NDArray[np.float64]) -> NDArray[n
             break
     else:
         solution = torch.linalg.solve(table, column)
-    found: NDArray[np.float64] = solution[:, 0].numpy()
+    found: Array = solution[:, 0].numpy()
     return found

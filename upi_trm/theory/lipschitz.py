@@ -1,9 +1,9 @@
 """Lipschitz constants of a recursion and of its value head: proven above, estimated below.
 
-The certificate (`contraction.py`) bounds L_z from above for every latent; Jacobian norms and ratios
+The certificate (`contraction.py`) bounds L_z from above for every latent. Jacobian norms and ratios
 over pairs at the latents that are visited bound it from below, so that the slack can be seen
-(UPI-TRM Sec. 4, Eq. 1, App. A). Input: a float64 model and a batch of states; output: a
-`LipschitzReport` for `stability.py` and `bounds_study.py`.
+(UPI-TRM Sec. 4, Eq. 1, App. A). The functions take a float64 model and a batch of states; their
+`LipschitzReport` goes to `stability.py` and `bounds_study.py`.
 """
 
 import itertools
@@ -13,13 +13,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from trm.nn.blocks import GroupStructure
 from trm.nn.model import Encoding, StateBatch, TinyRecursiveModel
 from trm.nn.recursion import project_ball
-from upi_trm.contraction import Certificate, NotContractive, spectral_norm
+from upi_trm.contraction import NotContractive, certificate, spectral_norm
 from upi_trm.evaluator import shaped_value
 
 
@@ -36,20 +36,11 @@ class LipschitzReport:
     empirical: float
     """Largest ||f(z) - f(z')|| / ||z - z'|| over pairs: a lower estimate."""
 
-    def to_json_dict(self) -> dict[str, float | None]:
-        """The figures by name."""
-        return {
-            "certified": self.certified,
-            "local": self.local,
-            "local_mean": self.local_mean,
-            "empirical": self.empirical,
-        }
-
 
 def certified_modulus(model: TinyRecursiveModel) -> float | None:
     """The proven bound on L_z of z -> z; None for maps without one."""
     try:
-        return Certificate(model.update).bound()
+        return certificate(model.update)
     except NotContractive:
         return None
 
@@ -72,21 +63,10 @@ def latent_path(
     return path
 
 
-def state_of_rows(encoding: Encoding) -> Int[Tensor, " row"]:
-    """The state that each row of a latent belongs to."""
-    if encoding.variables is not None:
-        return encoding.variables.state
-    # One row a state, or as many as there are cells.
-    rows = torch.arange(len(encoding.injection), device=encoding.injection.device)
-    return rows // (len(rows) // encoding.batch)
-
-
 def state_norms(z: Float[Tensor, "row channel"], encoding: Encoding) -> Float[Tensor, " batch"]:
     """||z|| of each state's whole latent, all its variables together."""
-    squares = z.new_zeros(encoding.batch).index_add(
-        0, state_of_rows(encoding), z.square().sum(dim=1)
-    )
-    return squares.sqrt()
+    squares = z.square().sum(dim=1)
+    return z.new_zeros(encoding.batch).index_add(0, encoding.row_state, squares).sqrt()
 
 
 def local_lipschitz(
@@ -99,11 +79,18 @@ def local_lipschitz(
 ) -> Float[Tensor, " batch"]:
     """Norm of the Jacobian of z -> Pi_R(f(z, u)) at each state's latent, by power iteration.
 
-    A direction is carried through the map by a short step and back by the vjp. What is returned is
-    the largest ratio ||f(z + h v) - f(z)|| / ||h v|| seen, a ratio of the map itself: so it never
-    exceeds L_z, however far the iteration is from its end. Use float64.
+    A direction is carried through the map by a short step and back by the vjp. The estimate is the
+    largest ratio ||f(z + h v) - f(z)|| / ||h v|| that was seen. It is a ratio of the map itself and
+    never exceeds L_z, however far the iteration is from its end. It needs float64.
+
+    Args:
+        model: f and Pi_R.
+        encoding: u of a batch of states.
+        z: a latent of each state.
+        generator: draws the first direction.
+        iterations: of the power iteration.
     """
-    rows = state_of_rows(encoding)
+    rows = encoding.row_state
     step = 1e-6
     best = z.new_zeros(encoding.batch)
     direction = torch.randn(z.shape, generator=generator, dtype=z.dtype).to(z.device)
@@ -130,38 +117,42 @@ def pair_ratios(
 ) -> Float[Tensor, " batch"]:
     """Largest ||f(z) - f(z')|| / ||z - z'|| over pairs of each state's latents.
 
-    Pairs: successive latents of the recursion, and each latent with a random one nearby (a tenth of
-    its size) and one far away (its own size).
+    The pairs are the successive latents of the recursion, and each latent with a random one nearby
+    (a tenth of its size) and with one far away (its own size).
     """
-    best = path[0].new_zeros(encoding.batch)
-
-    def compare(one: Tensor, two: Tensor) -> None:
-        apart = state_norms(one - two, encoding)
-        images = update_latent(model, encoding, one) - update_latent(model, encoding, two)
-        ratio = state_norms(images, encoding) / apart.clamp_min(1e-300)
-        # Latents that have met differ by rounding alone.
-        best.copy_(torch.where(apart > 1e-9, torch.maximum(best, ratio), best))
-
-    for before, after in itertools.pairwise(path):
-        compare(before, after)
+    pairs = list(itertools.pairwise(path))
     for z in path:
         noise = torch.randn(z.shape, generator=generator, dtype=z.dtype).to(z.device)
         size = z.square().mean().sqrt().clamp_min(1e-2)
-        for scale in (0.1, 1.0):
-            compare(z, z + scale * size * noise)
+        pairs += [(z, z + scale * size * noise) for scale in (0.1, 1.0)]
+    best = path[0].new_zeros(encoding.batch)
+    for one, two in pairs:
+        images = update_latent(model, encoding, one) - update_latent(model, encoding, two)
+        best = _larger_ratio(best, state_norms(images, encoding), state_norms(one - two, encoding))
     return best
+
+
+def _larger_ratio(best: Tensor, moved: Tensor, apart: Tensor) -> Tensor:
+    """The larger one of `best` and moved / apart; latents that have met differ by rounding only."""
+    return torch.where(apart > 1e-9, torch.maximum(best, moved / apart.clamp_min(1e-300)), best)
+
+
+def _visited_latents(
+    model: TinyRecursiveModel, states: StateBatch
+) -> tuple[Encoding, list[Float[Tensor, "row channel"]]]:
+    """The injection u of the states, and their latents over at least one unroll."""
+    with torch.no_grad():
+        encoding = model.encode(states)
+    return encoding, latent_path(model, encoding, depth=max(1, model.config.depth))
 
 
 def recursion_lipschitz(
     model: TinyRecursiveModel, states: StateBatch, *, generator: torch.Generator
 ) -> LipschitzReport:
     """L_z of a network's recursion: certified, local and empirical, at the latents it visits."""
-    with torch.no_grad():
-        encoding = model.encode(states)
-    path = latent_path(model, encoding, depth=max(1, model.config.depth))
-    local = torch.stack(
-        [local_lipschitz(model, encoding, z, generator=generator) for z in path]
-    ).amax(dim=0)
+    encoding, path = _visited_latents(model, states)
+    found = [local_lipschitz(model, encoding, z, generator=generator) for z in path]
+    local = torch.stack(found).amax(dim=0)
     pairs = pair_ratios(model, encoding, path, generator=generator)
     return LipschitzReport(
         certified=certified_modulus(model),
@@ -171,28 +162,27 @@ def recursion_lipschitz(
     )
 
 
-# The value head.
+# --- The value head
 
 
-def certified_value_lipschitz(model: TinyRecursiveModel, encoding: Encoding) -> float:
-    """Proven bound on L_V of z -> V_psi(z, x) (UPI-TRM Eq. 1), before any sigmoid.
+def certified_value_lipschitz(
+    model: TinyRecursiveModel, encoding: Encoding, *, value: Any
+) -> float:
+    """Proven bound on L_V of z -> U_n (UPI-TRM Eq. 1).
 
     The pooled features are sums, means, maxima and group readouts of the latents, each with a known
-    constant; the head is w relu(W p + b), and since relu moves by some D in [0, 1]: ||w D W|| <=
-    (||w W|| + max_S ||w S W||) / 2 over sign patterns S. The smallest of several bounds is taken.
+    constant. The head is w relu(W p + b); relu moves by some diagonal D in [0, 1], so that ||w D
+    W|| <= (||w W|| + max_S ||w S W||) / 2 over sign patterns S. The result is the smallest of
+    several bounds.
 
     Args:
         model: evaluator.
-        encoding: of the states that the bound is to hold for; their number of variables counts.
-
-    Raises:
-        NotContractive: for a head that this function does not know.
+        encoding: of the states that the bound is to hold for; it grows with their variables.
+        value: "success" (the sigmoid behind the head is 1/4-Lipschitz) or "score".
     """
     out = model.value_out.weight.detach().double().cpu().flatten()
     hidden = model.value_hidden.weight.detach().double().cpu()
     constants = _pooled_constants(model, encoding)
-    if hidden.shape[1] != sum(width for width, _ in constants):
-        raise NotContractive("the value head has no proven bound on its Lipschitz constant")
     widths = [width for width, _ in constants]
     factor = torch.tensor([value for _, value in constants], dtype=torch.float64)
     per_feature = factor.repeat_interleave(torch.tensor(widths))
@@ -200,17 +190,7 @@ def certified_value_lipschitz(model: TinyRecursiveModel, encoding: Encoding) -> 
     apart = [float(c) * _two_layers(out, block) for c, block in zip(factor, blocks, strict=True)]
     together = _two_layers(out, hidden) * float(factor.norm())
     scaled = _two_layers(out, hidden * per_feature) * math.sqrt(len(widths))
-    return min(together, scaled, sum(apart))
-
-
-def certified_shaped_lipschitz(
-    model: TinyRecursiveModel, encoding: Encoding, *, value: Any
-) -> float | None:
-    """Proven bound on L_V of z -> U_n, through the sigmoid of a success head; None without one."""
-    try:
-        bound = certified_value_lipschitz(model, encoding)
-    except NotContractive:
-        return None
+    bound = min(together, scaled, sum(apart))
     return 0.25 * bound if value == "success" else bound
 
 
@@ -267,9 +247,7 @@ def value_lipschitz(
         value: "success" (a sigmoid, 1/4-Lipschitz, follows the head) or "score".
         generator: draws the pairs.
     """
-    with torch.no_grad():
-        encoding = model.encode(states)
-    path = latent_path(model, encoding, depth=max(1, model.config.depth))
+    encoding, path = _visited_latents(model, states)
 
     def worth(z: Tensor) -> Tensor:
         return shaped_value(model.value(z, encoding), phi, value=value)
@@ -279,15 +257,14 @@ def value_lipschitz(
     for before, after in itertools.pairwise(path):
         noise = torch.randn(after.shape, generator=generator, dtype=after.dtype).to(after.device)
         for other in (before, after + 0.1 * after.square().mean().sqrt() * noise):
-            apart = state_norms(after - other, encoding)
             with torch.no_grad():
-                moved = (worth(after) - worth(other)).abs() / apart.clamp_min(1e-300)
-            ratio = torch.where(apart > 1e-9, torch.maximum(ratio, moved), ratio)
+                moved = (worth(after) - worth(other)).abs()
+            ratio = _larger_ratio(ratio, moved, state_norms(after - other, encoding))
         point = after.detach().requires_grad_(True)
         (slopes,) = torch.autograd.grad(worth(point).sum(), point)
         local = torch.maximum(local, state_norms(slopes, encoding))
     return LipschitzReport(
-        certified=certified_shaped_lipschitz(model, encoding, value=value),
+        certified=certified_value_lipschitz(model, encoding, value=value),
         local=float(local.max()),
         local_mean=float(local.mean()),
         empirical=float(ratio.max()),

@@ -2,13 +2,12 @@
 
 `measure_drift` compares U_n and pi_phi at other depths than they were trained at, with the ball
 projection as recorded or overridden, on initial and on visited states: Delta_V and Delta_pi of
-Figure 2, and the correlation of App. C over several runs. Beside the certificate of the recursion
-stand lower estimates of its Lipschitz constant, so that the slack can be seen. Input: run folders;
-output: records for the command line (`study_cli.py`); `bounds.py` takes its estimates from here.
+Figure 2. `drift_correlations` has the correlation of App. C over several runs. The input is a run
+that `subjects.py` opened; the reports go to the command line (`cli.py`).
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,13 +29,7 @@ MEASURES = ("delta_v", "delta_v_relative", "delta_pi", "delta_pi_kl", "success_r
 """Figures of a drift report, in the order of its tables."""
 
 STATE_SETS = ("initial", "visited")
-"""Where drift is measured: first plans of episodes, and plans that the policy's rollouts meet."""
-
-
-# --- A trained run, ready to be studied
-
-
-# --- Drift under depth mismatch
+"""Drift is measured on first plans of episodes, and on plans that the policy's rollouts meet."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -88,12 +81,12 @@ class DriftReport:
     value_deviation: dict[str, float]
     """Standard deviation of U_n_train over each set of states, under the first projection."""
     tables: tuple[DriftTable, ...]
-    """One for each projection; the first is the one to read."""
+    """There is one table for each projection; the correlations read the first."""
     lipschitz: dict[str, LipschitzReport]
-    """By "evaluator" and "policy" (L_z of their recursions) and "value_head" (L_V)."""
+    """The keys are "evaluator" and "policy" (L_z of their recursions) and "value_head" (L_V)."""
 
     def to_json_dict(self) -> dict[str, Any]:
-        """Plain values; the measures of the first projection stand at the top."""
+        """Plain values; the measures of the first projection are at the top too."""
         return {
             "run": self.run,
             "env": self.env,
@@ -109,7 +102,7 @@ class DriftReport:
                 radius_name(table.radius): {name: table.measure(name) for name in MEASURES}
                 for table in self.tables
             },
-            "lipschitz": {part: found.to_json_dict() for part, found in self.lipschitz.items()},
+            "lipschitz": {part: asdict(found) for part, found in self.lipschitz.items()},
         }
 
 
@@ -134,7 +127,8 @@ def measure_drift(
         studied: the run.
         instances: puzzles whose initial plans and rollouts are measured.
         depths: n_eval.
-        radii: projections to measure under (at both depths); None for the recorded one alone.
+        radii: projections R to measure under (at both depths), each a number or None for off; None
+            for the recorded one, then off.
         seed: of the rollouts and of the estimates.
         most: visited states to measure on; more are thinned out at random.
         lipschitz_states: states at which Lipschitz constants are estimated.
@@ -146,15 +140,10 @@ def measure_drift(
     sets = {
         "initial": Boards(instances=instances, plans=domain.initial(instances)),
         "visited": visited_states(
-            domain,
-            studied.probabilities,
-            instances,
-            generator=generator,
-            device=device,
-            most=most,
+            domain, studied.probabilities, instances, generator=generator, device=device, most=most
         ),
     }
-    chosen = [studied.model.radius] if radii is None else list(radii)
+    chosen = dict.fromkeys([studied.model.radius, None]) if radii is None else radii
     measured = [_drift_table(studied, sets, depths=depths, radius=radius) for radius in chosen]
     few = torch.randperm(len(sets["visited"]), generator=generator)[:lipschitz_states].numpy()
     some = Boards(instances=sets["visited"].instances[few], plans=sets["visited"].plans[few])
@@ -222,9 +211,15 @@ def total_variation(
 
 
 def greedy_success(studied: Studied, boards: Boards, *, depth: int, radius: float | None) -> float:
-    """Share of states from which the greedy policy solves within the horizon, at other dials.
+    """Share of states from which the greedy policy solves within the horizon.
 
-    The protocol of `plan_envs.evaluation`: one pass, dead ends continue.
+    The protocol is that of `plan_envs.evaluation`: one pass, and dead ends continue.
+
+    Args:
+        studied: the run.
+        boards: states to start from.
+        depth: n of the policy.
+        radius: R of its projection; None for off.
     """
     domain = studied.domain
     model = with_dials(studied.policy, depth=depth, radius=radius)
@@ -255,30 +250,20 @@ class Correlation:
     """How closely two columns of figures go together, over runs and depths."""
 
     pearson: float | None
-    """None with fewer than three points, or where a column is constant."""
+    """Pearson's coefficient; None with fewer than three points, or where a column is constant."""
     pearson_log: float | None
-    """Of the logarithms, over the points where both are positive."""
+    """Pearson's coefficient of the logarithms, over the points where both are positive."""
     points: int
 
     @staticmethod
     def of(x: Sequence[float], y: Sequence[float]) -> "Correlation":
         """Correlate two columns."""
-        positive = [(a, b) for a, b in zip(x, y, strict=True) if a > 0 and b > 0]
+        positive = [(np.log(a), np.log(b)) for a, b in zip(x, y, strict=True) if a > 0 and b > 0]
         return Correlation(
-            pearson=_pearson(list(x), list(y)),
-            pearson_log=_pearson(
-                [float(np.log(a)) for a, _ in positive], [float(np.log(b)) for _, b in positive]
-            ),
+            pearson=_pearson(x, y),
+            pearson_log=_pearson([a for a, _ in positive], [b for _, b in positive]),
             points=len(x),
         )
-
-    def to_json_dict(self) -> dict[str, float | int | None]:
-        """The figures by name."""
-        return {
-            "pearson": self.pearson,
-            "pearson_log": self.pearson_log,
-            "points": self.points,
-        }
 
 
 def _pearson(x: Sequence[float], y: Sequence[float]) -> float | None:

@@ -1,7 +1,12 @@
-"""What a study needs of a trained run: its networks, domain and visited states."""
+"""What the studies need of a trained run: its networks in float64, its domain, visited states.
+
+`load_studied` opens a run of any learner for `stability.py`, `load_subject` one of this learner for
+`bounds_study.py`, which also needs the recipe and the algorithm.
+"""
 
 import copy
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -29,14 +34,14 @@ class Studied:
     """Evaluator and policy of a run of any learner; float64, so that small drifts are not lost."""
 
     name: str
-    """The run as it was named."""
+    """The run as a user would write it."""
     task: Task
     step: int
     """Edits at the checkpoint."""
     model: ModelConfig
-    """As trained: its depth and radius are those that others are compared with."""
+    """Configuration as trained; other depths and radii are compared with it."""
     modulus: float | None
-    """Bound on L_z that training held; None for none."""
+    """Bound on L_z that training kept; None for none."""
     value: Literal["success", "score"]
     """What the evaluator's head means; see `evaluator.shaped_value`."""
     evaluator: TinyRecursiveModel
@@ -52,22 +57,11 @@ class Studied:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Subject:
-    """A checkpoint of this learner, with all that bounds are made of; float64."""
+class Subject(Studied):
+    """A run of this learner, with all that bounds are made of."""
 
-    name: str
-    """The run as it was named."""
-    task: Task
     recipe: UpiRecipe
-    step: int
-    """Edits at the checkpoint."""
     learner: UpiLearner
-    placement: Placement
-
-    @property
-    def domain(self) -> PlanDomain:
-        """The rules."""
-        return self.task.domain
 
     def candidate(
         self,
@@ -76,25 +70,9 @@ class Subject:
         success: Float[Tensor, "batch action"],
         advantage: Float[Tensor, "batch action"],
     ) -> Float[Tensor, "batch action"]:
-        """pi_cand of the recipe, from Q + Phi and from advantages at some states."""
+        """pi_cand of the recipe at some states, from Q + Phi and from advantages there."""
         found = Advantages(advantage=advantage, weighted=policy * advantage, success=success)
         return self.learner.parts.candidate(states, policy, found).probability
-
-    @property
-    def studied(self) -> Studied:
-        """What `measure_drift` reads."""
-        return Studied(
-            name=self.name,
-            task=self.task,
-            step=self.step,
-            model=self.recipe.model,
-            modulus=self.recipe.contraction.modulus,
-            value=self.recipe.evaluator.value,
-            evaluator=self.learner.evaluator,
-            policy=self.learner.policy,
-            probabilities=self.learner.probabilities,
-            placement=self.placement,
-        )
 
 
 def load_subject(
@@ -106,7 +84,7 @@ def load_subject(
         run: a run of this learner.
         placement: where it computes.
         step: a checkpoint's step or tag; None for the newest.
-        seed: of the minibatches, where something is fitted to it.
+        seed: of the learner's generators.
 
     Raises:
         RunError: a run of another learner, or weights that do not fit its recipe.
@@ -128,9 +106,9 @@ def load_subject(
         noise=draws[1],
         actions=draws[2],
     )
+    # The deployed policy is studied: the average where the recipe has one.
     parts = {learner.evaluator: "evaluator", learner.policy: deployed_part(recipe)}
     try:
-        # What is deployed is what is studied.
         for model, part in parts.items():
             model.load_state_dict(part_of(checkpoint.weights, part))
     except RuntimeError as error:
@@ -143,28 +121,30 @@ def load_subject(
     return Subject(
         name=run_name(run.path),
         task=task,
-        recipe=recipe,
         step=checkpoint.step,
-        learner=learner,
+        model=recipe.model,
+        modulus=recipe.contraction.modulus,
+        value=recipe.evaluator.value,
+        evaluator=learner.evaluator,
+        policy=learner.policy,
+        probabilities=learner.probabilities,
         placement=placement,
+        recipe=recipe,
+        learner=learner,
     )
 
 
 def load_studied(run: Run, *, placement: Placement, step: int | str | None = None) -> Studied:
     """Load a checkpoint of any learner in float64; arguments and errors as of `load_subject`.
 
-    Values of other learners are taken as U_n in the units of the shaped return.
+    The values of another learner are taken as U_n in the units of the shaped return.
     """
     if run.info.kind == RUN_KIND:
-        return load_subject(run, placement=placement, step=step).studied
+        return load_subject(run, placement=placement, step=step)
     networks = learner_of(run).load_networks(run, placement=placement, step=step)
     policy: TinyRecursiveModel = networks.policy.double()
-
-    def probabilities(states: StateBatch) -> Float[Tensor, "batch action"]:
-        return policy_probabilities(policy, states)
-
     return Studied(
-        name=str(run.path),
+        name=run_name(run.path),
         task=task_of(run),
         step=networks.step,
         model=networks.model,
@@ -172,7 +152,7 @@ def load_studied(run: Run, *, placement: Placement, step: int | str | None = Non
         value="score",
         evaluator=networks.evaluator.double(),
         policy=policy,
-        probabilities=probabilities,
+        probabilities=partial(policy_probabilities, policy),
         placement=placement,
     )
 
@@ -180,7 +160,7 @@ def load_studied(run: Run, *, placement: Placement, step: int | str | None = Non
 def with_dials(
     model: TinyRecursiveModel, *, depth: int, radius: float | None
 ) -> TinyRecursiveModel:
-    """The same network, weights shared, unrolled n = `depth` times with projection radius R."""
+    """The same network with shared weights, unrolled n = `depth` times with projection radius R."""
     turned = copy.copy(model)
     turned.config = replace(model.config, depth=depth, radius=radius)
     return turned
@@ -195,10 +175,20 @@ def visited_states(
     device: torch.device,
     most: int = 2_000,
 ) -> Boards:
-    """Plans that sampled episodes meet before each edit, one episode an instance.
+    """Plans that sampled episodes meet before each edit; every instance is played once.
 
-    Dead ends absorb and the domain's horizon truncates, as in training. A uniform draw of `most`
-    states where there are more.
+    Dead ends absorb and the domain's horizon truncates, as in training.
+
+    Args:
+        domain: the puzzle.
+        policy: states -> probabilities over edits.
+        instances: shape [instance, ...].
+        generator: draws the edits, and the states where there are too many.
+        device: where the policy computes.
+        most: states to return at most; more are thinned out uniformly at random.
+
+    Raises:
+        ValueError: no instance has anything left to edit.
     """
     plans = domain.initial(instances)
     number = np.arange(len(instances))

@@ -1,29 +1,25 @@
-"""Every bound of the paper, where it can be checked exactly, and what breaks it."""
+"""Bounds on values, improvement and distillation, checked exactly, and what breaks them."""
 
 import math
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from learner_cases import small_model
 from study_cases import (
-    Array,
+    assert_all_hold,
     called,
-    contraction,
     make_run,
-    network_policy,
+    never_absorbed,
     policy_on,
+    random_values,
     small_mdp,
-    states_of_mdp,
 )
 from tabular import FULL, PUZZLE
 
 from trm.compute.device import Placement
-from upi_trm.contraction import NotContractive, certificate
 from upi_trm.improvement import exp_advantage
 from upi_trm.theory.bounds import (
     Bound,
@@ -31,134 +27,25 @@ from upi_trm.theory.bounds import (
     advantage_bounds,
     best_alpha,
     centred,
-    decomposition_bounds,
     distillation_bounds,
     expected_gae,
     improvement_bound,
     improvement_bounds,
     improvement_penalty,
     improvement_terms,
-    latent_terms,
     operational_alpha,
     pinsker_bounds,
     statewise_kl,
-    unrolling_bounds,
     value_error_bound,
 )
 from upi_trm.theory.cli import bounds as bounds_command
-from upi_trm.theory.exact import ExactMDP, enumerate_states
-from upi_trm.theory.lipschitz import certified_shaped_lipschitz
+from upi_trm.theory.exact import enumerate_states
 from upi_trm.trainer import train
 
 PENALTIES: tuple[Penalty, ...] = ("paper", "cpi", "span")
-MAPS = ("mlp", "relational")
 
 
-def assert_all_hold(found: list[Bound]) -> None:
-    for bound in found:
-        assert bound.holds or not bound.proven, bound
-
-
-def random_values(mdp: ExactMDP, seed: int, policy: Array) -> Array:
-    """V^pi with errors: of every size, and on one state only for some seeds."""
-    rng = np.random.default_rng(seed)
-    error = rng.standard_normal(len(mdp)) * 10.0 ** rng.uniform(-3, 1)
-    if seed % 3 == 0:
-        error *= np.arange(len(mdp)) == rng.integers(len(mdp))
-    values: Array = mdp.value(policy) + error
-    return values
-
-
-# --- The recursion: Prop. 2.3, Eq. 1, 5, 6, 7, Cor. 5.5
-
-
-@pytest.mark.parametrize("update_map", MAPS)
-@pytest.mark.parametrize(
-    ("seed", "modulus", "value", "radius"),
-    [(0, 0.3, "score", None), (1, 0.9, "success", 1.5), (2, 0.7, "success", None)],
-)
-def test_the_value_bounds_hold_at_every_depth(
-    update_map: str, seed: int, modulus: float, value: Any, radius: float | None
-) -> None:
-    mdp = small_mdp()
-    model = contraction(update_map, seed, modulus=modulus, radius=radius)
-    modulus = certificate(model.update)
-    states, phi = states_of_mdp(mdp)
-    policy = network_policy(mdp, seed)
-    with torch.no_grad():
-        head = certified_shaped_lipschitz(model, model.encode(states), value=value)
-    assert head is not None
-    loosest: dict[str, float] = {}
-    for depth in range(9):
-        terms = latent_terms(model, states, phi, value=value, depth=depth, modulus=modulus)
-        k_steps = 1 + depth
-        found = [
-            *unrolling_bounds(terms, modulus=modulus, depth=depth, head=head),
-            *decomposition_bounds(
-                mdp, policy, terms, modulus=modulus, depth=depth, head=head, k_steps=k_steps
-            ),
-            value_error_bound(mdp, policy, terms.value.numpy(), k_steps=k_steps, name="U_n"),
-            *advantage_bounds(mdp, policy, terms.value.numpy()),
-        ]
-        assert_all_hold(found)
-        for bound in found:
-            loosest[bound.name] = max(loosest.get(bound.name, 0.0), bound.ratio or 0.0)
-    # None of them holds for want of anything to bound.
-    assert min(loosest.values()) > 0
-
-
-def test_the_fixed_point_is_one() -> None:
-    model = contraction("relational", 1, modulus=0.9)
-    states, phi = states_of_mdp(small_mdp())
-    deep = latent_terms(model, states, phi, value="score", depth=150, modulus=0.9)
-    assert float(deep.gap.max()) < 1e-10
-    assert deep.missing <= 1e-11
-    shallow = latent_terms(model, states, phi, value="score", depth=2, modulus=0.9)
-    assert torch.allclose(shallow.ideal, deep.value, rtol=0, atol=1e-9)
-    assert float(shallow.gap.max()) > 1e-3
-
-
-def test_states_in_chunks_give_the_same_terms() -> None:
-    model = contraction("relational", 2, modulus=0.9)
-    states, phi = states_of_mdp(small_mdp())
-    whole = latent_terms(model, states, phi, value="score", depth=3, modulus=0.9)
-    parts = latent_terms(model, states, phi, value="score", depth=3, modulus=0.9, chunk=37)
-    for name in ("first_step", "last_step", "gap", "value", "ideal"):
-        assert torch.allclose(getattr(whole, name), getattr(parts, name), rtol=0, atol=1e-10)
-
-
-def test_a_modulus_that_is_too_small_is_caught() -> None:
-    # The check can fail: with a third of the true modulus Prop. 2.3 promises too much. The map is
-    # linear with modulus 0.9 around z* while its relu is open.
-    model = small_model(FULL, 0, update_map="mlp", radius=None).double()
-    with torch.no_grad():
-        model.update.first.copy_(torch.eye(6))
-        model.update.second.copy_(0.9 * torch.eye(6))
-        model.embed_flat.bias.fill_(50.0)
-    states, phi = states_of_mdp(small_mdp())
-    terms = latent_terms(model, states, phi, value="score", depth=4, modulus=0.9)
-    assert_all_hold(unrolling_bounds(terms, modulus=0.9, depth=4, head=None))
-    wrong = unrolling_bounds(terms, modulus=0.3, depth=4, head=None)
-    assert not any(bound.holds for bound in wrong)
-    exact = unrolling_bounds(terms, modulus=0.9, depth=4, head=None)[0]
-    assert exact.ratio == pytest.approx(1.0, rel=1e-6)
-
-
-def test_without_contraction_there_is_no_fixed_point_to_measure() -> None:
-    model = small_model(FULL, 0, spread=1.0).double()
-    bound = certificate(model.update)
-    assert bound > 1
-    states, phi = states_of_mdp(small_mdp())
-    with pytest.raises(NotContractive, match="a fixed point needs L_z < 1"):
-        latent_terms(model, states, phi, value="score", depth=2, modulus=bound)
-
-
-def never_absorbed(mdp: ExactMDP) -> Array:
-    """A deterministic policy that edits for ever."""
-    stays = mdp.next_state >= 0
-    assert stays.any(axis=1).all()
-    policy: Array = np.eye(stays.shape[1])[stays.argmax(axis=1)]
-    return policy
+# --- Values and advantages: Eq. 5, Sec. 5.1
 
 
 @pytest.mark.parametrize("k_steps", [1, 5])
@@ -183,21 +70,46 @@ def test_value_and_advantage_errors_stay_below_their_bounds(seed: int, k_steps: 
     assert spread.right <= plain.right + 1e-12
 
 
-def test_corollary_5_5_is_eq_5_of_u_n_and_something_more() -> None:
-    # Cor. 5.5 never says more than Eq. 5 for V = U_n, which needs no contraction (docs/bounds.md).
+# --- Improvement: Eq. 8 to 11 and the form after Remark 5.8
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_eq_9_centred_estimates_have_mean_zero_under_the_policy_in_every_state(seed: int) -> None:
+    # By full sums over the legal edits, whatever the values are.
     mdp = small_mdp()
-    model = contraction("relational", 0, modulus=0.9)
-    states, phi = states_of_mdp(mdp)
-    policy = network_policy(mdp, 0)
-    terms = latent_terms(model, states, phi, value="score", depth=3, modulus=0.9)
-    found = decomposition_bounds(mdp, policy, terms, modulus=0.9, depth=3, head=0.01, k_steps=4)
-    corollary = next(bound for bound in found if bound.name == "Cor. 5.5")
-    plain = value_error_bound(mdp, policy, terms.value.numpy(), k_steps=4, name="U_n")
-    assert corollary.left == plain.left
-    assert corollary.right > plain.right
+    policy, value = policy_on(mdp, seed), 10 * np.random.default_rng(seed).standard_normal(148)
+    estimate = centred(mdp, policy, value)
+    for state in range(len(mdp)):
+        legal = np.flatnonzero(mdp.mask[state])
+        after = [mdp.next_state[state, edit] for edit in legal]
+        q = [
+            mdp.reward[state, edit] + mdp.gamma * (value[to] if to >= 0 else 0.0)
+            for edit, to in zip(legal, after, strict=True)
+        ]
+        mean = sum(policy[state, edit] * worth for edit, worth in zip(legal, q, strict=True))
+        assert estimate[state, legal] == pytest.approx(np.array(q) - mean, abs=1e-12)
+        assert policy[state] @ estimate[state] == pytest.approx(0.0, abs=1e-12)
 
 
-# --- Improvement: Eq. 11 and the form after Remark 5.8
+@pytest.mark.parametrize("seed", range(3))
+def test_the_errors_of_eq_8_and_eq_10_are_what_a_walk_over_all_states_finds(seed: int) -> None:
+    # eps_A = sup |A_hat - A^pi|, eps_{A,cand} = sup_s |E_{a~cand}[A_hat - A^pi]| <= eps_A.
+    mdp = small_mdp()
+    policy, candidate = policy_on(mdp, seed), policy_on(mdp, seed + 1)
+    estimate = centred(mdp, policy, random_values(mdp, seed, policy))
+    true = mdp.advantage(policy)
+    largest = of_candidate = 0.0
+    for state in range(len(mdp)):
+        mean = 0.0
+        for edit in np.flatnonzero(mdp.mask[state]):
+            error = estimate[state, edit] - true[state, edit]
+            largest = max(largest, abs(error))
+            mean += candidate[state, edit] * error
+        of_candidate = max(of_candidate, abs(mean))
+    terms = improvement_terms(mdp, policy, candidate, estimate)
+    assert terms.advantage_error == pytest.approx(largest, rel=1e-12)
+    assert terms.error == pytest.approx(of_candidate, rel=1e-9)
+    assert 0 < terms.error <= terms.advantage_error
 
 
 @pytest.mark.parametrize("gamma", [0.3, 0.9, 0.99])
@@ -207,7 +119,7 @@ def test_corollary_5_5_is_eq_5_of_u_n_and_something_more() -> None:
     alpha=st.sampled_from([0.0, 1e-3, 0.03, 0.3, 1.0]),
     temperature=st.sampled_from([0.01, 1.0]),
 )
-def test_the_promised_improvement_is_never_more_than_the_true_one(
+def test_eq_11_never_promises_more_than_the_true_improvement(
     gamma: float, seed: int, alpha: float, temperature: float
 ) -> None:
     mdp = small_mdp(gamma)
@@ -442,9 +354,9 @@ def test_pinsker_of_the_papers_tolerance() -> None:
 
 
 def test_a_bound_that_fails_says_so() -> None:
-    assert not Bound(name="x", says="", left=1.0, right=0.99).holds
-    assert Bound(name="x", says="", left=1.0, right=1.0).holds
-    assert Bound(name="x", says="", left=-1.0, right=0.5).ratio is None
+    assert not Bound("x", "", left=1.0, right=0.99).holds
+    assert Bound("x", "", left=1.0, right=1.0).holds
+    assert Bound("x", "", left=-1.0, right=0.5).ratio is None
 
 
 # --- The command
@@ -492,6 +404,10 @@ def test_every_bound_holds_for_a_trained_run(
         assert constant["empirical"] <= constant["certified"]
     terms = exact["terms"]
     assert terms["eta_pi"] <= terms["eta_best"]
+    for part in (terms["centred"], terms["true_advantages"]):
+        for penalty in PENALTIES:
+            assert 0 <= part["best_alpha"][penalty] <= 1
+            assert part["promised_at_best"][penalty] >= -1e-12
     assert terms["centred"]["eps_cent"] < 1e-12 < terms["gae"]["eps_cent"]
     kept = terms["distillation"]
     assert kept["held_out_states"] > 0

@@ -39,6 +39,12 @@ def policy_of(mdp: ExactMDP, seed: int, sharpness: float = 1.0) -> Array:
     return weight / weight.sum(axis=1, keepdims=True)
 
 
+def phi_of(mdp: ExactMDP) -> Array:
+    """Phi of every state."""
+    score = mdp.domain.check(mdp.instances, mdp.plans).score
+    return potential(score, mdp.domain.spec.max_score)
+
+
 # --- The table
 
 
@@ -125,7 +131,28 @@ def test_values_are_what_backing_up_for_ever_ends_at(
     assert mdp.backup(policy, start, steps=300) == pytest.approx(mdp.value(policy), abs=1e-10)
 
 
-def test_k_backups_are_a_gamma_to_the_k_contraction() -> None:
+@pytest.mark.parametrize("edits", DOMAINS)
+@pytest.mark.parametrize("k_steps", [1, 2, 5])
+def test_eq_3_is_the_mean_of_k_rewards_and_the_value_behind_them(edits: str, k_steps: int) -> None:
+    # (T_K^pi V)(s) = E_pi[sum_{t<K} gamma^t r_t + gamma^K V(s_K) | s_0 = s], here by carrying the
+    # distribution of s_t forward from every s; absorption earns nothing more.
+    mdp = mdp_of(edits, num=1)
+    policy = policy_of(mdp, 3)
+    value = np.random.default_rng(4).standard_normal(len(mdp))
+    transition = np.zeros((len(mdp), len(mdp)))
+    for state, action in zip(*np.nonzero(mdp.next_state >= 0), strict=True):
+        transition[state, mdp.next_state[state, action]] += policy[state, action]
+    there, total = np.eye(len(mdp)), np.zeros(len(mdp))
+    for t in range(k_steps):
+        total += GAMMA**t * there @ (policy * mdp.reward).sum(axis=1)
+        there = there @ transition
+    total += GAMMA**k_steps * there @ value
+    assert mdp.backup(policy, value, steps=k_steps) == pytest.approx(total, abs=1e-12)
+    missed = mdp.residual(policy, value, steps=k_steps)
+    assert missed == pytest.approx(np.abs(value - total), abs=1e-12)
+
+
+def test_k_backups_of_eq_3_are_a_gamma_to_the_k_contraction() -> None:
     mdp = mdp_of("full")
     policy, rng = policy_of(mdp, 1), np.random.default_rng(2)
     one, two = rng.standard_normal((2, len(mdp)))
@@ -138,7 +165,7 @@ def test_the_best_value_is_that_of_the_shortest_way_to_a_solution() -> None:
     # Full edits: each blank takes one edit and only the last one pays 1.
     mdp = mdp_of("full")
     blanks = (mdp.plans[mdp.first] == 0).sum(axis=1)
-    sparse = mdp.optimal_value()[mdp.first] + mdp.phi[mdp.first]
+    sparse = mdp.optimal_value()[mdp.first] + phi_of(mdp)[mdp.first]
     assert sparse == pytest.approx(GAMMA ** (blanks - 1), abs=1e-12)
 
 
@@ -155,7 +182,7 @@ def test_shaping_shifts_every_value_by_the_potential_and_no_advantage() -> None:
     shaped = mdp_of("overwrite")
     sparse = enumerate_states(OVERWRITE, puzzles(3), gamma=GAMMA, reward="sparse")
     policy = policy_of(shaped, 5)
-    assert shaped.value(policy) == pytest.approx(sparse.value(policy) - shaped.phi, abs=1e-12)
+    assert shaped.value(policy) == pytest.approx(sparse.value(policy) - phi_of(shaped), abs=1e-12)
     assert shaped.advantage(policy) == pytest.approx(sparse.advantage(policy), abs=1e-12)
 
 
@@ -166,9 +193,8 @@ def test_instances_do_not_mix() -> None:
         alone = enumerate_states(FULL, puzzle[None], gamma=GAMMA)
         part = slice(low, high)
         assert np.array_equal(alone.plans, together.plans[part])
-        assert alone.value(alone.uniform()) == pytest.approx(
-            together.value(together.uniform())[part], abs=1e-14
-        )
+        uniform, same = (policy_of(mdp, 0, sharpness=0.0) for mdp in (alone, together))
+        assert alone.value(uniform) == pytest.approx(together.value(same)[part], abs=1e-14)
 
 
 @pytest.mark.parametrize(("task", "size"), [("nqueens8", {"n": 5}), ("maze10", {"size": 4})])
@@ -178,7 +204,7 @@ def test_other_domains_are_solved_too(task: str, size: dict[str, int]) -> None:
     domain: Any = chosen.domain
     boards = chosen.instances(num=4).instances
     mdp = enumerate_states(domain, boards, gamma=GAMMA)
-    sparse = mdp.optimal_value()[mdp.first] + mdp.phi[mdp.first]
+    sparse = mdp.optimal_value()[mdp.first] + phi_of(mdp)[mdp.first]
     assert sparse == pytest.approx(GAMMA ** (domain.distance(boards) - 1.0), abs=1e-12)
 
 
@@ -229,8 +255,8 @@ def test_another_discount_adds_up_other_rewards() -> None:
     policy = policy_of(mdp, 4)
     steps = mdp.accumulate(policy, np.ones(len(mdp)), discount=GAMMA)
     assert steps[mdp.first].mean() * (1 - GAMMA) == pytest.approx(mdp.visits(policy).sum())
-    none = mdp.accumulate(policy, mdp.score, discount=0.0)
-    assert none == pytest.approx(mdp.score)
+    reward = phi_of(mdp)
+    assert mdp.accumulate(policy, reward, discount=0.0) == pytest.approx(reward)
 
 
 # --- What is refused

@@ -27,13 +27,11 @@ from upi_trm.evaluator import shaped_value
 from upi_trm.theory.cli import drift
 from upi_trm.theory.lipschitz import (
     certified_modulus,
-    certified_shaped_lipschitz,
     certified_value_lipschitz,
     latent_path,
     local_lipschitz,
     recursion_lipschitz,
     state_norms,
-    state_of_rows,
     value_lipschitz,
 )
 from upi_trm.theory.stability import (
@@ -63,7 +61,7 @@ def dense_norms(model: TinyRecursiveModel, encoding: Encoding, z: Tensor) -> Ten
     for i in range(image.numel()):
         (row,) = torch.autograd.grad(image.flatten()[i], point, retain_graph=True)
         rows.append(row.flatten())
-    jacobian, owner = torch.stack(rows), state_of_rows(encoding).repeat_interleave(z.shape[1])
+    jacobian, owner = torch.stack(rows), encoding.row_state.repeat_interleave(z.shape[1])
     return torch.stack(
         [
             torch.linalg.matrix_norm(jacobian[owner == s][:, owner == s], ord=2)
@@ -113,7 +111,6 @@ def test_a_map_without_a_certificate_has_estimates_only() -> None:
     assert found.certified is None
     assert certified_modulus(model) is None
     assert found.local > 0 and found.empirical > 0
-    assert found.to_json_dict()["certified"] is None
 
 
 def test_norms_are_of_whole_states() -> None:
@@ -121,8 +118,12 @@ def test_norms_are_of_whole_states() -> None:
         model = small_model(FULL, 1, update_map=update_map, spread=0.1).double()
         encoding = encoded(model, 1, count=4)
         z = latent_path(model, encoding, depth=1)[-1]
-        owner = state_of_rows(encoding)
+        if encoding.variables is not None:
+            owner = encoding.variables.state
+        else:  # one row a state for the flat map, one a cell for the mixer
+            owner = torch.arange(4).repeat_interleave(len(z) // 4)
         assert owner.bincount(minlength=4).min() > 0
+        assert torch.equal(encoding.row_state, owner)
         wanted = torch.stack([z[owner == s].norm() for s in range(4)])
         assert torch.allclose(state_norms(z, encoding), wanted)
 
@@ -151,12 +152,11 @@ def test_the_value_head_never_moves_more_than_its_certificate(
     shape = encoding.injection.shape
     one, two = torch.randn((2, *shape), generator=generator(seed), dtype=torch.float64) * 5
     with torch.no_grad():
-        bound = certified_shaped_lipschitz(model, encoding, value=value)
+        bound = certified_value_lipschitz(model, encoding, value=value)
         moved = (
             shaped_value(model.value(one, encoding), phi, value=value)
             - shaped_value(model.value(two, encoding), phi, value=value)
         ).abs()
-    assert bound is not None
     assert (moved <= bound * state_norms(one - two, encoding)).all()
 
 
@@ -178,7 +178,7 @@ def test_the_certificate_of_a_flat_head_is_attained_when_all_units_are_open() ->
     with torch.no_grad():
         slope = model.value(moved, encoding) - model.value(z, encoding)
     assert slope.tolist() == pytest.approx([4.5] * 3)
-    assert certified_value_lipschitz(model, encoding) == pytest.approx(4.5)
+    assert certified_value_lipschitz(model, encoding, value="score") == pytest.approx(4.5)
 
 
 def test_the_local_slope_is_that_of_finite_differences() -> None:
@@ -229,7 +229,7 @@ def test_drift_is_what_the_networks_say_at_the_two_depths(
     subject = subject_of(unclamped)
     boards = puzzles(6).instances
     report = measure_drift(
-        subject.studied, boards, most=20, depths=[0, 2, 7], radii=[radius], lipschitz_states=2
+        subject, boards, most=20, depths=[0, 2, 7], radii=[radius], lipschitz_states=2
     )
     initial = Boards(instances=boards, plans=boards)
     states, phi = initial.batch(FULL, CPU), initial.phi(FULL, CPU)
@@ -263,14 +263,13 @@ def test_drift_stays_within_what_the_contraction_allows(clamped: Path) -> None:
     subject = subject_of(clamped)
     evaluator = subject.learner.evaluator
     boards = puzzles(6).instances
-    report = measure_drift(subject.studied, boards, depths=[0, 1, 4, 8], lipschitz_states=4)
+    report = measure_drift(subject, boards, depths=[0, 1, 4, 8], lipschitz_states=4)
     initial = Boards(instances=boards, plans=boards)
     with torch.no_grad():
         encoding = evaluator.encode(initial.batch(FULL, CPU))
     first = float(state_norms(latent_path(evaluator, encoding, depth=1)[1], encoding).max())
-    head = certified_shaped_lipschitz(evaluator, encoding, value="score")
+    head = certified_value_lipschitz(evaluator, encoding, value="score")
     modulus = certificate(evaluator.update)
-    assert head is not None
     assert modulus <= 0.9
     for depth, row in report.tables[0].cells.items():
         bias = unroll_bias(modulus, depth, first) + unroll_bias(modulus, 2, first)
@@ -284,13 +283,13 @@ def test_greedy_success_is_that_of_the_evaluation(unclamped: Path) -> None:
     for depth in (2, 5):
         model = with_dials(subject.learner.policy, depth=depth, radius=None)
         wanted = evaluate_policy(GreedyPolicy(model, ONE_THREAD), FULL, pool).success_rate
-        assert greedy_success(subject.studied, boards, depth=depth, radius=None) == wanted
+        assert greedy_success(subject, boards, depth=depth, radius=None) == wanted
 
 
 def test_a_solved_plan_counts_as_a_success(unclamped: Path) -> None:
     pool = puzzles(3)
     boards = Boards(instances=pool.instances, plans=pool.solutions)
-    assert greedy_success(subject_of(unclamped).studied, boards, depth=2, radius=None) == 1.0
+    assert greedy_success(subject_of(unclamped), boards, depth=2, radius=None) == 1.0
 
 
 def test_visited_states_are_live_and_start_with_the_initial_ones() -> None:
@@ -383,9 +382,7 @@ def test_the_depth_of_training_does_not_enter_the_correlation(
 ) -> None:
     boards = puzzles(4).instances
     reports = [
-        measure_drift(
-            subject_of(path).studied, boards, depths=[2, 4, 8], most=8, lipschitz_states=2
-        )
+        measure_drift(subject_of(path), boards, depths=[2, 4, 8], most=8, lipschitz_states=2)
         for path in (clamped, unclamped)
     ]
     found = drift_correlations(reports)
@@ -477,6 +474,8 @@ def test_the_bound_on_all_states_is_the_bound_on_any(clamped: Path) -> None:
     model = contraction("relational", 0, modulus=0.9)
     states, _ = states_of_mdp(small_mdp())
     with torch.no_grad():
-        every = certified_value_lipschitz(model, model.encode(states))
-        few = certified_value_lipschitz(model, model.encode(states.select(slice(0, 3))))
+        every = certified_value_lipschitz(model, model.encode(states), value="score")
+        few = certified_value_lipschitz(
+            model, model.encode(states.select(slice(0, 3))), value="score"
+        )
     assert few <= every
