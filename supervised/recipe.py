@@ -13,6 +13,7 @@ from supervised.data_sets.codecs import codec_of
 from supervised.objectives.act import ActConfig
 from supervised.objectives.dis import DisConfig
 from supervised.planner.distill import DistillConfig
+from trm.experiments.sections import check_at_least, check_positive
 from trm.nn.optim import OptimiserConfig
 from trm.nn.recursion import RecursionSchedule
 from trm.nn.token_model import TokenModelConfig, TokenShape
@@ -57,14 +58,24 @@ class DataConfig:
             )
         if self.task is None and (self.num is not None or self.options):
             raise ValueError("data.num and data.options go with data.task")
-        if self.num is not None and self.num < 1:
-            raise ValueError(f"data.num must be at least 1, got {self.num}")
-        if self.seed is not None and self.seed < 0:
-            raise ValueError(f"data.seed must not be negative, got {self.seed}")
+        check_at_least(self, "data", 1, "num")
+        check_at_least(self, "data", 0, "seed")
         if self.copies is not None and (self.copies < 1 or not self.augment):
             raise ValueError(
                 f"data.copies must be at least 1, and null without data.augment, got {self.copies}"
             )
+
+    @property
+    def domain_name(self) -> str:
+        """The domain of the data, e.g. sudoku9x9.
+
+        Raises:
+            ValueError: there is no such task.
+        """
+        if self.domain is not None:
+            return self.domain
+        assert self.task is not None
+        return resolve_task(self.task).domain.spec.name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,13 +98,9 @@ class ScheduleConfig:
 
     def __post_init__(self) -> None:
         """Check ranges."""
-        for name in ("steps", "log_every", "evaluate_every", "evaluate_num", "checkpoint_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"schedule.{name} must be at least 1, got {getattr(self, name)}")
-        if self.cpu_seconds is not None and not self.cpu_seconds > 0:
-            raise ValueError(
-                f"schedule.cpu_seconds must be positive or null, got {self.cpu_seconds}"
-            )
+        check_at_least(self, "schedule", 1, "steps", "log_every", "evaluate_every")
+        check_at_least(self, "schedule", 1, "evaluate_num", "checkpoint_every")
+        check_positive(self, "schedule", "cpu_seconds")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,8 +139,7 @@ class SupervisedRecipe:
             raise ValueError("act needs model.step_embedding false: slots are at different steps")
         if self.distill is not None and self.act is None:
             raise ValueError("distill needs the section act: it adds to that loss")
-        if self.batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, got {self.batch_size}")
+        check_at_least(self, "", 1, "batch_size")
 
 
 def token_shape(recipe: SupervisedRecipe) -> TokenShape:
@@ -142,13 +148,9 @@ def token_shape(recipe: SupervisedRecipe) -> TokenShape:
     Raises:
         ValueError: for a task or a domain that there is not.
     """
-    domain = recipe.data.domain
-    if domain == "arc":
+    if recipe.data.domain == "arc":
         return TokenShape(vocab_size=ARC_VOCABULARY, num_positions=ARC_POSITIONS)
-    if domain is None:
-        assert recipe.data.task is not None
-        domain = resolve_task(recipe.data.task).domain.spec.name
-    codec = codec_of(domain)
+    codec = codec_of(recipe.data.domain_name)
     return TokenShape(vocab_size=codec.vocab_size, num_positions=codec.domain.spec.num_cells)
 
 
