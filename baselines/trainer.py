@@ -7,7 +7,7 @@ total, so that its schedules are right; between two calls the run is evaluated, 
 
 import contextlib
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, cast
 
@@ -35,7 +35,7 @@ from trm.compute.device import Placement
 from trm.compute.streams import named_streams
 from trm.experiments import training
 from trm.experiments.states import GreedyPolicy
-from trm.experiments.training import Every, Outcome, Setting, Trainee
+from trm.experiments.training import Outcome, Setting, Trainee
 from trm.runs.checkpoints import Checkpoint
 from trm.runs.run import Run
 
@@ -74,8 +74,8 @@ def train(
     """
     task = resolve_task(env)
     _require_full_precision(placement)
-    budget = training.with_budget("schedule.edits", steps)
-    recipe = read_recipe(recipe_path, [*overrides, *budget], algorithm=algorithm)
+    overrides = training.with_budget(BaselineTraining, overrides, steps)
+    recipe = read_recipe(recipe_path, overrides, algorithm=algorithm)
     return training.start(
         BaselineTraining,
         recipe,
@@ -144,12 +144,13 @@ class BaselineTraining(Trainee):
     command = "baselines train"
     unit = "edits"
     columns: ClassVar = {
-        "success": ".1%",
-        "score": ".2f",
-        "reward": ".3f",
-        "solved in play": ".1%",
+        "success": ("success_rate", ".1%"),
+        "score": ("mean_score", ".2f"),
+        "reward": ("episode_reward", ".3f"),
+        "solved in play": ("episode_success", ".1%"),
     }
     best_by = "success_rate"
+    recipe: BaselineRecipe
 
     def __init__(self, recipe: BaselineRecipe, setting: Setting) -> None:
         """Draw the weights, the pool and the first plans.
@@ -159,13 +160,9 @@ class BaselineTraining(Trainee):
         """
         if setting.workers.size > 1:
             raise ValueError(f"baselines train on 1 process, got {setting.workers.size}")
-        self.recipe, self.setting = recipe, setting
-        self.budget, schedule = recipe.schedule.edits, recipe.schedule
-        self.every = Every(
-            log=schedule.log_every,
-            evaluate=schedule.evaluate_every,
-            checkpoint=schedule.checkpoint_every,
-        )
+        super().__init__(recipe, setting)
+        schedule = recipe.schedule
+        self.log_every = schedule.log_every
         placement = setting.placement
         self.task = resolve_task(setting.env)
         self.streams = named_streams(setting.seed)
@@ -256,15 +253,6 @@ class BaselineTraining(Trainee):
         """Greedy success on validation puzzles, and how training goes at that moment."""
         policy = GreedyPolicy(self.networks["policy"], self.setting.placement)
         return self.figures() | training.play_validation(policy, self.task, self.validation)
-
-    def shown(self, metrics: Mapping[str, float]) -> dict[str, float]:
-        """Validation puzzles and the episodes of training."""
-        return {
-            "success": metrics["success_rate"],
-            "score": metrics["mean_score"],
-            "reward": metrics["episode_reward"],
-            "solved in play": metrics["episode_success"],
-        }
 
     def weights(self) -> dict[str, torch.Tensor]:
         """Of every backbone."""

@@ -185,7 +185,11 @@ def run_search(
             first, count = len(trials), search.spec.trials - len(trials)
             numbers = range(first, first + min(count, 1 if first == 0 else search.spec.batch))
             planned = [_planned(search, out, number, trials) for number in numbers]
-            jobs = [job for number in numbers for job in _jobs(search, out, number)]
+            jobs = [
+                job
+                for number, values in zip(numbers, planned, strict=True)
+                for job in _jobs(search, out, number, values)
+            ]
             results = map_jobs(
                 jobs, backend=backend, workers=workers, address=address, report=report
             )
@@ -307,9 +311,8 @@ def _propose(search: Search, number: int, earlier: Sequence[Trial]) -> dict[str,
     raise ValueError(f"{search.name}: {_TRIES} proposals for trial {number} were refused or known")
 
 
-def _jobs(search: Search, out: Path, number: int) -> list[Job]:
+def _jobs(search: Search, out: Path, number: int, values: Mapping[str, Any]) -> list[Job]:
     folder = _trial_folder(out, number)
-    values = json.loads((folder / "trial.json").read_bytes())["values"]
     recipe = dump_recipe(search.recipe(values))
     jobs = []
     for seed in search.spec.seeds:

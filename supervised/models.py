@@ -119,9 +119,9 @@ def open_data(config: DataConfig, split: str, *, seed: int, num: int | None = No
         assert config.task is not None
         task = resolve_task(config.task)
         if split == "train":
-            instances = task.instances("train", num=config.num, seed=seed, **config.options)
+            instances = task.instances("train", num=config.num, seed=seed)
         else:
-            instances = task.instances(split, num=num, **config.options)
+            instances = task.instances(split, num=num)
         dataset = BoardDataset.of(task.domain, instances)
     if split == "train" and config.copies is not None:
         return FixedImages(dataset, config.copies, seed=seed)

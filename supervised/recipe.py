@@ -4,9 +4,10 @@ One YAML file is one run: `configs/supervised/<method>-<data>[-<size>].yaml` in 
 `supervised/configs` in a wheel. `trm.runs.recipe.load_recipe` reads them into a `SupervisedRecipe`.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import ClassVar, Literal
 
 from plan_envs.catalogue import resolve_task
 from supervised.data_sets.codecs import codec_of
@@ -17,6 +18,7 @@ from trm.experiments.sections import check_at_least, check_positive
 from trm.nn.optim import OptimiserConfig
 from trm.nn.recursion import RecursionSchedule
 from trm.nn.token_model import TokenModelConfig, TokenShape
+from trm.runs.recipe import Retired
 from trm.runs.shipped import shipped_file, shipped_folder, shipped_names
 
 ARC_VOCABULARY, ARC_POSITIONS = 12, 900
@@ -27,6 +29,10 @@ ARC_VOCABULARY, ARC_POSITIONS = 12, 900
 class DataConfig:
     """The `data` section: a data set on disk, or a task whose examples are generated in memory."""
 
+    RETIRED: ClassVar[Mapping[str, Retired]] = {
+        "options": Retired({}, "The examples have the task's own options; name another task."),
+    }
+
     folder: str | None = None
     """Made by `upi-trm supervised data build`; of `folder` and `task` there is exactly one."""
     domain: str | None = None
@@ -36,8 +42,6 @@ class DataConfig:
     """A task of `plan_envs`, e.g. nqueens8 or sudoku4x4; its splits are disjoint."""
     num: int | None = None
     """Training examples of a task, drawn with the run's seed; null = the task's own number."""
-    options: dict[str, Any] = field(default_factory=dict)
-    """Options of the task's instances, for all splits, e.g. {given: [1, 7]}."""
     seed: int | None = None
     """Of a task's training examples and of fixed copies; null = the run's seed."""
     augment: bool = True
@@ -56,8 +60,8 @@ class DataConfig:
             raise ValueError(
                 f"data.domain goes with data.folder, got {self.domain!r} and {self.folder!r}"
             )
-        if self.task is None and (self.num is not None or self.options):
-            raise ValueError("data.num and data.options go with data.task")
+        if self.task is None and self.num is not None:
+            raise ValueError("data.num goes with data.task")
         check_at_least(self, "data", 1, "num")
         check_at_least(self, "data", 0, "seed")
         if self.copies is not None and (self.copies < 1 or not self.augment):

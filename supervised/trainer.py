@@ -7,7 +7,7 @@ checkpoints. Several processes take their shares of each batch and average the g
 
 import contextlib
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -35,7 +35,7 @@ from supervised.recipe import SupervisedRecipe
 from trm.compute.device import Placement
 from trm.compute.streams import named_streams
 from trm.experiments import training
-from trm.experiments.training import Every, Outcome, Setting, Trainee
+from trm.experiments.training import Outcome, Setting, Trainee
 from trm.nn.optim import RunningAverage, set_learning_rate, sign_sgd_
 from trm.nn.token_model import TokenModel, TokenShape
 from trm.runs.checkpoints import Checkpoint
@@ -70,8 +70,8 @@ def train(
     Raises:
         ValueError: bad input, named in one line.
     """
-    budget = training.with_budget("schedule.steps", steps)
-    recipe = load_recipe(SupervisedRecipe, recipe_path, [*overrides, *budget])
+    overrides = training.with_budget(SupervisedTraining, overrides, steps)
+    recipe = load_recipe(SupervisedRecipe, recipe_path, overrides)
     return training.start(
         SupervisedTraining,
         recipe,
@@ -96,13 +96,14 @@ class SupervisedTraining(Trainee):
     command = "supervised train"
     unit = "steps"
     columns: ClassVar = {
-        "exact": ".1%",
-        "valid": ".1%",
-        "tokens": ".1%",
-        "loss": ".3f",
-        "passes": ".2f",
+        "exact": ("exact", ".1%"),
+        "valid": ("valid", ".1%"),
+        "tokens": ("token_accuracy", ".1%"),
+        "loss": ("loss", ".3f"),
+        "samples": ("sample_passes", ",.0f"),
     }
     best_by = "valid"
+    recipe: SupervisedRecipe
 
     def __init__(self, recipe: SupervisedRecipe, setting: Setting) -> None:
         """Read the data, draw the weights or take the teacher's.
@@ -111,13 +112,8 @@ class SupervisedTraining(Trainee):
             ValueError: data, teacher or cache are missing or do not fit, or the processes can't
                 share the batch evenly.
         """
-        self.recipe, self.setting = recipe, setting
-        self.budget, schedule = recipe.schedule.steps, recipe.schedule
-        self.every = Every(
-            log=schedule.log_every,
-            evaluate=schedule.evaluate_every,
-            checkpoint=schedule.checkpoint_every,
-        )
+        super().__init__(recipe, setting)
+        self.log_every = recipe.schedule.log_every
         self.done = 0
         self.train_seconds = 0.0
         """CPU time of training alone, without evaluations."""
@@ -126,7 +122,7 @@ class SupervisedTraining(Trainee):
         images, self._noise, self._entries = (f"{n}{own}" for n in ("images", "noise", "entries"))
         distils = () if recipe.distill is None else (self._entries,)
         self.streams = named_streams(seed, ("order", "init", images, self._noise, *distils))
-        self.validation = open_data(data, "validation", seed=seed, num=schedule.evaluate_num)
+        self.validation = open_data(data, "validation", seed=seed, num=recipe.schedule.evaluate_num)
         dataset = open_data(data, "train", seed=seed)
         self.stream = SampleStream(
             dataset,
@@ -275,18 +271,6 @@ class SupervisedTraining(Trainee):
         with self.setting.placement.autocast(), swapped:
             found = evaluate(self.model, self.validation, options, workers=self.setting.workers)
         return {name: getattr(found.last, name) for name in _LOGGED}
-
-    def shown(self, metrics: Mapping[str, float]) -> dict[str, float]:
-        """The evaluation, and passes over the training examples where the line has them."""
-        shown = {
-            "exact": metrics["exact"],
-            "valid": metrics["valid"],
-            "tokens": metrics["token_accuracy"],
-            "loss": metrics["loss"],
-        }
-        if "sample_passes" in metrics:
-            shown["passes"] = metrics["sample_passes"] / len(self.stream.dataset)
-        return shown
 
     def weights(self) -> dict[str, Tensor]:
         """Of the model, and their running average."""

@@ -4,8 +4,7 @@ Input: an environment's name and a recipe. Output: a `Run` folder that `upi-trm 
 take. Several processes share the recipe's plans and minibatches; process 0 evaluates.
 """
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -19,7 +18,7 @@ from trm.compute.device import Placement
 from trm.compute.streams import named_streams
 from trm.compute.workers import Workers
 from trm.experiments import training
-from trm.experiments.training import Every, Outcome, Setting, Trainee
+from trm.experiments.training import Outcome, Setting, Trainee
 from trm.runs.checkpoints import Checkpoint
 from trm.runs.packing import pack_state
 from trm.runs.recipe import load_recipe
@@ -56,10 +55,10 @@ def train(
         ValueError: bad input, named in one line.
     """
     task = resolve_task(env)
-    budget = training.with_budget("schedule.edits", steps)
+    overrides = training.with_budget(UpiTraining, overrides, steps)
     return training.start(
         UpiTraining,
-        load_recipe(UpiRecipe, recipe_path, [*overrides, *budget]),
+        load_recipe(UpiRecipe, recipe_path, overrides),
         env=training.recorded_env(env, task),
         name=task.name,
         seed=seed,
@@ -105,13 +104,14 @@ class UpiTraining(Trainee):
     command = "train"
     unit = "edits"
     columns: ClassVar = {
-        "success": ".1%",
-        "score": ".2f",
-        "KL": ".1e",
-        "L_z": ".3f",
-        "centring": ".0e",
+        "success": ("success_rate", ".1%"),
+        "score": ("mean_score", ".2f"),
+        "KL": ("kl", ".1e"),
+        "L_z": ("certified_modulus", ".3f"),
+        "centring": ("centring_defect", ".0e"),
     }
     best_by = "success_rate"
+    recipe: UpiRecipe
 
     def __init__(self, recipe: UpiRecipe, setting: Setting) -> None:
         """Draw the weights, the pool and the first plans.
@@ -119,11 +119,7 @@ class UpiTraining(Trainee):
         Raises:
             ValueError: the processes can't share the recipe's numbers evenly.
         """
-        self.recipe, self.setting = recipe, setting
-        self.budget, schedule = recipe.schedule.edits, recipe.schedule
-        self.every = Every(
-            log=1, evaluate=schedule.evaluate_every, checkpoint=schedule.checkpoint_every
-        )
+        super().__init__(recipe, setting)
         self.done = 0
         self.metrics: dict[str, float] = {}
         workers, placement = setting.workers, setting.placement
@@ -132,7 +128,7 @@ class UpiTraining(Trainee):
         self.streams = named_streams(setting.seed, member=workers.rank)
         # The same weights everywhere to begin with; all other draws are a process's own.
         init = self.streams if workers.is_main else named_streams(setting.seed)
-        self.validation = self.task.instances("validation", num=schedule.evaluate_num)
+        self.validation = self.task.instances("validation", num=recipe.schedule.evaluate_num)
         pool = recipe.instances.pool(self.task, seed=setting.seed)
         draws = self.streams.numpy("instances")
         self.roller = Roller(
@@ -157,10 +153,6 @@ class UpiTraining(Trainee):
             workers=workers,
         )
         self.learner.compile_steps(placement)
-
-    def recorded(self) -> dict[str, Any]:
-        """Nothing of its own."""
-        return {}
 
     def spent(self, budget: int) -> bool:
         """Whether the budget has no edit left for every plan."""
@@ -190,16 +182,6 @@ class UpiTraining(Trainee):
             found = training.play_validation(policy, self.task, self.validation)
         figures: dict[str, float] = self.setting.workers.from_main(found)
         return figures
-
-    def shown(self, metrics: Mapping[str, float]) -> dict[str, float]:
-        """Success, and what the theory wants to be small."""
-        return {
-            "success": metrics["success_rate"],
-            "score": metrics["mean_score"],
-            "KL": metrics["kl"],
-            "L_z": metrics.get("certified_modulus", math.nan),
-            "centring": metrics["centring_defect"],
-        }
 
     def weights(self) -> dict[str, torch.Tensor]:
         """Of every network."""

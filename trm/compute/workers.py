@@ -8,6 +8,7 @@ through NCCL.
 """
 
 import contextlib
+import io
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -93,9 +94,12 @@ class Workers:
         """Everybody's value, in the order of the processes; plain values, and tensors on the CPU."""
         if self.size == 1:
             return [value]
-        found: list[Any] = [None] * self.size
-        dist.all_gather_object(found, value)
-        return found
+        # In torch's own format: a tensor of uint64 in a plain pickle can't be read (torch 2.13).
+        sent = io.BytesIO()
+        torch.save(value, sent)
+        found: list[Any] = [b""] * self.size
+        dist.all_gather_object(found, sent.getvalue())
+        return [torch.load(io.BytesIO(data), weights_only=False) for data in found]
 
     def from_main(self, value: Any) -> Any:
         """The value of process 0; waits for it."""

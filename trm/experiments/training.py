@@ -9,7 +9,7 @@ processes (`trm.compute.workers`) go through the loop in step; process 0 writes.
 import dataclasses
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -42,20 +42,8 @@ class Setting:
     """The processes that train together."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Every:
-    """When the loop does what: each time that `done` crosses a multiple of the number."""
-
-    log: int
-    """Between two lines of metrics."""
-    evaluate: int
-    """Between two evaluations on validation instances."""
-    checkpoint: int
-    """Between two checkpoints."""
-
-
 class Trainee(ABC):
-    """Everything that changes while a run is trained, as a learner fulfils it by inheriting.
+    """Everything that changes while a run is trained; a learner fulfils it by inheriting.
 
     `state` and `restore` make it whole again. With several processes the loop calls each method in
     all of them at the same time.
@@ -64,29 +52,30 @@ class Trainee(ABC):
     kind: ClassVar[str]
     """Of the runs, as run.json records it."""
     recipe_type: ClassVar[type]
-    """Dataclass of the recipes."""
+    """Dataclass of the recipes; their section `schedule` has `evaluate_every`, `checkpoint_every`
+    and a field named by `unit`, the budget."""
     command: ClassVar[str]
     """Words after `upi-trm` that train and resume."""
     unit: ClassVar[str]
-    """What `done` counts, for the display: edits or steps."""
-    columns: ClassVar[Mapping[str, str]]
-    """Figures of the live display and their formats; see `shown`."""
+    """What `done` counts: edits or steps."""
+    columns: ClassVar[Mapping[str, tuple[str, str]]]
+    """Headings of the live display, each with a logged figure and its format."""
     best_by: ClassVar[str]
     """Figure of `evaluate` whose highest value gets the tag "best"; at least 0."""
 
-    budget: int
-    """The recipe's, in units."""
-    every: Every
+    log_every: int = 1
+    """Units between two lines of metrics."""
     done: int
     """Units made so far, over all processes."""
 
     @abstractmethod
     def __init__(self, recipe: Any, setting: Setting) -> None:
         """Build everything as it is before the first unit."""
+        self.recipe, self.setting = recipe, setting
 
-    @abstractmethod
     def recorded(self) -> dict[str, Any]:
         """JSON values that run.json records, beside what it has of every run."""
+        return {}
 
     @abstractmethod
     def spent(self, budget: int) -> bool:
@@ -103,10 +92,6 @@ class Trainee(ABC):
     @abstractmethod
     def evaluate(self) -> dict[str, float]:
         """Figures on validation instances, the same in every process."""
-
-    @abstractmethod
-    def shown(self, metrics: Mapping[str, float]) -> dict[str, float]:
-        """What the live display shows of a logged line with an evaluation."""
 
     @abstractmethod
     def weights(self) -> dict[str, torch.Tensor]:
@@ -189,7 +174,7 @@ def start(
             )
         path = workers.from_main(str(out))
         with run or Run.open(Path(path)) as run:
-            return _Loop(run, trainee, workers).train(trainee.budget)
+            return _Loop(run, trainee).train()
 
 
 def resume(
@@ -220,14 +205,14 @@ def resume(
             setting = Setting(
                 env=run.info.env, seed=run.info.seed, placement=placement, workers=workers
             )
-            loop = _Loop(run, make(run.load_recipe(make.recipe_type), setting), workers)
+            loop = _Loop(run, make(run.load_recipe(make.recipe_type), setting))
             loop.begin_at(checkpoint)
-            return loop.train(loop.trainee.budget if steps is None else steps)
+            return loop.train(steps)
 
 
-def with_budget(field: str, steps: int | None) -> list[str]:
-    """The override of the recipe's field that holds the budget; none without a number of steps."""
-    return [] if steps is None else [f"{field}={steps}"]
+def with_budget(make: type[Trainee], overrides: Sequence[str], steps: int | None) -> list[str]:
+    """Overrides of a recipe; `steps`, unless it is None, for the field that holds the budget."""
+    return [*overrides, *([] if steps is None else [f"schedule.{make.unit}={steps}"])]
 
 
 def recorded_env(env: str, task: Task) -> str:
@@ -255,8 +240,8 @@ def play_validation(policy: Policy, task: Task, instances: InstanceSet) -> dict[
 class _Loop:
     """A run being trained: its trainee, the best evaluation, what it cost, what is saved."""
 
-    def __init__(self, run: Run, trainee: Trainee, workers: Workers) -> None:
-        self.run, self.trainee, self.workers = run, trainee, workers
+    def __init__(self, run: Run, trainee: Trainee) -> None:
+        self.run, self.trainee, self.workers = run, trainee, trainee.setting.workers
         self.best = -1.0
         self.saved_at = -1
         self.meter = ResourceMeter()
@@ -271,15 +256,17 @@ class _Loop:
         if self.workers.is_main:
             self.run.truncate_metrics(self.trainee.done)
 
-    def train(self, budget: int) -> Outcome:
+    def train(self, steps: int | None = None) -> Outcome:
         """Advance until the budget is spent; save on a signal and at the end."""
         trainee, workers = self.trainee, self.workers
+        of_recipe: int = getattr(trainee.recipe.schedule, trainee.unit)
+        budget = of_recipe if steps is None else steps
         spent = trainee.spent(budget)
         with (
             graceful_stop() as stop,
             TrainingProgress(
                 budget,
-                trainee.columns,
+                {heading: form for heading, (_, form) in trainee.columns.items()},
                 unit=trainee.unit,
                 start=trainee.done,
                 console=None if workers.is_main else Console(quiet=True),
@@ -302,23 +289,26 @@ class _Loop:
 
     def _after(self, before: int, spent: bool, progress: TrainingProgress) -> None:
         """Log, evaluate and save what is due after the trainee advanced from `before`."""
-        trainee, every = self.trainee, self.trainee.every
+        trainee, schedule = self.trainee, self.trainee.recipe.schedule
 
-        def due(distance: int) -> bool:
-            return before // distance != trainee.done // distance
+        def due(every: int) -> bool:
+            """Whether a multiple of `every` lies in (before, done]."""
+            return before // every != trainee.done // every
 
-        figures = trainee.figures() if spent or due(every.log) else {}
-        evaluation = trainee.evaluate() if spent or due(every.evaluate) else {}
-        metrics = figures | evaluation
+        figures = trainee.figures() if spent or due(trainee.log_every) else {}
+        evaluation = trainee.evaluate() if spent or due(schedule.evaluate_every) else {}
+        metrics, tag = figures | evaluation, None
         if metrics and self.workers.is_main:
             self.run.log(trainee.done, metrics)
         progress.update(trainee.done)
-        tag = None
         if evaluation:
-            progress.report(trainee.done, trainee.shown(metrics))
+            shown = {heading: figure for heading, (figure, _) in trainee.columns.items()}
+            progress.report(
+                trainee.done, {h: metrics[name] for h, name in shown.items() if name in metrics}
+            )
             if evaluation[trainee.best_by] > self.best:
                 self.best, tag = evaluation[trainee.best_by], "best"
-        if tag or due(every.checkpoint):
+        if tag or due(schedule.checkpoint_every):
             self._save(tag)
 
     def _save(self, tag: str | None = None) -> None:
