@@ -5,11 +5,9 @@ the weights to evaluate, and the splits of the data. `supervised.trainer` trains
 commands and measures open them here.
 """
 
-from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from plan_envs.catalogue import resolve_task
 from supervised.data_sets.datasets import BoardDataset, TokenDataset
@@ -19,13 +17,11 @@ from supervised.recipe import DataConfig, SupervisedRecipe
 from trm.compute.device import Placement
 from trm.compute.process import provenance
 from trm.nn.token_model import TokenModel, TokenShape
+from trm.runs.checkpoints import part_of
 from trm.runs.run import Run
 
 RUN_KIND = "supervised"
 """`kind` of the runs that this learner writes."""
-
-WEIGHT, AVERAGE = "model.", "average."
-"""Before the name of a parameter in a checkpoint: the parameter itself, its running average."""
 
 
 def make_model(
@@ -50,23 +46,14 @@ def load_model(
     recipe = run.load_recipe(SupervisedRecipe)
     weights = run.load_checkpoint(step).weights
     shape = TokenShape(
-        vocab_size=len(weights[f"{WEIGHT}token_table"]),
+        vocab_size=len(weights["model.token_table"]),
         num_positions=run.info.extra["num_positions"],
-        num_puzzles=len(weights[f"{WEIGHT}puzzle_table"]),
+        num_puzzles=len(weights["model.puzzle_table"]),
     )
     model = make_model(recipe, shape, torch.Generator())
-    model.load_state_dict(named(weights, WEIGHT) | named(weights, AVERAGE))
+    model.load_state_dict(part_of(weights, "model") | part_of(weights, "average"))
     model.requires_grad_(False)
     return model.to(placement.torch_device if placement else "cpu"), recipe
-
-
-def named(weights: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """The weights of a checkpoint whose names begin with the prefix, without it."""
-    return {
-        name.removeprefix(prefix): value
-        for name, value in weights.items()
-        if name.startswith(prefix)
-    }
 
 
 def save_import(model: TokenModel, recipe: SupervisedRecipe, out: Path, *, source: str) -> None:
@@ -90,7 +77,7 @@ def save_import(model: TokenModel, recipe: SupervisedRecipe, out: Path, *, sourc
         provenance=provenance(Placement()),
         extra={"imported": source, "num_positions": model.shape.num_positions},
     ) as run:
-        weights = {WEIGHT + name: value for name, value in model.state_dict().items()}
+        weights = {f"model.{name}": value for name, value in model.state_dict().items()}
         run.save_checkpoint(0, weights=weights, state={"steps": 0})
 
 

@@ -17,15 +17,7 @@ from torch import Tensor
 from supervised.data_sets.datasets import TokenDataset
 from supervised.data_sets.sampling import SampleStream
 from supervised.measures.evaluation import EvalOptions, evaluate
-from supervised.models import (
-    AVERAGE,
-    RUN_KIND,
-    WEIGHT,
-    load_model,
-    make_model,
-    named,
-    open_data,
-)
+from supervised.models import RUN_KIND, load_model, make_model, open_data
 from supervised.objectives.act import ActObjective
 from supervised.objectives.dis import DisObjective
 from supervised.objectives.objective import Objective
@@ -38,7 +30,7 @@ from trm.experiments import training
 from trm.experiments.training import Outcome, Setting, Trainee
 from trm.nn.optim import RunningAverage, set_learning_rate, sign_sgd_
 from trm.nn.token_model import TokenModel, TokenShape
-from trm.runs.checkpoints import Checkpoint
+from trm.runs.checkpoints import Checkpoint, part_of
 from trm.runs.recipe import load_recipe
 from trm.runs.run import Run
 
@@ -274,9 +266,9 @@ class SupervisedTraining(Trainee):
 
     def weights(self) -> dict[str, Tensor]:
         """Of the model, and their running average."""
-        weights = {WEIGHT + name: value for name, value in self.model.state_dict().items()}
+        weights = {f"model.{name}": value for name, value in self.model.state_dict().items()}
         average = {} if self.average is None else self.average.average
-        return weights | {AVERAGE + name: value for name, value in average.items()}
+        return weights | {f"average.{name}": value for name, value in average.items()}
 
     def state(self, run: Run) -> dict[str, Any]:
         """Of the optimiser, which is the same everywhere, and the share of every process."""
@@ -306,9 +298,9 @@ class SupervisedTraining(Trainee):
             )
         self.done = state["steps"]
         self.train_seconds = state["train_seconds"]
-        self.model.load_state_dict(named(checkpoint.weights, WEIGHT))
+        self.model.load_state_dict(part_of(checkpoint.weights, "model"))
         if self.average is not None:
-            self.average.load(named(checkpoint.weights, AVERAGE))
+            self.average.load(part_of(checkpoint.weights, "average"))
         self.optimiser.load_state_dict(state["optimiser"])
         share = state["shares"][self.setting.workers.rank]
         self.objective.load_state(share["objective"])
