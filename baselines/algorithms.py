@@ -5,9 +5,9 @@ default. `make_algorithm` builds the object on a `PlanEditVecEnv` and a backbone
 trains.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from sb3_contrib import MaskablePPO
@@ -24,8 +24,10 @@ from baselines.masked_sb3 import (
     TrmFeatures,
 )
 from baselines.vec_adapter import PlanEditVecEnv
+from trm.experiments.sections import check_at_least, check_positive, check_within
 from trm.experiments.states import model_shape
 from trm.nn.model import ModelConfig, TinyRecursiveModel
+from trm.runs.recipe import Retired
 
 Algorithm = Literal["ppo", "a2c", "dqn", "maskable-ppo"]
 
@@ -39,70 +41,79 @@ METHODS: dict[Algorithm, str] = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class PpoConfig:
-    """The `ppo` section of a recipe, for algorithms ppo and maskable-ppo."""
+class ActorCriticConfig:
+    """What the sections `ppo` and `a2c` share."""
+
+    RETIRED: ClassVar[Mapping[str, Retired]] = {
+        "value_weight": Retired(0.5, "The value loss has SB3's weight, 0.5."),
+        "gradient_limit": Retired(0.5, "The gradient has SB3's largest norm, 0.5."),
+    }
 
     learning_rate: float = 1e-3
-    """Adam's step size."""
+    """Adam's step size, or that of A2C's optimiser."""
+    gae_decay: float = 1.0
+    """lambda of GAE."""
+    entropy: float = 0.01
+    """Weight of the entropy bonus."""
+    own_critic: bool = False
+    """Give the critic a backbone of its own, as UPI-TRM's evaluator has."""
+
+    def check(self, section: str) -> None:
+        """Check ranges; see `trm.experiments.sections.check_at_least`."""
+        check_positive(self, section, "learning_rate")
+        check_within(self, section, "[0, 1]", "gae_decay")
+        check_at_least(self, section, 0, "entropy")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PpoConfig(ActorCriticConfig):
+    """The `ppo` section of a recipe, for algorithms ppo and maskable-ppo."""
+
+    RETIRED: ClassVar[Mapping[str, Retired]] = {
+        **ActorCriticConfig.RETIRED,
+        "target_kl": Retired(None, "An update never ends early."),
+    }
+
+    gae_decay: float = 0.95
     batch_size: int = 128
     """States in a minibatch; divides rollout.plans * rollout.steps."""
     passes: int = 4
     """Passes over a rollout (SB3: n_epochs)."""
-    gae_decay: float = 0.95
-    """lambda of GAE."""
     clip: float = 0.2
     """epsilon of the clipped ratio."""
-    entropy: float = 0.01
-    """Weight of the entropy bonus."""
-    value_weight: float = 0.5
-    """Weight of the value loss."""
-    gradient_limit: float = 0.5
-    """Largest norm of the gradient."""
-    target_kl: float | None = None
-    """The update ends when the policy has moved 1.5 times as far; null = never."""
-    own_critic: bool = False
-    """Give the critic a backbone of its own, as UPI-TRM's evaluator has."""
     advantage: Literal["gae", "exact"] = "gae"
     """PPO has GAE; "exact" puts UPI-TRM's lookahead over all legal edits in its place."""
 
     def __post_init__(self) -> None:
         """Check ranges."""
-        _check_actor_critic(self, "ppo")
-        _check_at_least(self, "ppo", 1, "passes")
-        _check_at_least(self, "ppo", 2, "batch_size")
-        _check_positive(self, "ppo", "clip")
-        if self.target_kl is not None and not self.target_kl > 0:
-            raise ValueError(f"ppo.target_kl must be positive or null, got {self.target_kl}")
+        self.check("ppo")
+        check_at_least(self, "ppo", 1, "passes")
+        check_at_least(self, "ppo", 2, "batch_size")
+        check_positive(self, "ppo", "clip")
 
 
 @dataclass(frozen=True, kw_only=True)
-class A2cConfig:
+class A2cConfig(ActorCriticConfig):
     """The `a2c` section of a recipe."""
 
-    learning_rate: float = 1e-3
-    """The optimiser's step size."""
     optimiser: Literal["rmsprop", "adam"] = "rmsprop"
-    gae_decay: float = 1.0
-    """lambda of GAE."""
-    entropy: float = 0.01
-    """Weight of the entropy bonus."""
-    value_weight: float = 0.5
-    """Weight of the value loss."""
-    gradient_limit: float = 0.5
-    """Largest norm of the gradient."""
     normalise_advantage: bool = False
     """Bring the advantages of a rollout to mean 0 and deviation 1."""
-    own_critic: bool = False
-    """Give the critic a backbone of its own, as UPI-TRM's evaluator has."""
 
     def __post_init__(self) -> None:
         """Check ranges."""
-        _check_actor_critic(self, "a2c")
+        self.check("a2c")
 
 
 @dataclass(frozen=True, kw_only=True)
 class DqnConfig:
     """The `dqn` section of a recipe."""
+
+    RETIRED: ClassVar[Mapping[str, Retired]] = {
+        "target_rate": Retired(1.0, "An update of the target network copies the weights."),
+        "epsilon_start": Retired(1.0, "Exploration begins with uniform legal play, epsilon 1."),
+        "gradient_limit": Retired(10.0, "The gradient has SB3's largest norm, 10."),
+    }
 
     learning_rate: float = 1e-3
     """Adam's step size."""
@@ -116,30 +127,24 @@ class DqnConfig:
     """Updates after every rollout."""
     target_every: int = 1_000
     """Edits between two updates of the target network; at least rollout.plans."""
-    target_rate: float = 1.0
-    """Rate of these updates (SB3: tau); 1 copies the weights."""
-    epsilon_start: float = 1.0
     epsilon_end: float = 0.05
+    """Epsilon falls from 1 to this value."""
     epsilon_share: float = 0.3
     """Share of the budget over which epsilon falls."""
     epsilon_draw: EpsilonDraw = "together"
     """Whether all plans explore at the same moments, as in SB3, or each at its own."""
     dueling: bool = True
     """Q = V + A - mean A, which uses the backbone's value head too."""
-    gradient_limit: float = 10.0
-    """Largest norm of the gradient."""
 
     def __post_init__(self) -> None:
         """Check ranges."""
-        _check_positive(self, "dqn", "learning_rate", "gradient_limit")
-        _check_at_least(
+        check_positive(self, "dqn", "learning_rate")
+        check_at_least(
             self, "dqn", 1, "replay_size", "batch_size", "gradient_steps", "target_every"
         )
-        _check_at_least(self, "dqn", 0, "learning_starts")
-        _check_share(self, "dqn", "epsilon_start", "epsilon_end")
-        for name in ("target_rate", "epsilon_share"):
-            if not 0 < getattr(self, name) <= 1:
-                raise ValueError(f"dqn.{name} must lie in (0, 1], got {getattr(self, name)}")
+        check_at_least(self, "dqn", 0, "learning_starts")
+        check_within(self, "dqn", "[0, 1]", "epsilon_end")
+        check_within(self, "dqn", "(0, 1]", "epsilon_share")
 
 
 Section = PpoConfig | A2cConfig | DqnConfig
@@ -178,7 +183,6 @@ def make_algorithm(
         "env": env,
         "gamma": gamma,
         "device": device,
-        "max_grad_norm": section.gradient_limit,
         "learning_rate": lambda left: rate * (final + (1.0 - final) * left),
     }
     backbone = {
@@ -190,54 +194,42 @@ def make_algorithm(
         },
     }
     if isinstance(section, DqnConfig):
-        made: BaseAlgorithm = _dqn(section, common, backbone, steps)
-    elif isinstance(section, A2cConfig):
-        made = _a2c(section, common, backbone, steps)
+        made = _dqn(section, common, backbone, steps)
     else:
-        made = _ppo(section, common, backbone, steps, maskable=algorithm == "maskable-ppo")
+        made = _actor_critic(algorithm, section, common, backbone, steps)
     made.set_logger(Logger(folder=None, output_formats=[]))
     return made
 
 
-def _ppo(
-    section: PpoConfig,
+def _actor_critic(
+    algorithm: Algorithm,
+    section: PpoConfig | A2cConfig,
     common: dict[str, Any],
     backbone: dict[str, Any],
     steps: int,
-    *,
-    maskable: bool,
 ) -> BaseAlgorithm:
     options = {
         **common,
         "n_steps": steps,
-        "batch_size": section.batch_size,
-        "n_epochs": section.passes,
         "gae_lambda": section.gae_decay,
-        "clip_range": section.clip,
         "ent_coef": section.entropy,
-        "vf_coef": section.value_weight,
-        "target_kl": section.target_kl,
         "policy_kwargs": {**backbone, "share_features_extractor": not section.own_critic},
     }
-    if maskable:
+    if isinstance(section, A2cConfig):
+        return A2C(
+            MaskedActorCriticPolicy,
+            **options,
+            use_rms_prop=section.optimiser == "rmsprop",
+            normalize_advantage=section.normalise_advantage,
+        )
+    options |= {
+        "batch_size": section.batch_size,
+        "n_epochs": section.passes,
+        "clip_range": section.clip,
+    }
+    if algorithm == "maskable-ppo":
         return MaskablePPO(MaskableTrmPolicy, **options)
     return PPO(MaskedActorCriticPolicy, **options)
-
-
-def _a2c(
-    section: A2cConfig, common: dict[str, Any], backbone: dict[str, Any], steps: int
-) -> BaseAlgorithm:
-    return A2C(
-        MaskedActorCriticPolicy,
-        **common,
-        n_steps=steps,
-        gae_lambda=section.gae_decay,
-        ent_coef=section.entropy,
-        vf_coef=section.value_weight,
-        use_rms_prop=section.optimiser == "rmsprop",
-        normalize_advantage=section.normalise_advantage,
-        policy_kwargs={**backbone, "share_features_extractor": not section.own_critic},
-    )
 
 
 def _dqn(
@@ -252,8 +244,6 @@ def _dqn(
         batch_size=section.batch_size,
         gradient_steps=section.gradient_steps,
         target_update_interval=section.target_every,
-        tau=section.target_rate,
-        exploration_initial_eps=section.epsilon_start,
         exploration_final_eps=section.epsilon_end,
         exploration_fraction=section.epsilon_share,
         policy_kwargs={**backbone, "dueling": section.dueling},
@@ -283,29 +273,3 @@ def compile_steps(algorithm: BaseAlgorithm, compiled: Callable[[Any], Any]) -> N
     """Let `compiled` (a `Placement.compiled`) wrap the latent update of every network."""
     for network in networks_of(algorithm).values():
         network.compile_step(compiled)
-
-
-def _check_actor_critic(section: PpoConfig | A2cConfig, name: str) -> None:
-    _check_positive(section, name, "learning_rate", "gradient_limit")
-    _check_share(section, name, "gae_decay")
-    _check_at_least(section, name, 0, "entropy", "value_weight")
-
-
-def _check_positive(section: Any, name: str, *fields: str) -> None:
-    for field in fields:
-        if not getattr(section, field) > 0:
-            raise ValueError(f"{name}.{field} must be positive, got {getattr(section, field)}")
-
-
-def _check_at_least(section: Any, name: str, least: int, *fields: str) -> None:
-    for field in fields:
-        if not getattr(section, field) >= least:
-            raise ValueError(
-                f"{name}.{field} must be at least {least}, got {getattr(section, field)}"
-            )
-
-
-def _check_share(section: Any, name: str, *fields: str) -> None:
-    for field in fields:
-        if not 0 <= getattr(section, field) <= 1:
-            raise ValueError(f"{name}.{field} must lie in [0, 1], got {getattr(section, field)}")

@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from trm.experiments.opening import ready_placement
 from trm.experiments.options import (
     compile_option,
     device_option,
@@ -16,12 +17,12 @@ from trm.experiments.options import (
     env_option,
     eval_num_option,
     job_options,
-    make_placement,
     overrides_option,
     refuse_mixed_resume,
     run_options,
     threads_option,
 )
+from trm.experiments.use_cli import show_scoreboard
 
 _EXIT_FAILED = 1
 _EXIT_INTERRUPTED = 130
@@ -73,19 +74,16 @@ def train(
     # --algo may be given with --resume: a sweep's command may hold it.
     refuse_mixed_resume(ctx, resume=resume, env=env)
     require_sb3()
-    placement = make_placement(
+    placement = ready_placement(
         device=device, compiled=compiled, threads=threads, resumed=resume is not None
     )
-    from plan_envs.sudoku.kernels import announce_compilation
-
-    announce_compilation()
-    from baselines import train as trainer
+    from baselines import trainer
 
     if resume is not None:
-        run = trainer.resume(resume, algorithm=algo, steps=steps, placement=placement)
+        outcome = trainer.resume(resume, algorithm=algo, steps=steps, placement=placement)
     else:
         assert env is not None
-        run = trainer.train(
+        outcome = trainer.train(
             env=env,
             algorithm=algo,
             recipe_path=find_recipe(recipe, algorithm=algo, env=env),
@@ -95,11 +93,15 @@ def train(
             out=out,
             placement=placement,
         )
-    if trainer.stopped_early(run, steps=steps):
-        return  # the trainer has said how to go on
+    if not outcome.finished:
+        return  # the training has said how to go on
+    run = outcome.run
     if eval_num:
-        _show_evaluation(run, placement=placement, num=eval_num)
-    click.echo(f"\nThe run is in {run.path}; upi-trm eval {run.path} plays more unseen puzzles")
+        show_scoreboard(run, placement=placement, num=eval_num)
+    click.echo(
+        f"\nThe run of {run.info.extra['method']} is in {run.path}; upi-trm eval {run.path} plays"
+        " more unseen puzzles"
+    )
 
 
 @baselines.command()
@@ -193,27 +195,3 @@ def require_sb3() -> None:
 
     if find_spec("stable_baselines3") is None or find_spec("sb3_contrib") is None:
         raise ValueError(_NEEDS)
-
-
-def _show_evaluation(run: Any, *, placement: Any, num: int) -> None:
-    """The greedy policy beside the reference policies, on unseen puzzles."""
-    from rich.console import Console
-    from rich.table import Table
-
-    from baselines.policy import load_policy
-    from plan_envs.catalogue import resolve_task
-    from plan_envs.evaluation import evaluate_policy, reference_policies
-
-    task = resolve_task(run.info.env)
-    instances = task.instances("test", num=num)
-    learned = {run.info.extra["method"]: load_policy(run, placement=placement)}
-    table = Table(title=f"{task.name}: {num} puzzles of {instances.name}", title_justify="left")
-    table.add_column("policy")
-    for heading in ("solved", "mean score", "improvement"):
-        table.add_column(heading, justify="right")
-    with Console(stderr=True).status("evaluating"):
-        for name, policy in (learned | reference_policies(task.domain, instances)).items():
-            report = evaluate_policy(policy, task.domain, instances)
-            figures = (f"{report.success_rate:.1%}", f"{report.mean_score:.2f}")
-            table.add_row(name, *figures, f"{report.improvement:+.2f}")
-    Console().print(table)

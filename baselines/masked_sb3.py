@@ -6,7 +6,7 @@ of UPI-TRM's policy and not one parameter more. The mask is part of the observat
 replay buffers keep it, and what was computed from it travels in the features. Nothing is stashed
 between calls, since SB3's `predict` and `evaluate_actions` reach the extractor by different ways.
 The training loops of PPO, A2C, DQN (SB3) and MaskablePPO (sb3-contrib) run as they are; of DQN
-only the two places that draw random actions are overridden (`MaskedExploration`).
+only the two places that draw random actions are overridden (`MaskedDQN`).
 """
 
 from typing import Any, Literal, cast
@@ -18,7 +18,6 @@ from jaxtyping import Bool, Float
 from numpy.typing import NDArray
 from sb3_contrib.common.maskable.policies import MaskableActorCriticPolicy
 from stable_baselines3 import DQN
-from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.type_aliases import Schedule
@@ -189,8 +188,8 @@ class MaskedDQNPolicy(DQNPolicy):
         return net.to(self.device)
 
 
-class MaskedExploration(OffPolicyAlgorithm):
-    """Both random branches of DQN, kept within the mask of the observation.
+class MaskedDQN(DQN):
+    """SB3's DQN with both of its random branches kept within the mask of the observation.
 
     SB3 draws one number an edit for all plans: they explore together or not at all
     (`epsilon_draw` "together"). With "each" every plan draws its own, which is what epsilon-greedy
@@ -198,7 +197,6 @@ class MaskedExploration(OffPolicyAlgorithm):
     """
 
     epsilon_draw: EpsilonDraw = "together"
-    exploration_rate: float
 
     def _sample_action(
         self, learning_starts: int, action_noise: Any = None, n_envs: int = 1
@@ -230,10 +228,6 @@ class MaskedExploration(OffPolicyAlgorithm):
             actions = np.atleast_1d(actions)
             actions[explores] = random_legal(masks[explores])
         return actions.reshape(np.shape(observation["action_mask"])[:-1]), state
-
-
-class MaskedDQN(MaskedExploration, DQN):
-    """SB3's DQN with a masked exploration."""
 
 
 def random_legal(masks: NDArray[Any]) -> NDArray[np.int64]:

@@ -41,7 +41,7 @@ class Baselines:
 
     def load_policy(self, run: Run, *, placement: Placement, step: int | str | None) -> Policy:
         """The most probable edit, or that of the largest action value."""
-        from baselines.policy import load_policy
+        from baselines.deployment import load_policy
 
         return load_policy(run, placement=placement, step=step)
 
@@ -56,7 +56,7 @@ class Baselines:
 
     def load_networks(self, run: Run, *, placement: Placement, step: int | str | None) -> Networks:
         """Policy and critic."""
-        from baselines.policy import load_networks
+        from baselines.deployment import load_networks
 
         return load_networks(run, placement=placement, step=step)
 

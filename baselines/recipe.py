@@ -8,9 +8,15 @@ import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 from baselines.algorithms import METHODS, SECTIONS, A2cConfig, Algorithm, DqnConfig, PpoConfig
+from trm.experiments.sections import (
+    InstancesConfig,
+    ScheduleConfig,
+    check_at_least,
+    check_within,
+)
 from trm.nn.model import ModelConfig
 from trm.runs.recipe import load_recipe
 from trm.runs.shipped import shipped_file, shipped_folder, shipped_names
@@ -27,53 +33,20 @@ class RolloutConfig:
 
     def __post_init__(self) -> None:
         """Check ranges."""
-        for name in ("plans", "steps"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"rollout.{name} must be at least 1, got {getattr(self, name)}")
+        check_at_least(self, "rollout", 1, "plans", "steps")
 
 
 @dataclass(frozen=True, kw_only=True)
-class InstancesConfig:
-    """The `instances` section of a recipe."""
-
-    num: int = 1000
-    """Puzzles in the training pool, drawn with the run's seed from the train split."""
-    options: dict[str, Any] = field(default_factory=dict)
-    """Options of the training pool in place of the task's own, e.g. {givens: [26, 34]}. Validation
-    and test puzzles stay the task's."""
-
-    def __post_init__(self) -> None:
-        """Check the range."""
-        if self.num < 1:
-            raise ValueError(f"instances.num must be at least 1, got {self.num}")
-
-
-@dataclass(frozen=True, kw_only=True)
-class ScheduleConfig:
+class BaselineScheduleConfig(ScheduleConfig):
     """The `schedule` section of a recipe; all in edits over all parallel plans."""
 
-    edits: int = 5_000
-    """Budget of the run; `--steps` overrides it."""
     log_every: int = 500
-    """Between two lines of metrics."""
-    evaluate_every: int = 1_000
-    """Between two evaluations on validation puzzles."""
-    evaluate_num: int = 200
-    """Validation puzzles."""
-    checkpoint_every: int = 1_000
-    """Between two checkpoints: what a killed run loses at most."""
-    final_learning_rate: float = 1.0
-    """Share of the learning rate that is left at the end of the budget; it falls linearly."""
+    """Between two lines of metrics; an evaluation is logged at any rate."""
 
     def __post_init__(self) -> None:
         """Check ranges."""
-        for name in ("edits", "log_every", "evaluate_every", "evaluate_num", "checkpoint_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"schedule.{name} must be at least 1, got {getattr(self, name)}")
-        if not 0 < self.final_learning_rate <= 1:
-            raise ValueError(
-                f"schedule.final_learning_rate must lie in (0, 1], got {self.final_learning_rate}"
-            )
+        ScheduleConfig.__post_init__(self)
+        check_at_least(self, "schedule", 1, "log_every")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,23 +63,18 @@ class BaselineRecipe:
     a2c: A2cConfig | None = None
     dqn: DqnConfig | None = None
     instances: InstancesConfig = field(default_factory=InstancesConfig)
-    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    schedule: BaselineScheduleConfig = field(default_factory=BaselineScheduleConfig)
 
     def __post_init__(self) -> None:
         """Check combinations of sections."""
-        if not 0 < self.gamma <= 1:
-            raise ValueError(f"gamma must lie in (0, 1], got {self.gamma}")
+        check_within(self, "", "(0, 1]", "gamma")
         for name in sorted(set(SECTIONS.values())):
             given, needed = getattr(self, name) is not None, name == SECTIONS[self.algorithm]
             if given != needed:
                 verb = "needs the" if needed else "does not read a"
                 raise ValueError(f"algorithm {self.algorithm!r} {verb} section {name}")
         plans, steps = self.rollout.plans, self.rollout.steps
-        if self.schedule.edits < plans:
-            raise ValueError(
-                f"schedule.edits must be at least rollout.plans = {plans},"
-                f" got {self.schedule.edits}"
-            )
+        check_at_least(self.schedule, "schedule", plans, "edits", named="rollout.plans")
         if self.ppo is not None:
             size = self.ppo.batch_size
             if plans * steps % size:
@@ -121,12 +89,9 @@ class BaselineRecipe:
                     f" got {plans} and {size}"
                 )
         if self.dqn is not None:
-            for name in ("replay_size", "target_every"):
-                if getattr(self.dqn, name) < plans:
-                    raise ValueError(
-                        f"dqn.{name} must be at least rollout.plans = {plans},"
-                        f" got {getattr(self.dqn, name)}"
-                    )
+            check_at_least(
+                self.dqn, "dqn", plans, "replay_size", "target_every", named="rollout.plans"
+            )
 
     @property
     def section(self) -> PpoConfig | A2cConfig | DqnConfig:

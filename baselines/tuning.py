@@ -2,9 +2,10 @@
 
 A search space (`configs/baselines/spaces/*.yaml`) names fields of a recipe with ranges or choices.
 Trial 0 is the recipe as it ships; the others are proposed by optuna's TPE in batches of fixed size,
-so that the outcome does not depend on how many run at once, and trained as `trm.compute.jobs` on this
-machine or on Ray. What counts is greedy success on the run's validation puzzles at the end of the
-budget, over all seeds; test puzzles are never played. Below the search's folder lie
+so that the outcome does not depend on how many run at once, and trained as jobs of
+`trm.compute.jobs` on this machine or on Ray. What counts is greedy success on the run's validation
+puzzles at the end of the budget, over all seeds; test puzzles are never played. Below the search's
+folder lie
 
     trial-003/trial.json     its hyper-parameters, written before it starts
     trial-003/seed0/         a run folder
@@ -27,9 +28,10 @@ from typing import Any
 
 from baselines.recipe import BaselineRecipe, config_folder, recipe_path
 from trm.compute.jobs import Backend, Job, JobResult, map_jobs
+from trm.experiments.sections import check_at_least
 from trm.runs.durable import FolderLock, LockedError, replace_durably
 from trm.runs.recipe import dump_recipe, load_recipe, recipe_hash
-from trm.runs.shipped import shipped_file, shipped_names
+from trm.runs.shipped import shipped_file
 
 FORMAT_VERSION = 1
 """Of tuning.json."""
@@ -67,15 +69,11 @@ class SearchSpace:
 
     def __post_init__(self) -> None:
         """Check what no recipe checks."""
-        for name in ("trials", "batch", "evaluate_num"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        check_at_least(self, "", 1, "trials", "batch", "evaluate_num", "steps")
         if not self.space:
             raise ValueError("space must name a field at least, got none")
         if not self.seeds or len(set(self.seeds)) < len(self.seeds) or min(self.seeds) < 0:
             raise ValueError(f"seeds must be different integers from 0, got {self.seeds}")
-        if self.steps is not None and self.steps < 1:
-            raise ValueError(f"steps must be at least 1, got {self.steps}")
         for name, values in self.space.items():
             _check_range(name, values)
 
@@ -114,15 +112,6 @@ class Trial:
     """Validation figures and costs of each seed's run."""
 
 
-def space_names() -> list[str]:
-    """Names of the shipped search spaces, sorted."""
-    return shipped_names(_spaces())
-
-
-def _spaces() -> Path:
-    return config_folder() / "spaces"
-
-
 def read_search(name: str, *, env: str) -> Search:
     """A search-space file, or the name of a shipped one, for an environment.
 
@@ -134,7 +123,7 @@ def read_search(name: str, *, env: str) -> Search:
 
     path = Path(name)
     if not path.is_file():
-        path = shipped_file(name, _spaces(), kind="search space")
+        path = shipped_file(name, config_folder() / "spaces", kind="search space")
     spec = load_recipe(SearchSpace, path)
     task = resolve_task(env).name
     wanted = spec.recipe.replace("{env}", task)
@@ -175,7 +164,7 @@ def run_search(
         workers: runs at once; None for one a core.
         address: of the Ray cluster.
         command: for the record: how this was called.
-        report: is told of every run that starts or ends.
+        report: is called for every run that starts or ends.
 
     Returns:
         The trials in order; fewer than asked for where a signal asked to stop.
@@ -196,7 +185,11 @@ def run_search(
             first, count = len(trials), search.spec.trials - len(trials)
             numbers = range(first, first + min(count, 1 if first == 0 else search.spec.batch))
             planned = [_planned(search, out, number, trials) for number in numbers]
-            jobs = [job for number in numbers for job in _jobs(search, out, number)]
+            jobs = [
+                job
+                for number, values in zip(numbers, planned, strict=True)
+                for job in _jobs(search, out, number, values)
+            ]
             results = map_jobs(
                 jobs, backend=backend, workers=workers, address=address, report=report
             )
@@ -234,17 +227,17 @@ def train_trial(folder: Path, record: Path, *, env: str, recipe: str, seed: int)
         recipe: text of the trial's recipe.
         seed: of the run.
     """
-    from baselines.train import resume, stopped_early, train
+    from baselines.trainer import resume, train
     from trm.compute.device import Placement
 
     placement = Placement(threads=1)
     if (folder / "run.json").exists():
-        run = resume(folder, placement=placement)
+        outcome = resume(folder, placement=placement)
     else:
         file = folder.with_suffix(".yaml")
         file.parent.mkdir(parents=True, exist_ok=True)
         replace_durably(file, recipe.encode())
-        run = train(
+        outcome = train(
             env=env,
             algorithm=None,
             recipe_path=file,
@@ -252,8 +245,9 @@ def train_trial(folder: Path, record: Path, *, env: str, recipe: str, seed: int)
             out=folder,
             placement=placement,
         )
-    if stopped_early(run, steps=None):
+    if not outcome.finished:
         return
+    run = outcome.run
     evaluated = [line for line in run.read_metrics() if "success_rate" in line]
     usage = run.load_checkpoint().state["usage"]
     figures = {
@@ -296,7 +290,7 @@ def _propose(search: Search, number: int, earlier: Sequence[Trial]) -> dict[str,
     sampler = optuna.samplers.TPESampler(seed=number, n_startup_trials=_STARTUP)
     study = optuna.create_study(direction="maximize", sampler=sampler)
     for trial in earlier:
-        values = trial.values or _values_of(search.base, search.spec.space)
+        values = trial.values or {name: operator.attrgetter(name)(search.base) for name in ranges}
         inside = all(_inside(values[name], given) for name, given in search.spec.space.items())
         if trial.value is not None and inside:
             study.add_trial(
@@ -317,9 +311,8 @@ def _propose(search: Search, number: int, earlier: Sequence[Trial]) -> dict[str,
     raise ValueError(f"{search.name}: {_TRIES} proposals for trial {number} were refused or known")
 
 
-def _jobs(search: Search, out: Path, number: int) -> list[Job]:
+def _jobs(search: Search, out: Path, number: int, values: Mapping[str, Any]) -> list[Job]:
     folder = _trial_folder(out, number)
-    values = json.loads((folder / "trial.json").read_bytes())["values"]
     recipe = dump_recipe(search.recipe(values))
     jobs = []
     for seed in search.spec.seeds:
@@ -437,10 +430,6 @@ def _inside(value: Any, values: Any) -> bool:
     if isinstance(values, list):
         return value in values
     return bool(values["low"] <= value <= values["high"])
-
-
-def _values_of(recipe: BaselineRecipe, names: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: operator.attrgetter(name)(recipe) for name in names}
 
 
 def _optuna() -> Any:

@@ -21,6 +21,7 @@ from typing import Any
 
 from supervised.commands.opening import diagnose, open_teacher
 from supervised.measures.evaluation import EvalOptions, evaluate
+from supervised.models import RUN_KIND, load_model, open_data
 from supervised.planner.teacher_cache import (
     CacheRecipe,
     TeacherCache,
@@ -29,7 +30,7 @@ from supervised.planner.teacher_cache import (
     cache_info,
 )
 from supervised.recipe import cache_recipes, find_recipe
-from supervised.trainer import RUN_KIND, load_model, open_data, resume, train
+from supervised.trainer import resume, train
 from trm.compute.device import Placement
 from trm.runs.recipe import load_recipe
 from trm.runs.run import Run

@@ -4,18 +4,21 @@ One YAML file is one run: `configs/supervised/<method>-<data>[-<size>].yaml` in 
 `supervised/configs` in a wheel. `trm.runs.recipe.load_recipe` reads them into a `SupervisedRecipe`.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import ClassVar, Literal
 
 from plan_envs.catalogue import resolve_task
 from supervised.data_sets.codecs import codec_of
 from supervised.objectives.act import ActConfig
 from supervised.objectives.dis import DisConfig
 from supervised.planner.distill import DistillConfig
+from trm.experiments.sections import check_at_least, check_positive
 from trm.nn.optim import OptimiserConfig
 from trm.nn.recursion import RecursionSchedule
 from trm.nn.token_model import TokenModelConfig, TokenShape
+from trm.runs.recipe import Retired
 from trm.runs.shipped import shipped_file, shipped_folder, shipped_names
 
 ARC_VOCABULARY, ARC_POSITIONS = 12, 900
@@ -26,6 +29,10 @@ ARC_VOCABULARY, ARC_POSITIONS = 12, 900
 class DataConfig:
     """The `data` section: a data set on disk, or a task whose examples are generated in memory."""
 
+    RETIRED: ClassVar[Mapping[str, Retired]] = {
+        "options": Retired({}, "The examples have the task's own options; name another task."),
+    }
+
     folder: str | None = None
     """Made by `upi-trm supervised data build`; of `folder` and `task` there is exactly one."""
     domain: str | None = None
@@ -35,8 +42,6 @@ class DataConfig:
     """A task of `plan_envs`, e.g. nqueens8 or sudoku4x4; its splits are disjoint."""
     num: int | None = None
     """Training examples of a task, drawn with the run's seed; null = the task's own number."""
-    options: dict[str, Any] = field(default_factory=dict)
-    """Options of the task's instances, for all splits, e.g. {given: [1, 7]}."""
     seed: int | None = None
     """Of a task's training examples and of fixed copies; null = the run's seed."""
     augment: bool = True
@@ -55,16 +60,26 @@ class DataConfig:
             raise ValueError(
                 f"data.domain goes with data.folder, got {self.domain!r} and {self.folder!r}"
             )
-        if self.task is None and (self.num is not None or self.options):
-            raise ValueError("data.num and data.options go with data.task")
-        if self.num is not None and self.num < 1:
-            raise ValueError(f"data.num must be at least 1, got {self.num}")
-        if self.seed is not None and self.seed < 0:
-            raise ValueError(f"data.seed must not be negative, got {self.seed}")
+        if self.task is None and self.num is not None:
+            raise ValueError("data.num goes with data.task")
+        check_at_least(self, "data", 1, "num")
+        check_at_least(self, "data", 0, "seed")
         if self.copies is not None and (self.copies < 1 or not self.augment):
             raise ValueError(
                 f"data.copies must be at least 1, and null without data.augment, got {self.copies}"
             )
+
+    @property
+    def domain_name(self) -> str:
+        """The domain of the data, e.g. sudoku9x9.
+
+        Raises:
+            ValueError: there is no such task.
+        """
+        if self.domain is not None:
+            return self.domain
+        assert self.task is not None
+        return resolve_task(self.task).domain.spec.name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,13 +102,9 @@ class ScheduleConfig:
 
     def __post_init__(self) -> None:
         """Check ranges."""
-        for name in ("steps", "log_every", "evaluate_every", "evaluate_num", "checkpoint_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"schedule.{name} must be at least 1, got {getattr(self, name)}")
-        if self.cpu_seconds is not None and not self.cpu_seconds > 0:
-            raise ValueError(
-                f"schedule.cpu_seconds must be positive or null, got {self.cpu_seconds}"
-            )
+        check_at_least(self, "schedule", 1, "steps", "log_every", "evaluate_every")
+        check_at_least(self, "schedule", 1, "evaluate_num", "checkpoint_every")
+        check_positive(self, "schedule", "cpu_seconds")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,8 +143,7 @@ class SupervisedRecipe:
             raise ValueError("act needs model.step_embedding false: slots are at different steps")
         if self.distill is not None and self.act is None:
             raise ValueError("distill needs the section act: it adds to that loss")
-        if self.batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, got {self.batch_size}")
+        check_at_least(self, "", 1, "batch_size")
 
 
 def token_shape(recipe: SupervisedRecipe) -> TokenShape:
@@ -142,13 +152,9 @@ def token_shape(recipe: SupervisedRecipe) -> TokenShape:
     Raises:
         ValueError: for a task or a domain that there is not.
     """
-    domain = recipe.data.domain
-    if domain == "arc":
+    if recipe.data.domain == "arc":
         return TokenShape(vocab_size=ARC_VOCABULARY, num_positions=ARC_POSITIONS)
-    if domain is None:
-        assert recipe.data.task is not None
-        domain = resolve_task(recipe.data.task).domain.spec.name
-    codec = codec_of(domain)
+    codec = codec_of(recipe.data.domain_name)
     return TokenShape(vocab_size=codec.vocab_size, num_positions=codec.domain.spec.num_cells)
 
 

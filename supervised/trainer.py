@@ -1,51 +1,41 @@
-"""The training loop around an `Objective`: run folder, evaluation, checkpoints, resuming.
+"""An `Objective` on labelled boards as `trm.experiments.training` trains it.
 
-Input: a recipe. Output: a `Run` folder that `upi-trm supervised eval` takes. A run that was stopped
-and resumed equals one that never stopped, bit for bit on the CPU at the same number of threads: the
-carried batch, the stream of samples, the optimiser, the running average and every random stream are
-in its checkpoints.
+Input: a recipe. Output: a `Run` folder that `upi-trm supervised eval` takes. The carried batch, the
+stream of samples, the optimiser, the running average and every random stream are in its
+checkpoints. Several processes take their shares of each batch and average the gradients.
 """
 
 import contextlib
-import dataclasses
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from plan_envs.catalogue import resolve_task
-from supervised.data_sets.datasets import BoardDataset, TokenDataset
-from supervised.data_sets.images import FixedImages
-from supervised.data_sets.opening import open_dataset
+from supervised.data_sets.datasets import TokenDataset
 from supervised.data_sets.sampling import SampleStream
-from supervised.measures.evaluation import EvalOptions, Evaluation, evaluate
+from supervised.measures.evaluation import EvalOptions, evaluate
+from supervised.models import RUN_KIND, load_model, make_model, open_data
 from supervised.objectives.act import ActObjective
 from supervised.objectives.dis import DisObjective
 from supervised.objectives.objective import Objective
 from supervised.planner.distill import Distillation
 from supervised.planner.teacher_cache import TeacherCache, data_hash, teacher_hash
-from supervised.processes import Processes, joined
-from supervised.recipe import DataConfig, SupervisedRecipe
+from supervised.recipe import SupervisedRecipe
 from trm.compute.device import Placement
-from trm.compute.process import ResourceMeter, graceful_stop, provenance
 from trm.compute.streams import named_streams
+from trm.experiments import training
+from trm.experiments.training import Outcome, Setting, Trainee
 from trm.nn.optim import RunningAverage, set_learning_rate, sign_sgd_
 from trm.nn.token_model import TokenModel, TokenShape
-from trm.runs.checkpoints import Checkpoint
-from trm.runs.progress import TrainingProgress
+from trm.runs.checkpoints import Checkpoint, part_of
 from trm.runs.recipe import load_recipe
 from trm.runs.run import Run
 
-RUN_KIND = "supervised"
-"""`kind` of the runs that this learner writes."""
-
-COLUMNS = {"exact": ".1%", "valid": ".1%", "tokens": ".1%", "loss": ".3f", "passes": ".2f"}
-"""What the live display shows, beside optimiser steps, their speed and time left."""
-
-_AVERAGE = "average."
-"""Before the name of a weight in a checkpoint: its running average."""
+_LOGGED = ("exact", "valid", "token_accuracy", "loss", "hamming", "margin")
+"""Figures of an evaluation's last step that metrics.jsonl holds."""
 
 
 def train(
@@ -57,7 +47,7 @@ def train(
     seed: int = 0,
     out: Path | None = None,
     placement: Placement,
-) -> Run | None:
+) -> Outcome:
     """Start a run and train until its budget is spent or a signal asks to stop.
 
     Args:
@@ -69,198 +59,69 @@ def train(
         out: run folder to make; None for `runs/<name>-seed<seed>-<time>`.
         placement: device, precision, threads.
 
-    Returns:
-        The run, closed for writing; None in a process that does not lead.
-
     Raises:
         ValueError: bad input, named in one line.
     """
-    if steps is not None:
-        overrides = [*overrides, f"schedule.steps={steps}"]
+    overrides = training.with_budget(SupervisedTraining, overrides, steps)
     recipe = load_recipe(SupervisedRecipe, recipe_path, overrides)
-    placement.apply()
-    if out is None:
-        out = Path("runs") / f"{name}-seed{seed}-{time.strftime('%Y%m%d-%H%M%S')}"
-    with joined(placement.kind) as processes:
-        training = _Training(recipe, seed, placement, processes)
-        if not processes.leads:
-            training.loop(recipe.schedule.steps)
-            return None
-        info = training.stream.dataset.info
-        with Run.create(
-            out,
-            kind=RUN_KIND,
-            env=info.domain,
-            seed=seed,
-            recipe=recipe,
-            provenance=provenance(placement),
-            extra={
-                "data": info.name,
-                "data_hash": info.hash,
-                "num_positions": info.num_positions,
-                "world": processes.world,
-                **training.taught_by,
-            },
-        ) as run:
-            training.run = run
-            training.loop(recipe.schedule.steps)
-        return run
-
-
-def resume(run_path: Path, *, steps: int | None = None, placement: Placement) -> Run | None:
-    """Go on with a run from its newest checkpoint; see `train`.
-
-    `steps` extends or shortens the budget. Without a thread count in `placement` the run keeps that
-    of its newest checkpoint, since sums over other threads round differently.
-    """
-    with joined(placement.kind) as processes:
-        with Run.open(run_path, kind=RUN_KIND, write=processes.leads) as run:
-            checkpoint = run.load_checkpoint() if run.checkpoint_steps() else None
-            if run.info.extra.get("world", 1) != processes.world:
-                raise ValueError(
-                    f"{run_path}: made by {run.info.extra.get('world', 1)} processes, resumed by"
-                    f" {processes.world}"
-                )
-            if placement.threads is None:
-                last = run.info.provenance if checkpoint is None else checkpoint.state
-                placement = dataclasses.replace(placement, threads=last.get("torch_threads"))
-            placement.apply()
-            recipe = run.load_recipe(SupervisedRecipe)
-            training = _Training(recipe, run.info.seed, placement, processes)
-            if processes.leads:
-                training.run = run
-            if checkpoint is not None:
-                training.restore(checkpoint)
-            elif processes.leads:
-                run.truncate_metrics(0)  # stopped before its first checkpoint: it starts again
-            training.loop(recipe.schedule.steps if steps is None else steps)
-        return run if processes.leads else None
-
-
-def load_model(
-    run: Run, *, step: int | str | None = None, placement: Placement | None = None
-) -> tuple[TokenModel, SupervisedRecipe]:
-    """The model of a run with the weights to evaluate: the running average where there is one.
-
-    Args:
-        run: of kind `RUN_KIND`.
-        step: checkpoint, "best", or None for the newest.
-        placement: where the model goes; None for the CPU.
-    """
-    recipe = run.load_recipe(SupervisedRecipe)
-    weights = run.load_checkpoint(step).weights
-    table = weights["model.puzzle_table"]
-    shape = TokenShape(
-        vocab_size=len(weights["model.token_table"]),
-        num_positions=run.info.extra["num_positions"],
-        num_puzzles=len(table),
-    )
-    model = make_model(recipe, shape, torch.Generator())
-    load_weights(model, weights)
-    for name, parameter in model.named_parameters():
-        if _AVERAGE + name in weights:
-            parameter.data.copy_(weights[_AVERAGE + name])
-    model.requires_grad_(False)
-    return model.to(placement.torch_device if placement else "cpu"), recipe
-
-
-def save_import(model: TokenModel, recipe: SupervisedRecipe, out: Path, *, source: str) -> None:
-    """A run folder of weights that were made elsewhere; it can be evaluated, not resumed.
-
-    Raises:
-        RunError: the folder exists and is not empty, or can't be written.
-    """
-    domain = recipe.data.domain
-    if domain is None:
-        assert recipe.data.task is not None
-        domain = resolve_task(recipe.data.task).domain.spec.name
-    extra = {"imported": source, "num_positions": model.shape.num_positions, "world": 1}
-    with Run.create(
-        out,
-        kind=RUN_KIND,
-        env=domain,
-        seed=0,
-        recipe=recipe,
-        provenance=provenance(Placement()),
-        extra=extra,
-    ) as run:
-        weights = {f"model.{name}": value for name, value in model.state_dict().items()}
-        run.save_checkpoint(0, weights=weights, state={"steps": 0})
-
-
-def make_model(
-    recipe: SupervisedRecipe, shape: TokenShape, generator: torch.Generator
-) -> TokenModel:
-    """A fresh model of a recipe."""
-    model = TokenModel(shape, recipe.model, recipe.recursion, generator=generator)
-    model.recompute = recipe.recompute
-    return model
-
-
-def load_weights(model: TokenModel, weights: Mapping[str, Tensor]) -> None:
-    """The weights of a checkpoint, running average aside, every key accounted for."""
-    prefix = "model."
-    model.load_state_dict(
-        {n.removeprefix(prefix): w for n, w in weights.items() if n.startswith(prefix)}
+    return training.start(
+        SupervisedTraining,
+        recipe,
+        env=recipe.data.domain_name,
+        name=name,
+        seed=seed,
+        out=out,
+        placement=placement,
     )
 
 
-def open_data(config: DataConfig, split: str, *, seed: int, num: int | None = None) -> TokenDataset:
-    """One split of a recipe's data.
-
-    Args:
-        config: the recipe's section.
-        split: train, validation or test.
-        seed: of the training examples of a task and of fixed copies, where the recipe names none.
-        num: examples of a task's other splits, None for the task's own number.
-    """
-    seed = seed if config.seed is None else config.seed
-    dataset: TokenDataset
-    if config.folder is not None:
-        dataset = open_dataset(config.folder, split)
-        if dataset.info.domain != config.domain:
-            raise ValueError(
-                f"{config.folder}: domain is {dataset.info.domain!r}, data.domain says"
-                f" {config.domain!r}"
-            )
-    else:
-        assert config.task is not None
-        task = resolve_task(config.task)
-        if split == "train":
-            instances = task.instances("train", num=config.num, seed=seed, **config.options)
-        else:
-            instances = task.instances(split, num=num, **config.options)
-        dataset = BoardDataset.of(task.domain, instances)
-    if split == "train" and config.copies is not None:
-        return FixedImages(dataset, config.copies, seed=seed)
-    return dataset
+def resume(run_path: Path, *, steps: int | None = None, placement: Placement) -> Outcome:
+    """Go on with a run; see `trm.experiments.training.resume`."""
+    return training.resume(SupervisedTraining, run_path, steps=steps, placement=placement)
 
 
-class _Training:
-    """Everything that changes while a run is trained; `state` and `restore` make it whole again."""
+class SupervisedTraining(Trainee):
+    """The model, its optimiser and running average, the objective and the stream of samples."""
 
-    def __init__(
-        self, recipe: SupervisedRecipe, seed: int, placement: Placement, processes: Processes
-    ) -> None:
-        self.run: Run | None = None
-        self.recipe, self.placement, self.processes = recipe, placement, processes
-        own = "" if processes.rank == 0 else f"-{processes.rank}"
-        self._images, self._noise = f"images{own}", f"noise{own}"
-        names: tuple[str, ...] = ("order", "init", self._images, self._noise)
-        self._entries = f"entries{own}"
-        if recipe.distill is not None:
-            names = (*names, self._entries)
-        self.streams = named_streams(seed, names)
-        data = recipe.data
-        num = recipe.schedule.evaluate_num
-        self.validation = open_data(data, "validation", seed=seed, num=num)
+    kind = RUN_KIND
+    recipe_type = SupervisedRecipe
+    command = "supervised train"
+    unit = "steps"
+    columns: ClassVar = {
+        "exact": ("exact", ".1%"),
+        "valid": ("valid", ".1%"),
+        "tokens": ("token_accuracy", ".1%"),
+        "loss": ("loss", ".3f"),
+        "samples": ("sample_passes", ",.0f"),
+    }
+    best_by = "valid"
+    recipe: SupervisedRecipe
+
+    def __init__(self, recipe: SupervisedRecipe, setting: Setting) -> None:
+        """Read the data, draw the weights or take the teacher's.
+
+        Raises:
+            ValueError: data, teacher or cache are missing or do not fit, or the processes can't
+                share the batch evenly.
+        """
+        super().__init__(recipe, setting)
+        self.log_every = recipe.schedule.log_every
+        self.done = 0
+        self.train_seconds = 0.0
+        """CPU time of training alone, without evaluations."""
+        data, seed, workers = recipe.data, setting.seed, setting.workers
+        own = "" if workers.is_main else f"-{workers.rank}"
+        images, self._noise, self._entries = (f"{n}{own}" for n in ("images", "noise", "entries"))
+        distils = () if recipe.distill is None else (self._entries,)
+        self.streams = named_streams(seed, ("order", "init", images, self._noise, *distils))
+        self.validation = open_data(data, "validation", seed=seed, num=recipe.schedule.evaluate_num)
         dataset = open_data(data, "train", seed=seed)
         self.stream = SampleStream(
             dataset,
             order=self.streams.numpy("order"),
-            images=self.streams.numpy(self._images) if data.augment and not data.copies else None,
-            rank=processes.rank,
-            world=processes.world,
+            images=self.streams.numpy(images) if data.augment and not data.copies else None,
+            rank=workers.rank,
+            world=workers.size,
         )
         info = dataset.info
         shape = TokenShape(
@@ -272,16 +133,12 @@ class _Training:
         self.taught_by: dict[str, str] = {}
         """Hashes of the teacher and of its cache's manifest, for run.json."""
         cache = self._teach(model, dataset)
-        self.model = model.to(placement.torch_device)
-        self.model.compile_networks(placement.compiled)
+        self.model = model.to(setting.placement.torch_device)
+        self.model.compile_networks(setting.placement.compiled)
         self.optimiser = recipe.optimiser.dense(self.model.parameters())
         decay = recipe.optimiser.average
         self.average = None if decay is None else RunningAverage(self.model, decay)
         self.objective = self._make_objective(cache)
-        self.steps = 0
-        self.best = -1.0
-        self.train_seconds = 0.0
-        self.meter = ResourceMeter()
 
     def _teach(self, model: TokenModel, dataset: TokenDataset) -> TeacherCache | None:
         """Give a fresh model the teacher's weights, and open its cache, as the recipe says."""
@@ -309,111 +166,85 @@ class _Training:
         return cache
 
     def _make_objective(self, cache: TeacherCache | None) -> Objective:
-        recipe, world = self.recipe, self.processes.world
-        if recipe.batch_size % world:
-            raise ValueError(
-                f"batch_size must be a multiple of {world} processes, got {recipe.batch_size}"
-            )
-        size, noise = recipe.batch_size // world, self.streams.torch(self._noise)
-        if recipe.act is not None:
-            distillation = None
-            if cache is not None and recipe.distill is not None:
-                distillation = Distillation(
-                    cache,
-                    recipe.distill,
-                    batch_size=size,
-                    rng=self.streams.numpy(self._entries),
-                    device=self.placement.torch_device,
-                )
-            return ActObjective(
-                self.model,
-                self.stream,
-                recipe.act,
+        recipe = self.recipe
+        size = self.setting.workers.share(recipe.batch_size, "batch_size")
+        noise = self.streams.torch(self._noise)
+        if recipe.dis is not None:
+            return DisObjective(self.model, self.stream, recipe.dis, batch_size=size, noise=noise)
+        assert recipe.act is not None
+        distillation = None
+        if cache is not None and recipe.distill is not None:
+            distillation = Distillation(
+                cache,
+                recipe.distill,
                 batch_size=size,
-                noise=noise,
-                distillation=distillation,
+                rng=self.streams.numpy(self._entries),
+                device=self.setting.placement.torch_device,
             )
-        assert recipe.dis is not None
-        return DisObjective(self.model, self.stream, recipe.dis, batch_size=size, noise=noise)
+        return ActObjective(
+            self.model,
+            self.stream,
+            recipe.act,
+            batch_size=size,
+            noise=noise,
+            distillation=distillation,
+        )
 
-    def loop(self, budget: int) -> None:
-        """Optimise until `budget` steps are done; save on a signal and at the end."""
-        schedule = self.recipe.schedule
-        last_saved = self.steps if self.run and self.run.checkpoint_steps() else -1
-        with (
-            graceful_stop() as stop,
-            TrainingProgress(budget, COLUMNS, unit="steps", start=self.steps) as progress,
-        ):
-            spent = False
-            while self.steps < budget and not spent:
-                if self.processes.any(stop.requested):
-                    break
-                self.optimise(budget)
-                spent = self._spent()
-                finished = self.steps == budget or spent
-                metrics: dict[str, float] = {}
-                if finished or self.steps % schedule.log_every == 0:
-                    metrics |= self.figures()
-                tag = None
-                if finished or self.steps % schedule.evaluate_every == 0:
-                    found = self.evaluate()
-                    metrics |= {name: getattr(found.last, name) for name in _LOGGED}
-                    tag = "best" if self._is_best(found.last.valid) else None
-                if metrics:
-                    self._log(metrics, progress)
-                if tag or self.steps % schedule.checkpoint_every == 0:
-                    self.save(tag)
-                    last_saved = self.steps
-            if last_saved != self.steps:
-                self.save()
-            if stop.requested and self.run is not None:
-                progress.note(
-                    f"stopped by {stop.signal_name} after {self.steps} steps; go on with"
-                    f" upi-trm supervised train --resume {self.run.path}"
-                )
+    def recorded(self) -> dict[str, Any]:
+        """The data set, and what taught the model."""
+        info = self.stream.dataset.info
+        data = {"data": info.name, "data_hash": info.hash, "num_positions": info.num_positions}
+        return {**data, **self.taught_by}
 
-    def optimise(self, budget: int) -> None:
+    def spent(self, budget: int) -> bool:
+        """Whether the steps are done, or some process has used up its CPU seconds."""
+        limit = self.recipe.schedule.cpu_seconds
+        late = limit is not None and self.setting.workers.any(self.train_seconds >= limit)
+        return self.done >= budget or late
+
+    def advance(self, budget: int) -> None:
         """One optimiser step, over as many supervision steps as the objective asks for."""
         began = time.process_time()
-        optimiser = self.recipe.optimiser
-        share = optimiser.share(self.steps + 1, total=budget)
+        optimiser, workers = self.recipe.optimiser, self.setting.workers
+        share = optimiser.share(self.done + 1, total=budget)
         self.optimiser.zero_grad(set_to_none=True)
-        read: list[tuple[Tensor, Tensor]] = []
-        complete = False
-        while not complete:
-            with self.placement.autocast():
-                step = self.objective.step()
-            step.loss.backward()
-            if step.rows.grad is not None:
-                read.append((step.puzzle, step.rows.grad))
-            complete = step.complete
-        self.processes.average_gradients(self.model.parameters())
+        read = self._backward()
+        workers.average_gradients(self.model)
         if optimiser.gradient_limit is not None:
             torch.nn.utils.clip_grad_norm_(self.model.parameters(), optimiser.gradient_limit)
         set_learning_rate(self.optimiser, share * optimiser.learning_rate)
         self.optimiser.step()
         if read and self.model.config.puzzle_channels:
             puzzle, gradient = (torch.cat(parts) for parts in zip(*read, strict=True))
-            puzzle, gradient = self.processes.gather_rows(puzzle, gradient)
             sign_sgd_(
                 self.model.puzzle_table,
-                puzzle,
-                gradient,
+                workers.join_rows(puzzle),
+                workers.join_rows(gradient),
                 learning_rate=share * optimiser.puzzle_learning_rate,
                 weight_decay=optimiser.puzzle_weight_decay,
             )
         if self.average is not None:
             self.average.update()
-        self.steps += 1
+        self.done += 1
         self.train_seconds += time.process_time() - began
 
-    def _spent(self) -> bool:
-        limit = self.recipe.schedule.cpu_seconds
-        return limit is not None and self.processes.any(self.train_seconds >= limit)
+    def _backward(self) -> list[tuple[Tensor, Tensor]]:
+        """Gather gradients; returns the puzzle rows that were read and their gradients."""
+        read: list[tuple[Tensor, Tensor]] = []
+        complete = False
+        while not complete:
+            with self.setting.placement.autocast():
+                step = self.objective.step()
+            step.loss.backward()
+            if step.rows.grad is not None:
+                read.append((step.puzzle, step.rows.grad))
+            complete = step.complete
+        return read
 
     def figures(self) -> dict[str, float]:
         """What the objective gathered, means over processes, and how many passes it took."""
-        every = self.processes.gather((self.objective.figures.take(), self.stream.drawn))
+        taken = (self.objective.figures.take(), self.stream.drawn)
+        every = self.setting.workers.gather(taken)
         names = {name for figures, _ in every for name in figures}
         means = {
             f"train_{name}": sum(values) / len(values)
@@ -422,91 +253,56 @@ class _Training:
         }
         return means | {"sample_passes": sum(drawn for _, drawn in every)}
 
-    def evaluate(self) -> Evaluation:
+    def evaluate(self) -> dict[str, float]:
         """Validation examples, shared among the processes, with the running average if any."""
         options = EvalOptions(
             num=self.recipe.schedule.evaluate_num,
             feeds="input" if self.recipe.dis is None else self.recipe.dis.feeds,
         )
-        with self.placement.autocast():
-            swapped = self.average.in_place() if self.average else contextlib.nullcontext()
-            with swapped:
-                return evaluate(self.model, self.validation, options, processes=self.processes)
+        swapped = self.average.in_place() if self.average else contextlib.nullcontext()
+        with self.setting.placement.autocast(), swapped:
+            found = evaluate(self.model, self.validation, options, workers=self.setting.workers)
+        return {name: getattr(found.last, name) for name in _LOGGED}
 
-    def _log(self, metrics: Mapping[str, float], progress: TrainingProgress) -> None:
-        if self.run is not None:
-            self.run.log(self.steps, metrics)
-        progress.update(self.steps)
-        if "exact" in metrics:
-            shown = {
-                "exact": metrics["exact"],
-                "valid": metrics["valid"],
-                "tokens": metrics["token_accuracy"],
-                "loss": metrics["loss"],
-            }
-            if "sample_passes" in metrics:
-                shown["passes"] = metrics["sample_passes"] / len(self.stream.dataset)
-            progress.report(self.steps, shown)
-
-    def _is_best(self, valid: float) -> bool:
-        """Whether no earlier evaluation on the validation examples was as good; remembers it."""
-        better = valid > self.best
-        self.best = max(self.best, valid)
-        return better
-
-    def save(self, tag: str | None = None) -> None:
-        """Write a checkpoint; the tag "best" marks the most valid validation examples so far."""
-        shares = self.processes.gather(
-            {
-                "objective": self.objective.state(),
-                "stream": self.stream.state(),
-                "streams": self.streams.state_dict(),
-            }
-        )
-        if self.run is None:
-            return
+    def weights(self) -> dict[str, Tensor]:
+        """Of the model, and their running average."""
         weights = {f"model.{name}": value for name, value in self.model.state_dict().items()}
-        if self.average is not None:
-            weights |= {_AVERAGE + name: v for name, v in self.average.average.items()}
-        state = {
-            "steps": self.steps,
-            "best": self.best,
+        average = {} if self.average is None else self.average.average
+        return weights | {f"average.{name}": value for name, value in average.items()}
+
+    def state(self, run: Run) -> dict[str, Any]:
+        """Of the optimiser, which is the same everywhere, and the share of every process."""
+        share = {
+            "objective": self.objective.state(),
+            "stream": self.stream.state(),
+            "streams": self.streams.state_dict(),
+        }
+        return {
+            "steps": self.done,
             "train_seconds": self.train_seconds,
             "optimiser": self.optimiser.state_dict(),
-            "shares": shares,
-            "usage": self.meter.state_dict(),
-            "torch_threads": torch.get_num_threads(),
+            "shares": self.setting.workers.gather(share),
         }
-        self.run.save_checkpoint(self.steps, weights=weights, state=state, tag=tag)
 
-    def restore(self, checkpoint: Checkpoint) -> None:
-        """Take up a checkpoint; metrics written after it are dropped."""
+    def restore(self, checkpoint: Checkpoint, run: Run) -> None:
+        """Take up a checkpoint.
+
+        Raises:
+            ValueError: the run holds imported weights alone.
+        """
         state = checkpoint.state
         if "optimiser" not in state:
             raise ValueError(
-                f"{self.run.path if self.run else 'run'}: holds imported weights alone, without the"
-                " optimiser that resuming needs"
+                f"{run.path}: holds imported weights alone, without the optimiser that resuming"
+                " needs"
             )
-        self.steps, self.best = state["steps"], state["best"]
+        self.done = state["steps"]
         self.train_seconds = state["train_seconds"]
-        load_weights(self.model, checkpoint.weights)
+        self.model.load_state_dict(part_of(checkpoint.weights, "model"))
         if self.average is not None:
-            self.average.load(
-                {
-                    name.removeprefix(_AVERAGE): value
-                    for name, value in checkpoint.weights.items()
-                    if name.startswith(_AVERAGE)
-                }
-            )
+            self.average.load(part_of(checkpoint.weights, "average"))
         self.optimiser.load_state_dict(state["optimiser"])
-        share = state["shares"][self.processes.rank]
+        share = state["shares"][self.setting.workers.rank]
         self.objective.load_state(share["objective"])
         self.stream.load_state(share["stream"])
         self.streams.load_state_dict(share["streams"])
-        self.meter = ResourceMeter(state["usage"])
-        if self.run is not None:
-            self.run.truncate_metrics(self.steps)
-
-
-_LOGGED = ("exact", "valid", "token_accuracy", "loss", "hamming", "margin")
-"""Figures of an evaluation's last step that metrics.jsonl holds."""

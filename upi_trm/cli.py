@@ -68,10 +68,10 @@ def train(
     from upi_trm import trainer
 
     if resume is not None:
-        run = trainer.resume(resume, steps=steps, placement=placement)
+        outcome = trainer.resume(resume, steps=steps, placement=placement)
     else:
         assert env is not None
-        run = trainer.train(
+        outcome = trainer.train(
             env=env,
             recipe_path=_find_recipe(recipe, env),
             overrides=overrides,
@@ -80,11 +80,11 @@ def train(
             out=out,
             placement=placement,
         )
-    if _stopped_early(run, steps=steps) or os.environ.get("RANK", "0") != "0":
-        return  # the trainer has said how to go on, process 0 of several says the rest
+    if not (outcome.finished and outcome.is_main):
+        return  # the training has said how to go on, process 0 of several says the rest
     if eval_num:
-        show_scoreboard(run, placement=placement, num=eval_num)
-    _show_next_steps(run)
+        show_scoreboard(outcome.run, placement=placement, num=eval_num)
+    _show_next_steps(outcome.run)
 
 
 def _refuse_shipped(resume: Path | None) -> None:
@@ -95,15 +95,6 @@ def _refuse_shipped(resume: Path | None) -> None:
             f"--resume: {resume} can't be trained on, it ships without optimisers and replay; train"
             " its recipe anew"
         )
-
-
-def _stopped_early(run: Any, *, steps: int | None) -> bool:
-    """Whether a signal ended the training before its budget of edits did."""
-    from upi_trm.recipe import UpiRecipe
-
-    recipe = run.load_recipe(UpiRecipe)
-    budget = recipe.schedule.edits if steps is None else steps
-    return bool(budget - run.checkpoint_steps()[-1] >= recipe.rollout.plans)
 
 
 def _find_recipe(recipe: str | None, env: str) -> Path | None:

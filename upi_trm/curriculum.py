@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from plan_envs.domain import Int8Array, PlanDomain
 from plan_envs.instances import InstanceSet
+from trm.experiments.sections import check_at_least, check_within
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,12 +42,8 @@ class CurriculumConfig:
 
     def __post_init__(self) -> None:
         """Check ranges."""
-        for name in ("start", "step", "window"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"curriculum.{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("threshold", "full_share"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"curriculum.{name} must lie in [0, 1], got {getattr(self, name)}")
+        check_at_least(self, "curriculum", 1, "start", "step", "window")
+        check_within(self, "curriculum", "[0, 1]", "threshold", "full_share")
         if self.retreat is not None and not 0 <= self.retreat < self.threshold:
             raise ValueError(
                 f"curriculum.retreat must lie in [0, threshold = {self.threshold}) or be null, got"

@@ -19,6 +19,7 @@ from supervised.data_sets.arc import ArcIdentifiers, encode_boards
 from supervised.data_sets.arc_guards import refuse_arc_leaks
 from supervised.data_sets.datasets import TokenDataset, read_info
 from supervised.measures.arc_voting import Predictor, Query
+from supervised.models import RUN_KIND, load_model, open_data
 from supervised.planner.planner import (
     TargetSensitivity,
     target_sensitivity,
@@ -26,7 +27,6 @@ from supervised.planner.planner import (
     unrolled_quality,
 )
 from supervised.recipe import SupervisedRecipe
-from supervised.trainer import RUN_KIND, load_model, open_data
 from trm.compute.device import Placement
 from trm.nn.token_model import TokenModel
 from trm.runs.run import Run

@@ -192,7 +192,7 @@ def distill(
     named = [f"teacher={json.dumps(str(teacher.resolve()))}"]
     if folder is not None:
         named.append(f"distill.cache={json.dumps(str(folder.resolve()))}")
-    run = trainer.train(
+    outcome = trainer.train(
         recipe_path=path,
         overrides=[*overrides, *named],
         name=path.stem,
@@ -201,8 +201,9 @@ def distill(
         out=out,
         placement=placement,
     )
-    if run is not None:
-        click.echo(f"The run is in {run.path}; upi-trm supervised eval {run.path} measures it")
+    if outcome.is_main:
+        path = outcome.run.path
+        click.echo(f"The run is in {path}; upi-trm supervised eval {path} measures it")
 
 
 @click.command()
@@ -291,9 +292,9 @@ def vote(
     from supervised.data_sets.arc_guards import evaluation_tasks
     from supervised.data_sets.datasets import read_info
     from supervised.measures.arc_voting import read_results, run_voting, submission_of, summarise
+    from supervised.models import RUN_KIND, load_model
     from supervised.planner.teacher_cache import teacher_hash
     from supervised.recipe import SupervisedRecipe
-    from supervised.trainer import RUN_KIND, load_model
     from trm.runs.durable import replace_durably
     from trm.runs.run import Run
 

@@ -52,12 +52,12 @@ def train(
 
     if resume is not None:
         refuse_with_resume(ctx, ("recipe", "overrides", "seed", "out"))
-        run = trainer.resume(resume, steps=steps, placement=placement)
+        outcome = trainer.resume(resume, steps=steps, placement=placement)
     elif recipe is None:
         raise click.UsageError("--recipe is missing (or --resume RUN)")
     else:
         path = find_recipe(recipe)
-        run = trainer.train(
+        outcome = trainer.train(
             recipe_path=path,
             overrides=overrides,
             name=path.stem,
@@ -66,8 +66,9 @@ def train(
             out=out,
             placement=placement,
         )
-    if run is not None:
-        click.echo(f"The run is in {run.path}; upi-trm supervised eval {run.path} measures it")
+    if outcome.is_main:
+        path = outcome.run.path
+        click.echo(f"The run is in {path}; upi-trm supervised eval {path} measures it")
 
 
 @click.command("eval")
@@ -125,7 +126,7 @@ def evaluate_run(
 
     from supervised.data_sets.opening import open_dataset
     from supervised.measures.evaluation import EvalOptions, evaluate
-    from supervised.trainer import RUN_KIND, load_model, open_data
+    from supervised.models import RUN_KIND, load_model, open_data
     from trm.runs.run import Run
 
     run = Run.open(run_path, kind=RUN_KIND)
@@ -295,8 +296,8 @@ def import_checkpoint(
 ) -> None:
     """Make a run of an official CHECKPOINT, to evaluate it."""
     from supervised.commands.official import import_model
+    from supervised.models import save_import
     from supervised.recipe import SupervisedRecipe, find_recipe, token_shape
-    from supervised.trainer import save_import
     from trm.runs.recipe import load_recipe
 
     path = find_recipe(recipe)

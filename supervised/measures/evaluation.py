@@ -18,7 +18,7 @@ from torch import Tensor
 from supervised.data_sets.datasets import TokenBatch, TokenDataset
 from supervised.measures.reading import advantage_margin, guided_logits, hamming_distance
 from supervised.objectives.objective import exact, sample_losses, token_accuracy
-from supervised.processes import Processes
+from trm.compute.workers import ALONE, Workers
 from trm.nn.recursion import Latents
 from trm.nn.stablemax import IGNORE
 from trm.nn.token_model import TokenModel
@@ -123,7 +123,7 @@ def evaluate(
     options: EvalOptions | None = None,
     *,
     generator: torch.Generator | None = None,
-    processes: Processes | None = None,
+    workers: Workers = ALONE,
 ) -> Evaluation:
     """Unroll the model on a data set.
 
@@ -132,16 +132,16 @@ def evaluate(
         dataset: examples are taken as stored, in order.
         options: see `EvalOptions`.
         generator: on the CPU, needed with noise.
-        processes: each of them takes a share of the examples, and all get the figures of all; what
-            they send each other are figures of examples, never logits. None: alone.
+        workers: each process takes a share of the examples, and all get the figures of all; what
+            they send each other are figures of examples, never logits.
     """
-    options, processes = options or EvalOptions(), processes or Processes()
+    options = options or EvalOptions()
     num = len(dataset) if options.num is None else min(options.num, len(dataset))
     if num < 1:
         raise ValueError("num must be at least 1: there is no example to evaluate")
     device = model.start_h.device
     tables, chosen = [], []
-    begin, end = (num * share // processes.world for share in (processes.rank, processes.rank + 1))
+    begin, end = (num * share // workers.size for share in (workers.rank, workers.rank + 1))
     for first in range(begin, end, options.batch_size):
         index = np.arange(first, min(end, first + options.batch_size))
         batch = dataset.batch(index).to(device)
@@ -149,7 +149,7 @@ def evaluate(
         tables.append(runs[0])
         if options.samples > 1:
             chosen.append(_select(runs))
-    every = processes.gather((tables, chosen))
+    every = workers.gather((tables, chosen))
     tables = [table for part, _ in every for table in part]
     chosen = [table for _, part in every for table in part]
     whole = {name: torch.cat([table[name] for table in tables], dim=1) for name in tables[0]}

@@ -36,7 +36,7 @@ def make_record(folder: Path, num: int) -> dict[str, Any]:
     """
     from supervised.measures.commit import evaluate_commit
     from supervised.measures.evaluation import EvalOptions, evaluate
-    from supervised.trainer import RUN_KIND, load_model, open_data
+    from supervised.models import RUN_KIND, load_model, open_data
     from trm.compute.device import Placement
     from trm.runs.run import Run
 

@@ -8,7 +8,7 @@ one optimiser step a call.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -18,7 +18,6 @@ from supervised.data_sets.datasets import TokenBatch
 from supervised.data_sets.sampling import SampleStream
 from supervised.objectives.objective import (
     Figures,
-    LossKind,
     Step,
     batch_of,
     batch_state,
@@ -29,19 +28,25 @@ from supervised.objectives.objective import (
     token_accuracy,
 )
 from supervised.planner.distill import Distillation
+from trm.experiments.sections import check_within
 from trm.nn.recursion import Latents
 from trm.nn.token_model import TokenModel
+from trm.runs.recipe import Retired
+
+HALTING_WEIGHT = 0.5
+"""Of the halting loss: binary cross-entropy of the halting logit against whether every token is
+right now. The number is hard-coded in the official code."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ActConfig:
     """The `act` section of a recipe."""
 
-    loss: LossKind = "stablemax"
-    """Of the tokens."""
-    halting_weight: float = 0.5
-    """Of the halting loss: binary cross-entropy of the halting logit against whether every token is
-    right now. 0.5 is hard-coded in the official code."""
+    RETIRED: ClassVar[Mapping[str, Retired]] = {
+        "loss": Retired("stablemax", "The loss of the tokens is StableMax cross-entropy."),
+        "halting_weight": Retired(0.5, "The halting loss has the official weight, 0.5."),
+    }
+
     exploration: float = 0.1
     """Probability, at every step, that halting needs a number of steps drawn from 2..N_sup."""
     continue_loss: bool = False
@@ -50,10 +55,7 @@ class ActConfig:
 
     def __post_init__(self) -> None:
         """Check ranges."""
-        if self.halting_weight < 0:
-            raise ValueError(f"act.halting_weight must not be negative, got {self.halting_weight}")
-        if not 0 <= self.exploration <= 1:
-            raise ValueError(f"act.exploration must lie in [0, 1], got {self.exploration}")
+        check_within(self, "act", "[0, 1]", "exploration")
 
 
 class ActObjective:
@@ -112,13 +114,13 @@ class ActObjective:
         self._steps = self._steps + 1
         predicted = out.logits.detach().argmax(dim=-1)
         right = exact(predicted, batch.labels)
-        token_loss = sample_losses(out.logits, batch.labels, kind=self.config.loss)
+        token_loss = sample_losses(out.logits, batch.labels, kind="stablemax")
         halting_loss = _binary(out.halting[:, 0], right.float())
         self._halted = self._decide(out.halting.detach())
         auxiliary = halting_loss
         if self.config.continue_loss:
             auxiliary = auxiliary + _binary(out.halting[:, 1], self._value_of_going_on())
-        losses = token_loss + self.config.halting_weight * auxiliary
+        losses = token_loss + HALTING_WEIGHT * auxiliary
         if self.distillation is not None:
             distilled = self.distillation.losses(out.logits, batch.labels)
             losses = losses + distilled

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-import baselines.plugin
 from baselines.cli import baselines as group
+from baselines.plugin import LEARNER
 from baselines.recipe import read_recipe, recipe_path
-from trm.experiments.learners import SweepCommand
+from trm.experiments.learners import LEARNER_GROUP, Learner
 from trm.experiments.sweep_spec import plan_sweep
 from trm.runs.run import Run
 
@@ -112,9 +112,9 @@ def test_help_needs_neither_torch_nor_sb3() -> None:
 def test_sweeps_know_how_baselines_are_trained(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert set(baselines.plugin.__all__) <= set(SweepCommand.__dataclass_fields__)
-    point = EntryPoint("baselines.train", "baselines.plugin", "upi_trm.sweeps")
-    monkeypatch.setattr("trm.experiments.sweep_run.entry_points", lambda group: [point])
+    assert isinstance(LEARNER, Learner)
+    point = EntryPoint("sb3", "baselines.plugin:LEARNER", LEARNER_GROUP)
+    monkeypatch.setattr("trm.experiments.learners.entry_points", lambda group: [point])
     spec = tmp_path / "spec.yaml"
     spec.write_text(
         "command: baselines train --algo ppo\n"

@@ -19,7 +19,7 @@ from baselines.algorithms import (
     networks_of,
 )
 from baselines.masked_sb3 import (
-    MaskedExploration,
+    MaskedDQN,
     TrmFeatures,
     dueling_values,
     random_legal,
@@ -224,7 +224,7 @@ def test_random_edits_are_uniform_over_the_legal_ones() -> None:
 def test_plans_explore_together_or_each_by_itself(draw: Any) -> None:
     env = make_env("sudoku9x9", plans=16)
     sb3 = build("dqn", env, epsilon_draw=draw)
-    assert isinstance(sb3, MaskedExploration)
+    assert isinstance(sb3, MaskedDQN)
     sb3.exploration_rate = 0.5
     observation = env.reset()
     greedy, _ = sb3.predict(observation, deterministic=True)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from baselines.algorithms import METHODS
-from baselines.recipe import read_recipe
+from baselines.recipe import config_folder, read_recipe
 from baselines.tuning import (
     Search,
     SearchSpace,
@@ -17,11 +17,13 @@ from baselines.tuning import (
     best_of,
     read_search,
     run_search,
-    space_names,
     train_trial,
 )
 from trm.compute.jobs import JobResult
 from trm.runs.recipe import dump_recipe
+from trm.runs.shipped import shipped_names
+
+SPACES = shipped_names(config_folder() / "spaces")
 
 SPACE = """\
 recipe: a2c-{env}
@@ -195,7 +197,7 @@ def test_real_jobs_of_a_search_run_on_processes_of_this_machine(tmp_path: Path) 
 # --- Files
 
 
-@pytest.mark.parametrize("name", space_names())
+@pytest.mark.parametrize("name", SPACES)
 def test_every_shipped_space_is_as_large_for_each_algorithm_and_has_valid_ranges(
     name: str,
 ) -> None:
@@ -207,7 +209,7 @@ def test_every_shipped_space_is_as_large_for_each_algorithm_and_has_valid_ranges
 
 
 def test_there_is_a_space_for_every_algorithm() -> None:
-    assert set(space_names()) == {name + end for name in METHODS for end in ("", "-9x9")}
+    assert set(SPACES) == {name + end for name in METHODS for end in ("", "-9x9")}
 
 
 @pytest.mark.parametrize(

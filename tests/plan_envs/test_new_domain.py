@@ -181,7 +181,7 @@ def trained(folder: Path, *, update_map: str, edits: int) -> float:
         seed=1,
         out=folder / "run",
         placement=here,
-    )
+    ).run
     assert run.checkpoint_steps()[-1] == edits
     task = TASKS["latin5"]
     pool = task.instances("test", num=100)

@@ -19,8 +19,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from supervised.cli import supervised
 from supervised.commands.costs import call_flops, costs_of
 from supervised.commands.official import import_model, our_name
+from supervised.models import RUN_KIND, load_model
 from supervised.recipe import SupervisedRecipe, find_recipe, recipe_names, token_shape
-from supervised.trainer import RUN_KIND, load_model, resume, train
+from supervised.trainer import resume, train
 from trm.compute.device import Placement
 from trm.nn.token_model import TokenModel, TokenModelConfig, TokenShape
 from trm.runs.recipe import load_recipe
@@ -55,15 +56,15 @@ def weights_of(run: Run, step: int | None = None) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("method", [ACT, DIS, SUM], ids=["act", "dis", "dis-sum"])
 def test_a_resumed_run_equals_one_that_never_stopped(tmp_path: Path, method: str) -> None:
     path = recipe_file(tmp_path, method)
-    whole = train(recipe_path=path, out=tmp_path / "whole", placement=HERE, seed=3)
+    whole = train(recipe_path=path, out=tmp_path / "whole", placement=HERE, seed=3).run
     # Stopped at 4, away from the end of a DIS sequence of 3, and within a log interval at 7.
-    parts = train(recipe_path=path, out=tmp_path / "parts", placement=HERE, seed=3)
-    assert whole is not None and parts is not None
+    train(recipe_path=path, out=tmp_path / "parts", placement=HERE, seed=3)
     for folder in (tmp_path / "parts" / "checkpoints").iterdir():
         if folder.name not in ("step-000000008",):
             (shutil.rmtree if folder.is_dir() else Path.unlink)(folder)
-    again = resume(tmp_path / "parts", placement=Placement())
-    assert again is not None
+    outcome = resume(tmp_path / "parts", placement=Placement())
+    again = outcome.run
+    assert outcome.finished
     first, second = weights_of(whole, 10), weights_of(again, 10)
     assert first.keys() == second.keys()
     assert all(torch.equal(first[name], second[name]) for name in first)
@@ -75,8 +76,7 @@ def test_a_resumed_run_equals_one_that_never_stopped(tmp_path: Path, method: str
 
 
 def test_the_puzzle_table_learns_and_the_average_is_what_is_evaluated(tmp_path: Path) -> None:
-    run = train(recipe_path=recipe_file(tmp_path, ACT), out=tmp_path / "run", placement=HERE)
-    assert run is not None
+    run = train(recipe_path=recipe_file(tmp_path, ACT), out=tmp_path / "run", placement=HERE).run
     weights = weights_of(run)
     assert float(weights["model.puzzle_table"].abs().max()) > 0
     model, _ = load_model(run)
@@ -100,8 +100,7 @@ def test_a_shipped_recipe_learns_within_seconds(tmp_path: Path, recipe: str) -> 
         ],
         out=tmp_path / "run",
         placement=HERE,
-    )
-    assert run is not None
+    ).run
     last = run.read_metrics()[-1]
     assert last["token_accuracy"] > 0.7
     passes = last["sample_passes"]
@@ -114,8 +113,7 @@ def test_two_processes_take_the_steps_of_one_with_the_same_batch(tmp_path: Path)
     # step needs no noise. Hence one process sees in a batch what two see in their halves.
     path = recipe_file(tmp_path, "dis: {targets: final}\n")
     path.write_text(path.read_text().replace("num: 50}", "num: 48, augment: false}"))
-    alone = train(recipe_path=path, out=tmp_path / "one", placement=HERE)
-    assert alone is not None
+    alone = train(recipe_path=path, out=tmp_path / "one", placement=HERE).run
     script = tmp_path / "two.py"
     script.write_text(
         "from pathlib import Path\n"

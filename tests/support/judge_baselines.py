@@ -1,8 +1,8 @@
 """Train every baseline before a judge who knows the rules, at length; exit code 1 if he objects.
 
-`test_baselines_masking.py` has the short version. The record of the long one:
+`tests/baselines/test_masking.py` has the short version. The record of the long one:
 
-    python tests/judge_baselines.py --json results/legal-edits.json
+    python tests/support/judge_baselines.py --json results/legal-edits.json
 
 100,000 edits of training on Sudoku 9x9, 10,000 on every other domain, then 10,000 predictions each,
 half of them greedy, by tiny networks; the judge (`baselines_cases`) is plain Python and nothing of
@@ -117,7 +117,7 @@ def main(words: Sequence[str] | None = None) -> int:
         if options.json:
             lines = ",\n".join(json.dumps(record) for record in records)
             options.json.write_text(
-                f'{{"command": "python tests/judge_baselines.py", "records": [\n{lines}\n]}}\n'
+                f'{{"command": "python tests/support/judge_baselines.py", "records": [\n{lines}\n]}}\n'
             )
     illegal = sum(one["illegal_in_training"] + one["illegal_in_prediction"] for one in records)
     print(f"{illegal} illegal edits")

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from trm.compute.device import Placement
-from trm.compute.workers import Workers
+from trm.compute.workers import Workers, joined
 from trm.runs.run import Run
 from upi_trm.learner import UpiLearner
 from upi_trm.trainer import resume, train
@@ -50,12 +50,11 @@ def start(out: Path, steps: int) -> Run:
         seed=3,
         out=out,
         placement=HERE,
-    )
+    ).run
 
 
-def main() -> None:
+def main(workers: Workers) -> None:
     folder, result = Path(sys.argv[1]), Path(sys.argv[2])
-    workers = Workers.join()
     difference = halves_make_the_whole(workers)
     seen: list[tuple[UpiLearner, list[int]]] = []
     iterate = UpiLearner.iterate
@@ -90,4 +89,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with joined() as processes:
+        main(processes)

@@ -94,7 +94,7 @@ def start(out: Path, *overrides: str, steps: int = EDITS, seed: int = 3) -> Run:
         seed=seed,
         out=out,
         placement=HERE,
-    )
+    ).run
 
 
 @pytest.fixture(scope="module", params=VARIANTS.values(), ids=VARIANTS.keys())
@@ -236,10 +236,10 @@ def test_a_run_stopped_by_sigterm_saves_and_goes_on_as_if_never_stopped(
     assert f"--resume {path}" in capfd.readouterr().err
     assert Run.open(path).checkpoint_steps()[-1] == 3 * 32
     interrupt(1, terminate)
-    resume(path, placement=HERE)
+    assert not resume(path, placement=HERE).finished
     assert Run.open(path).checkpoint_steps()[-1] == 4 * 32
     interrupt(10**9, terminate)
-    resume(path, placement=HERE)
+    assert resume(path, placement=HERE).finished
     assert_same_runs(path, whole)
 
 
@@ -307,7 +307,7 @@ def test_training_runs_in_bfloat16(tmp_path: Path, value: str) -> None:
         seed=0,
         out=tmp_path / "run",
         placement=Placement(threads=1, precision="bfloat16"),
-    )
+    ).run
     assert all(weight.isfinite().all() for weight in run.load_checkpoint().weights.values())
     assert run.load_checkpoint().weights["policy.edit_out.weight"].dtype == torch.float32
 

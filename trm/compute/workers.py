@@ -1,13 +1,16 @@
 """One training on several processes: who I am, and the few sums that keep all processes alike.
 
 `torchrun` (or `accelerate launch`, which sets the same variables) starts the processes; each owns
-its data, and gradients are averaged, so that weights stay equal bit for bit everywhere. Learners
-call `Workers.join` once and pass the object on; alone, every method is the identity. Process 0
-writes the run folder. On the CPU the processes talk through gloo, on GPUs through NCCL.
+its data, and gradients are averaged, so that weights stay equal bit for bit everywhere.
+`trm.experiments.training` joins them with `joined` and passes the object on; alone, every method is
+the identity. Process 0 writes the run folder. On the CPU the processes talk through gloo, on GPUs
+through NCCL.
 """
 
+import contextlib
+import io
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -26,20 +29,6 @@ class Workers:
     """Number of this process; 0 writes."""
     size: int = 1
     """Processes."""
-
-    @staticmethod
-    def join() -> "Workers":
-        """The processes that `torchrun` started, or this one alone.
-
-        Idempotent: a process that trains twice joins once.
-        """
-        size = int(os.environ.get("WORLD_SIZE", "1"))
-        if size == 1 or "MASTER_ADDR" not in os.environ:
-            return ALONE
-        if not dist.is_initialized():
-            cuda = torch.cuda.is_available()
-            dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo")
-        return Workers(rank=dist.get_rank(), size=dist.get_world_size())
 
     @property
     def is_main(self) -> bool:
@@ -105,9 +94,12 @@ class Workers:
         """Everybody's value, in the order of the processes; plain values, and tensors on the CPU."""
         if self.size == 1:
             return [value]
-        found: list[Any] = [None] * self.size
-        dist.all_gather_object(found, value)
-        return found
+        # In torch's own format: a tensor of uint64 in a plain pickle can't be read (torch 2.13).
+        sent = io.BytesIO()
+        torch.save(value, sent)
+        found: list[Any] = [b""] * self.size
+        dist.all_gather_object(found, sent.getvalue())
+        return [torch.load(io.BytesIO(data), weights_only=False) for data in found]
 
     def from_main(self, value: Any) -> Any:
         """The value of process 0; waits for it."""
@@ -131,3 +123,24 @@ class Workers:
 
 ALONE = Workers()
 """A training on one process."""
+
+
+@contextlib.contextmanager
+def joined() -> Iterator[Workers]:
+    """The processes that `torchrun` started, or this one alone outside of it.
+
+    The process group is left at the end by whoever joined it first, so that these contexts nest.
+    """
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    if size == 1 or "MASTER_ADDR" not in os.environ:
+        yield ALONE
+        return
+    joins = not dist.is_initialized()
+    if joins:
+        backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+        dist.init_process_group(backend)
+    try:
+        yield Workers(rank=dist.get_rank(), size=dist.get_world_size())
+    finally:
+        if joins:
+            dist.destroy_process_group()

@@ -31,6 +31,12 @@ class Checkpoint:
     """What `save_checkpoint` was given, numpy arrays and generators included."""
 
 
+def part_of(weights: Mapping[str, Tensor], part: str) -> dict[str, Tensor]:
+    """The weights of a checkpoint that are named `part.NAME`, by NAME: those of one network."""
+    prefix = f"{part}."
+    return {k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)}
+
+
 def rename_over(partial: Path, final: Path) -> None:
     """Put a finished folder in its place; a folder that is already there goes only afterwards."""
     replaced = final.with_name(f".replaced-{final.name}")

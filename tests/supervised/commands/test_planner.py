@@ -21,9 +21,10 @@ from supervised.data_sets.arc_guards import evaluation_tasks
 from supervised.data_sets.datasets import BoardDataset, TokenBatch
 from supervised.data_sets.images import FixedImages
 from supervised.measures.arc_voting import score_submission, vote_on_task
+from supervised.models import RUN_KIND, load_model
 from supervised.planner.teacher_cache import CacheRecipe, TeacherCache, teacher_hash
 from supervised.recipe import SupervisedRecipe, cache_recipes, find_recipe, recipe_names
-from supervised.trainer import RUN_KIND, load_model, resume, train
+from supervised.trainer import resume, train
 from trm.compute.device import Placement
 from trm.runs.recipe import load_recipe
 from trm.runs.run import Run
@@ -121,7 +122,7 @@ def test_a_student_learns_from_its_cache_and_resumes_bit_by_bit(
     call(*words, "--cache", folder / "cache", "--seed", 3, "--out", tmp_path / "whole")
     shutil.copytree(tmp_path / "whole", tmp_path / "parts")
     shutil.rmtree(tmp_path / "parts" / "checkpoints" / "step-000000008")
-    assert resume(tmp_path / "parts", placement=Placement()) is not None
+    assert resume(tmp_path / "parts", placement=Placement()).finished
     whole, parts = weights_of(tmp_path / "whole"), weights_of(tmp_path / "parts")
     assert whole.keys() == parts.keys()
     assert all(torch.equal(whole[name], parts[name]) for name in whole)

@@ -14,7 +14,7 @@ from supervised.data_sets.datasets import BoardDataset
 from supervised.measures.commit import commit_decode, evaluate_commit
 from supervised.measures.evaluation import EvalOptions, evaluate, unroll_steps
 from supervised.measures.reading import advantage_margin, guided_logits, hamming_distance
-from supervised.processes import Processes
+from trm.compute.workers import Workers
 from trm.nn.recursion import RecursionSchedule
 from trm.nn.stablemax import IGNORE
 from trm.nn.token_model import TokenModel, TokenModelConfig, TokenShape
@@ -136,7 +136,7 @@ def test_processes_that_share_the_examples_get_the_figures_of_all(num: int) -> N
     model = model_for(data)
     parts: dict[int, Any] = {}
 
-    class OneOfTwo(Processes):
+    class OneOfTwo(Workers):
         def gather(self, value: Any) -> list[Any]:
             parts[self.rank] = value
             return [parts[rank] for rank in sorted(parts)]
@@ -144,7 +144,7 @@ def test_processes_that_share_the_examples_get_the_figures_of_all(num: int) -> N
     alone = evaluate(model, data, EvalOptions(batch_size=1, num=num))
     for rank in (1, 0):
         shared = EvalOptions(batch_size=1, num=num)
-        found = evaluate(model, data, shared, processes=OneOfTwo(rank=rank, world=2))
+        found = evaluate(model, data, shared, workers=OneOfTwo(rank=rank, size=2))
     assert found == alone
     assert [len(tables) for tables, _ in (parts[0], parts[1])] == [num // 2, num - num // 2]
 

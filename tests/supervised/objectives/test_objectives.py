@@ -348,7 +348,6 @@ def test_softmax_losses_are_those_of_torch_per_sample() -> None:
     ("make", "message"),
     [
         (lambda: ActConfig(exploration=1.5), r"act.exploration must lie in \[0, 1\], got 1.5"),
-        (lambda: ActConfig(halting_weight=-1.0), "act.halting_weight must not be negative"),
         (lambda: DisConfig(initial_corruption=0.0), "dis.initial_corruption must lie in"),
         (lambda: DisConfig(corruption_power=0.0), "dis.corruption_power must be positive"),
         (lambda: DisConfig(targets="file"), "dis.file goes with dis.targets 'file', got None"),

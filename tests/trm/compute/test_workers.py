@@ -14,7 +14,7 @@ from plan_envs.catalogue import resolve_task
 from plan_envs.evaluation import evaluate_policy
 from trm.compute.device import Placement
 from trm.compute.streams import named_streams
-from trm.compute.workers import ALONE, Workers
+from trm.compute.workers import ALONE, Workers, joined
 from trm.experiments.learners import load_policy
 from trm.runs.run import Run
 from upi_trm.recipe import UpiRecipe
@@ -93,7 +93,8 @@ def test_a_number_that_cannot_be_shared_is_refused_before_there_is_a_run(two: An
 
 def test_alone_nothing_changes() -> None:
     recipe = UpiRecipe()
-    assert Workers.join() is ALONE
+    with joined() as workers:
+        assert workers is ALONE
     assert share_of(recipe, ALONE) == recipe
     assert ALONE.mean(0.3) == 0.3
     assert ALONE.combine({"a": 1.0}, sums=("a",)) == {"a": 1.0}

@@ -24,6 +24,7 @@ from plan_envs.catalogue import Task, resolve_task
 from plan_envs.evaluation import random_legal
 from plan_envs.sudoku.instances import solve
 from trm.experiments import cli
+from trm.experiments.training import Outcome as Trained
 from trm.runs.files import RunError
 from trm.runs.run import Run
 
@@ -87,18 +88,19 @@ class StandIns:
         self.policy: Any = _solver
         self.error: Exception | None = None
 
-    def train(self, **arguments: Any) -> Run:
+    def train(self, **arguments: Any) -> Trained:
         self.calls.append(arguments)
         if self.error is not None:
             raise self.error
         path = arguments["out"]
         with Run.create(path, kind="upi", env=arguments["env"], seed=7, recipe=Recipe()) as run:
             run.save_checkpoint(40, weights={}, state={})
-        return Run.open(path)
+        return Trained(run=Run.open(path), finished=True, is_main=True)
 
-    def resume(self, path: Path, **arguments: Any) -> Run:
+    def resume(self, path: Path, **arguments: Any) -> Trained:
         self.calls.append({"resume": path, **arguments})
-        return Run.open(path)
+        finished = (arguments["steps"] or 40) <= 40  # this stand-in stays at 40
+        return Trained(run=Run.open(path), finished=finished, is_main=True)
 
     def load_policy(self, run: Run, *, placement: object, step: int | None = None) -> Any:
         self.calls.append({"load": run.path, "step": step})
@@ -138,7 +140,7 @@ def stand_ins(monkeypatch: pytest.MonkeyPatch) -> StandIns:
 @pytest.fixture
 def run_4x4(tmp_path: Path, stand_ins: StandIns) -> Path:
     path = tmp_path / "run"
-    stand_ins.train(env="sudoku4x4", out=path).close()
+    stand_ins.train(env="sudoku4x4", out=path).run.close()
     stand_ins.calls.clear()
     return path
 

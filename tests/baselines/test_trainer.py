@@ -15,17 +15,19 @@ import torch
 import yaml  # type: ignore[import-untyped]  # stubs are no dependency of ours
 
 from baselines.algorithms import METHODS
-from baselines.policy import load_networks, load_policy
+from baselines.deployment import load_networks, load_policy
+from baselines.global_randomness import GlobalRandomness
 from baselines.recipe import BaselineRecipe, read_recipe, recipe_names, recipe_path
-from baselines.sealed import SealedRandomness
-from baselines.train import OneRollout, resume, stopped_early, train
+from baselines.trainer import OneRollout, resume, train
 from plan_envs.catalogue import TASKS, resolve_task
 from plan_envs.evaluation import evaluate_policy, random_legal
 from trm.compute.device import Placement
 from trm.compute.streams import named_streams
 from trm.experiments.compare import compare_records
+from trm.experiments.learners import LEARNER_GROUP
 from trm.experiments.records import make_record, parse_record
 from trm.experiments.states import Boards
+from trm.experiments.training import Outcome
 from trm.runs.files import RunError
 from trm.runs.packing import pack_state
 from trm.runs.recipe import dump_recipe, load_recipe
@@ -86,7 +88,7 @@ def terminate() -> None:
     os.kill(os.getpid(), signal.SIGTERM)
 
 
-def start(algorithm: str, out: Path, *overrides: str, steps: int = EDITS, seed: int = 3) -> Run:
+def start(algorithm: str, out: Path, *overrides: str, steps: int = EDITS, seed: int = 3) -> Outcome:
     return train(
         env="sudoku4x4-hard",
         algorithm=algorithm,
@@ -153,12 +155,11 @@ def test_a_run_that_was_told_to_stop_goes_on_as_if_it_never_had(
 ) -> None:
     algorithm, whole = uninterrupted
     interrupt(rollouts, terminate)
-    run = start(algorithm, tmp_path / "run")
-    assert run.checkpoint_steps()[-1] == 32 * rollouts
-    assert stopped_early(run, steps=EDITS)
-    resume(run.path, placement=Placement())
-    assert_equal_runs(whole, run.path)
-    assert not stopped_early(run, steps=None)
+    outcome = start(algorithm, tmp_path / "run")
+    assert outcome.run.checkpoint_steps()[-1] == 32 * rollouts
+    assert not outcome.finished
+    assert resume(tmp_path / "run", placement=Placement()).finished
+    assert_equal_runs(whole, tmp_path / "run")
 
 
 def test_a_killed_run_goes_on_from_its_last_checkpoint(
@@ -185,7 +186,7 @@ def test_a_run_killed_before_its_first_checkpoint_starts_again(
 
 
 def test_a_finished_run_is_extended_and_counts_its_costs_together(tmp_path: Path) -> None:
-    run = start("ppo", tmp_path / "run", steps=64)
+    run = start("ppo", tmp_path / "run", steps=64).run
     before = run.load_checkpoint().state["usage"]
     resume(run.path, steps=128, placement=HERE)
     assert run.checkpoint_steps()[-1] == 128
@@ -203,7 +204,7 @@ def test_a_finished_run_is_extended_and_counts_its_costs_together(tmp_path: Path
 def test_the_budget_is_never_exceeded_and_used_up_to_a_last_edit_of_all_plans(
     algorithm: str, steps: int, tmp_path: Path
 ) -> None:
-    run = start(algorithm, tmp_path / "run", steps=steps)
+    run = start(algorithm, tmp_path / "run", steps=steps).run
     assert run.checkpoint_steps()[-1] == steps // 8 * 8
     assert run.read_metrics()[-1]["step"] == steps // 8 * 8
     assert "success_rate" in run.read_metrics()[-1]
@@ -211,12 +212,12 @@ def test_the_budget_is_never_exceeded_and_used_up_to_a_last_edit_of_all_plans(
 
 def test_schedules_span_the_whole_budget(tmp_path: Path) -> None:
     """Linear from the first value to the last, though `learn` is called once a rollout."""
-    lines = start("dqn", tmp_path / "dqn", "dqn.epsilon_share=0.5").read_metrics()
+    lines = start("dqn", tmp_path / "dqn", "dqn.epsilon_share=0.5").run.read_metrics()
     epsilon = {line["step"]: line["exploration_rate"] for line in lines}
     assert epsilon[32] == pytest.approx(1.0 - 0.95 * 32 / (EDITS / 2))
     assert epsilon[64] == pytest.approx(1.0 - 0.95 * 64 / (EDITS / 2))
     assert epsilon[128] == epsilon[192] == pytest.approx(0.05)
-    lines = start("ppo", tmp_path / "ppo").read_metrics()
+    lines = start("ppo", tmp_path / "ppo").run.read_metrics()
     rates = [line["learning_rate"] for line in lines]
     # The update after a rollout sees what is left then: 1 - 1/6 of the budget after the first.
     assert rates == pytest.approx([1e-3 * (1 - 0.8 * k / 6) for k in range(1, 7)])
@@ -245,7 +246,7 @@ def test_a_run_folder_says_what_comparison_needs(uninterrupted: tuple[str, Path]
 
 
 def test_dqns_replay_is_kept_for_the_checkpoints_that_may_be_resumed(tmp_path: Path) -> None:
-    run = start("dqn", tmp_path / "run")
+    run = start("dqn", tmp_path / "run").run
     kept = sorted(path.name for path in (run.path / "replay").iterdir())
     assert kept == [f"step-{step:09d}.npz" for step in (128, 192)]
     newest = run.path / "replay" / kept[-1]
@@ -282,8 +283,8 @@ def test_the_stability_study_gets_policy_and_evaluator(uninterrupted: tuple[str,
 @pytest.fixture
 def known_kind(monkeypatch: pytest.MonkeyPatch) -> None:
     """The entry point of pyproject.toml, whatever is installed."""
-    point = EntryPoint("sb3", "baselines.policy", "upi_trm.run_kinds")
-    monkeypatch.setattr("upi_trm.policy.entry_points", lambda group: [point])
+    point = EntryPoint("sb3", "baselines.plugin:LEARNER", LEARNER_GROUP)
+    monkeypatch.setattr("trm.experiments.learners.entry_points", lambda group: [point])
 
 
 @pytest.mark.usefixtures("known_kind")
@@ -343,12 +344,12 @@ def test_training_touches_no_global_random_stream(tmp_path: Path) -> None:
 
 def test_the_streams_of_sb3_come_back_even_after_an_error() -> None:
     outside = torch.get_rng_state()
-    sealed = SealedRandomness(named_streams(1), torch.device("cpu"))
+    sealed = GlobalRandomness(named_streams(1), torch.device("cpu"))
     with pytest.raises(KilledError), sealed.active():
         torch.rand(5)
         raise KilledError
     assert torch.equal(torch.get_rng_state(), outside)
-    twin = SealedRandomness(named_streams(1), torch.device("cpu"))
+    twin = GlobalRandomness(named_streams(1), torch.device("cpu"))
     with twin.active():
         torch.rand(5)
     assert_same(sealed.state_dict(), twin.state_dict())
@@ -376,7 +377,7 @@ def test_ppo_learns_4x4_sudoku_far_beyond_random_play(tmp_path: Path) -> None:
         seed=0,
         out=tmp_path / "run",
         placement=HERE,
-    )
+    ).run
     task = resolve_task("sudoku4x4")
     instances = task.instances("test", num=100)
     learned = evaluate_policy(load_policy(run, placement=HERE), task.domain, instances)
@@ -438,7 +439,7 @@ def test_a_wrong_recipe_is_refused_in_one_line(overrides: list[str], message: st
 
 
 def test_weights_of_another_backbone_are_refused_in_one_line(tmp_path: Path) -> None:
-    run = start("a2c", tmp_path / "run", steps=32)
+    run = start("a2c", tmp_path / "run", steps=32).run
     record = json.loads((run.path / "run.json").read_text())
     text = (run.path / "recipe.yaml").read_text().replace("channels: 4", "channels: 5")
     (run.path / "recipe.yaml").write_text(text)

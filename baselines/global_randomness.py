@@ -2,7 +2,7 @@
 
 SB3 samples actions from torch's global generator and shuffles minibatches, samples replay and
 explores with numpy's. Library code must not touch these (STYLE.md, Randomness): a
-`SealedRandomness` lends SB3 streams of its own, seeded by the run, and gives the process its own
+`GlobalRandomness` lends SB3 streams of its own, seeded by the run, and gives the process its own
 back; they go into checkpoints.
 """
 
@@ -16,7 +16,7 @@ import torch
 from trm.compute.streams import Streams
 
 
-class SealedRandomness:
+class GlobalRandomness:
     """Global streams of numpy and torch for use inside `active` only."""
 
     def __init__(self, streams: Streams, device: torch.device) -> None:

@@ -11,7 +11,7 @@ from trm.compute.device import Placement
 from trm.experiments.learners import Networks
 from trm.experiments.states import GreedyPolicy, model_shape
 from trm.nn.model import TinyRecursiveModel
-from trm.runs.checkpoints import Checkpoint
+from trm.runs.checkpoints import Checkpoint, part_of
 from trm.runs.files import RunError
 from trm.runs.run import Run
 
@@ -78,15 +78,8 @@ def load_weights(
         RunError: the weights are of another backbone.
     """
     for role, network in networks.items():
-        prefix = f"{role}."
         try:
-            network.load_state_dict(
-                {
-                    name.removeprefix(prefix): tensor
-                    for name, tensor in checkpoint.weights.items()
-                    if name.startswith(prefix)
-                }
-            )
+            network.load_state_dict(part_of(checkpoint.weights, role))
         except RuntimeError as error:
             detail = " ".join(str(error).split())
             raise RunError(

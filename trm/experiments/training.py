@@ -1,0 +1,344 @@
+"""The one training loop of all learners: run folder, evaluations, checkpoints, signals, resuming.
+
+Input: a recipe and a learner's `Trainee`, which is advanced piece by piece. Output: a run folder
+(`trm.runs.run`) and an `Outcome`. A run that was stopped and resumed equals one that never stopped,
+bit for bit on the CPU at the same number of threads, as long as `Trainee.state` is whole. Several
+processes (`trm.compute.workers`) go through the loop in step; process 0 writes.
+"""
+
+import dataclasses
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from rich.console import Console
+
+from plan_envs.catalogue import Task
+from plan_envs.evaluation import Policy, evaluate_policy
+from plan_envs.instances import InstanceSet
+from trm.compute.device import Placement
+from trm.compute.process import ResourceMeter, graceful_stop, provenance
+from trm.compute.workers import Workers, joined
+from trm.runs.checkpoints import Checkpoint
+from trm.runs.progress import TrainingProgress
+from trm.runs.run import Run
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Setting:
+    """What a trainee is built with, besides its recipe."""
+
+    env: str
+    """The environment as run.json names it."""
+    seed: int
+    """Of every random stream."""
+    placement: Placement
+    """Where this process computes."""
+    workers: Workers
+    """The processes that train together."""
+
+
+class Trainee(ABC):
+    """Everything that changes while a run is trained; a learner fulfils it by inheriting.
+
+    `state` and `restore` make it whole again. With several processes the loop calls each method in
+    all of them at the same time.
+    """
+
+    kind: ClassVar[str]
+    """Of the runs, as run.json records it."""
+    recipe_type: ClassVar[type]
+    """Dataclass of the recipes; their section `schedule` has `evaluate_every`, `checkpoint_every`
+    and a field named by `unit`, the budget."""
+    command: ClassVar[str]
+    """Words after `upi-trm` that train and resume."""
+    unit: ClassVar[str]
+    """What `done` counts: edits or steps."""
+    columns: ClassVar[Mapping[str, tuple[str, str]]]
+    """Headings of the live display, each with a logged figure and its format."""
+    best_by: ClassVar[str]
+    """Figure of `evaluate` whose highest value gets the tag "best"; at least 0."""
+
+    log_every: int = 1
+    """Units between two lines of metrics."""
+    done: int
+    """Units made so far, over all processes."""
+
+    @abstractmethod
+    def __init__(self, recipe: Any, setting: Setting) -> None:
+        """Build everything as it is before the first unit."""
+        self.recipe, self.setting = recipe, setting
+
+    def recorded(self) -> dict[str, Any]:
+        """JSON values that run.json records, beside what it has of every run."""
+        return {}
+
+    @abstractmethod
+    def spent(self, budget: int) -> bool:
+        """Whether nothing more fits into the budget."""
+
+    @abstractmethod
+    def advance(self, budget: int) -> None:
+        """Train a piece; the budget is the end of its schedules and is not exceeded."""
+
+    @abstractmethod
+    def figures(self) -> dict[str, float]:
+        """What training has to say since it was last asked."""
+
+    @abstractmethod
+    def evaluate(self) -> dict[str, float]:
+        """Figures on validation instances, the same in every process."""
+
+    @abstractmethod
+    def weights(self) -> dict[str, torch.Tensor]:
+        """Named tensors of a checkpoint."""
+
+    @abstractmethod
+    def state(self, run: Run) -> dict[str, Any]:
+        """Everything else that resuming needs, of all processes; see `trm.runs.packing`.
+
+        What is too large for it may be written to files of its own in the run's folder.
+        """
+
+    def saved(self, run: Run) -> None:  # noqa: B027 (most learners keep all in the state)
+        """The checkpoint of the last `state` is whole: files of older ones may be deleted."""
+
+    @abstractmethod
+    def restore(self, checkpoint: Checkpoint, run: Run) -> None:
+        """Take up a checkpoint: the counterpart of `weights` and `state`.
+
+        Raises:
+            RunError: it does not fit the recipe, or a file is missing.
+            ValueError: it can't be trained on.
+        """
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Outcome:
+    """How a training ended."""
+
+    run: Run
+    """Closed for writing."""
+    finished: bool
+    """Whether the budget is spent; otherwise a signal asked to stop, and the loop has said so."""
+    is_main: bool
+    """Whether this process speaks for all."""
+
+
+def start(
+    make: type[Trainee],
+    recipe: object,
+    *,
+    env: str,
+    name: str,
+    seed: int,
+    out: Path | None,
+    placement: Placement,
+) -> Outcome:
+    """Start a run and train until the recipe's budget is spent or a signal asks to stop.
+
+    Args:
+        make: the learner's trainee.
+        recipe: of the type `make.recipe_type`.
+        env: the environment as run.json shall name it.
+        name: for the default of `out`.
+        seed: of every random stream.
+        out: run folder to make; None for `runs/<name>-seed<seed>-<time>`.
+        placement: device, precision, threads.
+
+    Raises:
+        ValueError: the trainee refuses the recipe; then there is no folder.
+        RunError: the folder exists and is not empty, or can't be written.
+    """
+    if out is None:
+        out = Path("runs") / f"{name}-seed{seed}-{time.strftime('%Y%m%d-%H%M%S')}"
+    with joined() as workers:
+        placement = workers.place(placement)
+        placement.apply()
+        trainee = make(recipe, Setting(env=env, seed=seed, placement=placement, workers=workers))
+        run = None
+        if workers.is_main:
+            processes = {} if workers.size == 1 else {"processes": workers.size}
+            run = Run.create(
+                out,
+                kind=make.kind,
+                env=env,
+                seed=seed,
+                recipe=recipe,
+                provenance=provenance(placement),
+                extra={**processes, **trainee.recorded()},
+            )
+        path = workers.from_main(str(out))
+        with run or Run.open(Path(path)) as run:
+            return _Loop(run, trainee).train()
+
+
+def resume(
+    make: type[Trainee], run_path: Path, *, steps: int | None = None, placement: Placement
+) -> Outcome:
+    """Go on with a run from its newest checkpoint.
+
+    Args:
+        make: the learner's trainee.
+        run_path: the run's folder.
+        steps: extends or shortens the budget; the recipe stays as it was.
+        placement: without a thread count the run keeps that of its newest checkpoint, since sums
+            over other threads round differently.
+
+    Raises:
+        RunError: not a run of this kind, or its newest checkpoint is damaged.
+        ValueError: it was begun by another number of processes, or can't be trained on.
+    """
+    with joined() as workers:
+        placement = workers.place(placement)
+        run = Run.open(run_path, kind=make.kind, write=True) if workers.is_main else None
+        workers.from_main(None)  # what an interrupted writer left is cleared away
+        with run or Run.open(run_path, kind=make.kind) as run:
+            _check_size(run, workers)
+            checkpoint = run.load_checkpoint() if run.checkpoint_steps() else None
+            placement = _with_threads(placement, run, checkpoint)
+            placement.apply()
+            setting = Setting(
+                env=run.info.env, seed=run.info.seed, placement=placement, workers=workers
+            )
+            loop = _Loop(run, make(run.load_recipe(make.recipe_type), setting))
+            loop.begin_at(checkpoint)
+            return loop.train(steps)
+
+
+def with_budget(make: type[Trainee], overrides: Sequence[str], steps: int | None) -> list[str]:
+    """Overrides of a recipe; `steps`, unless it is None, for the field that holds the budget."""
+    return [*overrides, *([] if steps is None else [f"schedule.{make.unit}={steps}"])]
+
+
+def recorded_env(env: str, task: Task) -> str:
+    """What run.json keeps of an environment's name: the task, and the module that registers it.
+
+    Args:
+        env: as the user wrote it, e.g. "sudoku4x4" or "my_module:MyTask".
+        task: what it resolves to.
+    """
+    module, _, _ = env.rpartition(":")
+    return task.name if module in ("", "plan_envs") else f"{module}:{task.name}"
+
+
+def play_validation(policy: Policy, task: Task, instances: InstanceSet) -> dict[str, float]:
+    """The figures of a greedy policy on validation puzzles, as metrics.jsonl names them."""
+    report = evaluate_policy(policy, task.domain, instances)
+    return {
+        "success_rate": report.success_rate,
+        "mean_score": report.mean_score,
+        "improvement": report.improvement,
+        **report.details,
+    }
+
+
+class _Loop:
+    """A run being trained: its trainee, the best evaluation, what it cost, what is saved."""
+
+    def __init__(self, run: Run, trainee: Trainee) -> None:
+        self.run, self.trainee, self.workers = run, trainee, trainee.setting.workers
+        self.best = -1.0
+        self.saved_at = -1
+        self.meter = ResourceMeter()
+
+    def begin_at(self, checkpoint: Checkpoint | None) -> None:
+        """Go on from a checkpoint, or start again; metrics that were written later are dropped."""
+        if checkpoint is not None:
+            self.trainee.restore(checkpoint, self.run)
+            self.best = checkpoint.state["best"]
+            self.meter = ResourceMeter(checkpoint.state["usage"])
+            self.saved_at = self.trainee.done
+        if self.workers.is_main:
+            self.run.truncate_metrics(self.trainee.done)
+
+    def train(self, steps: int | None = None) -> Outcome:
+        """Advance until the budget is spent; save on a signal and at the end."""
+        trainee, workers = self.trainee, self.workers
+        of_recipe: int = getattr(trainee.recipe.schedule, trainee.unit)
+        budget = of_recipe if steps is None else steps
+        spent = trainee.spent(budget)
+        with (
+            graceful_stop() as stop,
+            TrainingProgress(
+                budget,
+                {heading: form for heading, (_, form) in trainee.columns.items()},
+                unit=trainee.unit,
+                start=trainee.done,
+                console=None if workers.is_main else Console(quiet=True),
+            ) as progress,
+        ):
+            while not spent and not workers.any(stop.requested):
+                before = trainee.done
+                trainee.advance(budget)
+                spent = trainee.spent(budget)
+                self._after(before, spent, progress)
+            if self.saved_at != trainee.done:
+                self._save()
+            if not spent:
+                progress.note(
+                    f"stopped by {stop.signal_name or 'another process'} after {trainee.done}"
+                    f" {trainee.unit}; go on with upi-trm {trainee.command} --resume"
+                    f" {self.run.path}"
+                )
+        return Outcome(run=self.run, finished=spent, is_main=workers.is_main)
+
+    def _after(self, before: int, spent: bool, progress: TrainingProgress) -> None:
+        """Log, evaluate and save what is due after the trainee advanced from `before`."""
+        trainee, schedule = self.trainee, self.trainee.recipe.schedule
+
+        def due(every: int) -> bool:
+            """Whether a multiple of `every` lies in (before, done]."""
+            return before // every != trainee.done // every
+
+        figures = trainee.figures() if spent or due(trainee.log_every) else {}
+        evaluation = trainee.evaluate() if spent or due(schedule.evaluate_every) else {}
+        metrics, tag = figures | evaluation, None
+        if metrics and self.workers.is_main:
+            self.run.log(trainee.done, metrics)
+        progress.update(trainee.done)
+        if evaluation:
+            shown = {heading: figure for heading, (figure, _) in trainee.columns.items()}
+            progress.report(
+                trainee.done, {h: metrics[name] for h, name in shown.items() if name in metrics}
+            )
+            if evaluation[trainee.best_by] > self.best:
+                self.best, tag = evaluation[trainee.best_by], "best"
+        if tag or due(schedule.checkpoint_every):
+            self._save(tag)
+
+    def _save(self, tag: str | None = None) -> None:
+        """Write a checkpoint; the tag "best" marks the best evaluation so far."""
+        trainee = self.trainee
+        state = {
+            **trainee.state(self.run),
+            "best": self.best,
+            "usage": self.meter.state_dict(),
+            "torch_threads": torch.get_num_threads(),
+        }
+        if self.workers.is_main:
+            self.run.save_checkpoint(trainee.done, weights=trainee.weights(), state=state, tag=tag)
+            trainee.saved(self.run)
+        self.workers.from_main(None)  # a checkpoint is there for all before anyone goes on
+        self.saved_at = trainee.done
+
+
+def _check_size(run: Run, workers: Workers) -> None:
+    # Runs of kind "supervised" said "world" before they said "processes".
+    size = run.info.extra.get("processes", run.info.extra.get("world", 1))
+    if size != workers.size:
+        raise ValueError(
+            f"{run.path}: was trained on {size} processes and goes on with as many, got"
+            f" {workers.size} (torchrun --nproc-per-node {size} -m upi_trm ...)"
+        )
+
+
+def _with_threads(placement: Placement, run: Run, checkpoint: Checkpoint | None) -> Placement:
+    if placement.threads is not None:
+        return placement
+    last = run.info.provenance if checkpoint is None else checkpoint.state
+    return dataclasses.replace(placement, threads=last.get("torch_threads"))
