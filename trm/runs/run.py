@@ -82,7 +82,7 @@ class RunInfo:
     """UTC, ISO 8601."""
     command: str
     recipe_hash: str
-    recipesha256_of: str
+    recipe_sha256: str
     """Hash of the text of recipe.yaml, which must not change while the run lives."""
     provenance: Mapping[str, Any]
     """Commit, package versions, python, platform, placement, torch threads."""
@@ -153,7 +153,7 @@ class Run:
                 created=datetime.now(UTC).isoformat(timespec="seconds"),
                 command=_command_line() if command is None else command,
                 recipe_hash=recipe_hash(recipe),
-                recipesha256_of=sha256_of(text),
+                recipe_sha256=sha256_of(text),
                 provenance=dict(provenance or {}),
                 extra=dict(extra or {}),
             )
@@ -237,10 +237,10 @@ class Run:
         path = self.path / "recipe.yaml"
         with explained(path, "cannot be read"):
             found = sha256_of(path.read_bytes())
-        if found != self.info.recipesha256_of:
+        if found != self.info.recipe_sha256:
             raise RunError(
                 f"{path}: changed since the run was made (sha256 {found[:12]} where run.json says"
-                f" {self.info.recipesha256_of[:12]}); put it back, or start a new run from it"
+                f" {self.info.recipe_sha256[:12]}); put it back, or start a new run from it"
             )
         return load_recipe(cls, path, overrides, of_run=True)
 
@@ -472,7 +472,7 @@ def _read_info(path: Path) -> RunInfo:
         "command": str,
         "recipe_hash": str,
     }
-    types |= {"recipesha256_of": str, "provenance": dict, "extra": dict}
+    types |= {"recipe_sha256": str, "provenance": dict, "extra": dict}
     for name, kind in types.items():
         if not isinstance(record.get(name), kind):
             raise RunError(f"{file}: {name} is {record.get(name)!r}, expected {kind.__name__}")
