@@ -13,7 +13,6 @@ entry points. Below the sweep's folder lie
     logs/NAME-seedN.log       what its processes printed
 """
 
-import contextlib
 import difflib
 import fnmatch
 import functools
@@ -21,7 +20,7 @@ import json
 import shlex
 import shutil
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,7 +36,8 @@ from trm.experiments.sweep_spec import (
     prepared_path,
     record_path,
 )
-from trm.runs.durable import FolderLock, LockedError, replace_durably
+from trm.runs.durable import replace_durably
+from trm.runs.lock import locked
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -98,7 +98,8 @@ def run_sweep(
     sweep = place_sweep(sweep, out)
     chosen = matching_points(sweep, only)
     run_jobs = functools.partial(map_jobs, backend=backend, workers=workers, address=address)
-    with _locked(out):
+    out.mkdir(parents=True, exist_ok=True)
+    with locked(out, "is running a sweep here"):
         manifest = Manifest(sweep, out, command)
         states = point_states(sweep, out)
         points = {point.name: point for point in sweep.points}
@@ -315,18 +316,3 @@ def _clear_unborn(folder: Path) -> None:
         if foreign:
             raise ValueError(f"{folder}: holds {foreign[0]} but no run.json; move it away")
         shutil.rmtree(folder)
-
-
-@contextlib.contextmanager
-def _locked(out: Path) -> Iterator[None]:
-    out.mkdir(parents=True, exist_ok=True)
-    try:
-        lock = FolderLock(out / ".lock")
-    except LockedError as error:
-        raise ValueError(
-            f"{out}: {error} is running a sweep here; wait for it or stop it"
-        ) from None
-    try:
-        yield
-    finally:
-        lock.release()

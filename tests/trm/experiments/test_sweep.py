@@ -14,7 +14,7 @@ from trm.experiments.records import read_records
 from trm.experiments.sweep_cli import sweep as sweep_command
 from trm.experiments.sweep_run import PointReport, point_states, run_sweep, train_point
 from trm.experiments.sweep_spec import plan_sweep, sweep_names, sweep_path
-from trm.runs.durable import FolderLock
+from trm.runs.lock import locked
 from trm.runs.run import Run
 
 TINY = """\
@@ -273,10 +273,11 @@ def test_a_folder_of_other_settings_or_of_another_sweep_is_refused(
 
 def test_two_sweeps_in_one_folder_do_not_run_at_once(tmp_path: Path) -> None:
     planned = plan_sweep(_write(tmp_path, TINY))
-    lock = FolderLock(tmp_path / ".lock")
-    with pytest.raises(ValueError, match=f"process {os.getpid()} is running a sweep here"):
+    with (
+        locked(tmp_path, "is at work"),
+        pytest.raises(ValueError, match=f"process {os.getpid()} is running a sweep here"),
+    ):
         run_sweep(planned, tmp_path)
-    lock.release()
 
 
 def test_a_dry_run_shows_the_commands_and_writes_nothing(tmp_path: Path) -> None:
