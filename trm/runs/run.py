@@ -274,7 +274,7 @@ class Run:
         return self._metrics.read()
 
     def truncate_metrics(self, after_step: int) -> None:
-        """Drop every line of a later step, in TensorBoard too, so that the log goes on from there."""
+        """Drop every line of a later step, in TensorBoard too; the log goes on from there."""
         self._check_writable()
         self._metrics.truncate(after_step)
 

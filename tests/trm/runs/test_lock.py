@@ -5,11 +5,7 @@ import subprocess
 import sys
 
 import pytest
-from run_cases import (
-    assert_whole,
-    edit_json,
-    save,
-)
+from run_cases import assert_whole, edit_json, save
 
 from trm.runs.files import RunError
 from trm.runs.lock import take_lock
@@ -20,9 +16,13 @@ import os, sys
 from pathlib import Path
 from trm.runs.lock import take_lock
 lock = take_lock(Path(sys.argv[1]), "is writing to this run")
-if sys.argv[2] == "fork" and os.fork() == 0:
-    os.read(0, 1)  # the worker lives on until the test closes the pipe
-    os._exit(0)
+if sys.argv[2] == "fork":
+    reader, writer = os.pipe()
+    if os.fork() == 0:
+        os.write(writer, b"x")
+        os.read(0, 1)  # the worker lives on until the test closes the pipe
+        os._exit(0)
+    os.read(reader, 1)
 print("held", flush=True)
 os.read(0, 1)
 """
