@@ -1,15 +1,14 @@
-"""Sweeps: one YAML file that stands for many training runs, and the runs (DESIGN.md section 7).
+"""Running a sweep: what its points share is prepared, and what is not finished trained, as jobs.
 
-A spec names environments, a recipe, overrides, a grid over recipe fields and seeds; `plan_sweep`
-turns it into points, each checked against the recipe's dataclass before anything starts, and
-`run_sweep` prepares what the points share (data sets, a teacher, its caches) and trains what is not
-finished, through `trm.compute.jobs`. Which commands train, and what their records say, learners tell by
-entry points. Below the sweep's folder lie
+`run_sweep` takes a planned sweep (`sweep_spec`), trains and evaluates each of its points in a
+process of its own (`trm.compute.jobs`) and records where everything stands (`sweep_manifest`).
+Which commands train, and what their records say, comes from `learners`. Below the sweep's folder
+lie
 
     manifest.json             the spec, every point and its state, commands, commits
     prepared/NAME/            what `prepare` made; NAME.json beside it once it is whole
     NAME-seedN/               a run folder for each point; interrupted ones are resumed
-    records/NAME-seedN.json   its evaluation record (`trm.experiments.records`): the point is finished
+    records/NAME-seedN.json   the evaluation record (`records`) of a point: it is finished
     logs/NAME-seedN.log       what its processes printed
 """
 
@@ -42,7 +41,7 @@ from trm.runs.lock import locked
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PointReport:
-    """A change that `run_sweep` tells of."""
+    """A change of a point, as `run_sweep` reports it."""
 
     point: Point
     state: PointState
@@ -75,18 +74,18 @@ def run_sweep(
     only: Sequence[str] = ("*",),
     report: Callable[[PointReport], None] = lambda _: None,
 ) -> dict[str, PointState]:
-    """Prepare, then train and evaluate every point that is not finished; see `trm.compute.jobs.map_jobs`.
+    """Prepare, then train and evaluate every point that is not finished.
 
     Args:
         sweep: what to run.
         out: the sweep's folder; made where it is missing.
         backend: "local" or "ray".
         workers: runs at once; None for one a core.
-        address: of the Ray cluster.
+        address: of the Ray cluster; see `trm.compute.jobs.map_jobs`.
         command: for the manifest: how this was called.
         only: patterns of the names of points to run, as `fnmatch` has them; the others stay as
             they are.
-        report: is told of every point that starts, ends or was finished before.
+        report: called for every point that starts, ends or was finished before.
 
     Returns:
         The state of every point at the end.
@@ -218,12 +217,12 @@ def _check_spent(folder: Path, *, step: int, finished_at: int) -> None:
 
 
 def _prepare(
-    sweep: Sweep, out: Path, manifest: "Manifest", run_jobs: Callable[..., list[JobResult]]
+    sweep: Sweep, out: Path, manifest: Manifest, run_jobs: Callable[..., list[JobResult]]
 ) -> bool:
     """Run the preparations, those at once that do not wait for one another.
 
     Returns:
-        False when they were told to stop.
+        False when a signal stopped them.
 
     Raises:
         ValueError: one failed.

@@ -11,8 +11,13 @@ from typing import Any
 
 import click
 
-from trm.experiments.opening import open_run, ready_placement
-from trm.experiments.options import added, device_option, json_option
+from trm.experiments.options import (
+    added,
+    device_option,
+    json_option,
+    open_run,
+    ready_placement,
+)
 
 _DEFAULT_NUM = 100
 

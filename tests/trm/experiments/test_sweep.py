@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -347,11 +348,14 @@ def test_what_a_training_left_before_it_was_a_run_is_cleared_and_nothing_else(
     (folder / "checkpoints").mkdir(parents=True)
     (folder / "recipe.yaml").touch()
     (folder / ".run.json.17.tmp").touch()
+    train = partial(
+        train_point, start=["train"], resume=[], finished_at=1, eval_num=1, make_record=dict
+    )
     with pytest.raises(InterruptedError):
-        train_point(folder, record, start=["train"], resume=[], finished_at=1, eval_num=1)
+        train(folder, record)
     assert seen == [False]
     folder.mkdir()
     (folder / "notes.txt").touch()
     with pytest.raises(ValueError, match=r"holds notes\.txt but no run\.json"):
-        train_point(folder, record, start=["train"], resume=[], finished_at=1, eval_num=1)
+        train(folder, record)
     assert (folder / "notes.txt").exists()
