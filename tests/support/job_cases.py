@@ -6,7 +6,7 @@ import sys
 import time
 from pathlib import Path
 
-from trm.compute.jobs import run_command
+from trm.compute.attempts import run_command
 
 FOR_EVER = 3600
 """Seconds, for work that is ended by a signal only: longer than any test may take."""

@@ -24,7 +24,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from trm.compute.jobs import Backend, Job, JobResult, map_jobs, run_command
+from trm.compute.attempts import run_command
+from trm.compute.jobs import Backend, Job, JobResult, map_jobs
 from trm.experiments.learners import SweepCommand
 from trm.experiments.sweep_manifest import Manifest, PointState, job_state
 from trm.experiments.sweep_spec import (

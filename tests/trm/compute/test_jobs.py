@@ -17,8 +17,8 @@ from typing import Any
 import job_cases
 import pytest
 
-from trm.compute import jobs as jobs_module
 from trm.compute.jobs import Job, JobResult, map_jobs
+from trm.compute.ray_pool import connected_ray
 
 
 def _job(folder: Path, key: str, work: Callable[[], object] | tuple[str, ...] | None = None) -> Job:
@@ -238,7 +238,7 @@ def test_a_cluster_that_starts_too_slowly_is_started_again(
 ) -> None:
     slow = SlowRay(failures)
     monkeypatch.setitem(sys.modules, "ray", slow)
-    with jobs_module._ray(None, workers=2, threads=1) as ray:
+    with connected_ray(None, cores=2) as ray:
         assert ray is slow
         assert (slow.starts, slow.shut) == (failures + 1, failures)
     assert slow.shut == failures + 1

@@ -204,7 +204,7 @@ def test_a_finished_sweep_starts_nothing(
     copied: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spec, out = copied
-    monkeypatch.setattr("trm.compute.jobs._Attempt", None)
+    monkeypatch.setattr("trm.compute.jobs.Attempt", None)
     reports: list[PointReport] = []
     states = run_sweep(plan_sweep(spec), out, report=reports.append)
     assert set(states.values()) == {"finished"}
