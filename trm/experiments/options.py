@@ -28,8 +28,8 @@ class CheckpointName(click.ParamType):  # type: ignore[type-arg]  # generic only
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
     ) -> int | str:
         """An integer, or "best"; anything else is refused."""
-        if isinstance(value, int) or value == "best":
-            return value
+        if value == "best":
+            return "best"
         if not str(value).isdecimal():
             self.fail(f"{value!r} is neither a number of edits nor best", param, ctx)
         return int(value)

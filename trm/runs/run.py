@@ -251,11 +251,6 @@ class Run:
         """Steps of the checkpoints on disk, ascending; they are not read."""
         return self._checkpoints.steps()
 
-    def tag_checkpoint(self, tag: str, step: int) -> None:
-        """Let a tag stand for an existing checkpoint, which is not deleted while it carries it."""
-        self._check_writable()
-        self._checkpoints.tag(tag, step)
-
     def tagged_step(self, tag: str) -> int | None:
         """The step that a tag stands for; None when nothing carries it."""
         return self._checkpoints.tagged_step(tag)

@@ -27,6 +27,10 @@ from trm.runs.run import Run
 HERE = Path(__file__).resolve().parents[3] / "tests" / "support"
 
 
+def tags_of(run: Run) -> checkpoints.CheckpointFolder:
+    return checkpoints.CheckpointFolder(run.path / "checkpoints")
+
+
 def test_a_checkpoint_comes_back_bit_for_bit(made: Run) -> None:
     streams = named_streams(3)
     streams.numpy("policy").random(5)
@@ -74,7 +78,7 @@ def test_the_two_newest_and_the_tagged_ones_stay(made: Run) -> None:
     save(made, 7, tag="best")
     assert made.checkpoint_steps() == [6, 7]
     assert made.tagged_step("best") == 7
-    made.tag_checkpoint("paper", 6)
+    tags_of(made).tag("paper", 6)
     save(made, 8)
     save(made, 9)
     assert made.checkpoint_steps() == [6, 7, 8, 9]
@@ -90,9 +94,9 @@ def test_a_checkpoint_that_is_not_there_is_refused_with_the_list(made: Run) -> N
         with pytest.raises(RunError, match=f"no checkpoint {wanted}; there are 4, 5, best"):
             made.load_checkpoint(wanted)
     with pytest.raises(RunError, match="step-000000009: no such checkpoint"):
-        made.tag_checkpoint("best", 9)
+        tags_of(made).tag("best", 9)
     with pytest.raises(ValueError, match=r"tag must be lower-case letters.*got '\.\./x'"):
-        made.tag_checkpoint("../x", 4)
+        tags_of(made).tag("../x", 4)
     with pytest.raises(ValueError, match="step must be >= 0, got -1"):
         made.save_checkpoint(-1, weights={}, state={})
 
@@ -114,7 +118,7 @@ def test_a_tag_that_an_interrupted_writer_did_not_come_to_is_written_by_the_next
         assert again.tagged_step("best") == 2
         # What was tagged by hand afterwards stays so.
         save(again, 3)
-        again.tag_checkpoint("best", 3)
+        tags_of(again).tag("best", 3)
     with Run.open(made.path, write=True) as again:
         assert again.tagged_step("best") == 3
 
@@ -210,7 +214,7 @@ def test_damage_is_told_with_expected_and_found(made: Run) -> None:
 
 
 def test_a_damaged_earlier_checkpoint_is_not_offered(made: Run) -> None:
-    made.tag_checkpoint("old", int(save(made, 5).name[5:]))
+    tags_of(made).tag("old", int(save(made, 5).name[5:]))
     for step in (10, 20):
         folder = save(made, step)
         (folder / "state.pt").write_bytes(b"")

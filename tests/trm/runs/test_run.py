@@ -118,7 +118,6 @@ def test_a_run_opened_for_reading_or_closed_takes_nothing(made: Run) -> None:
             lambda one=one: one.log(1, {"a": 1.0}),
             lambda one=one: save(one, 2),
             lambda one=one: one.truncate_metrics(0),
-            lambda one=one: one.tag_checkpoint("best", 1),
         ):
             with pytest.raises(RunError, match="opened for reading only, or closed"):
                 act()
