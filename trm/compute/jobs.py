@@ -50,7 +50,7 @@ class Job:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class JobResult:
-    """How a job stands."""
+    """State of a job: it runs, or how it ended."""
 
     key: str
     state: State
@@ -84,14 +84,15 @@ def map_jobs(
     kills them.
 
     Args:
-        jobs: what to do.
+        jobs: what to run.
         backend: "local" for processes of this machine; "ray" for a Ray cluster that sees the same
             files under the same paths, with this package installed on every node.
         workers: jobs at once; None for one per core here, and for what the cluster has room for.
-        address: of the Ray cluster, e.g. "auto" or "ray://host:10001"; None starts a local one.
+        address: address of the Ray cluster, e.g. "auto" or "ray://host:10001"; None starts a local
+            one.
         retries: how often a job is started again after its process was killed; a job that fails by
             itself never is. None for 0 here and 2 on Ray.
-        threads: of torch, numba and BLAS in each job.
+        threads: number of threads of torch, numba and BLAS in each job.
         grace_seconds: time to save for a job that must stop.
         report: called for every job that starts ("running") and for every result.
 

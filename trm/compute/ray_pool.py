@@ -20,7 +20,7 @@ _RAY_STARTS = 3
 """A busy machine takes longer than the 30 s that Ray waits for its own node."""
 
 _RAY_STORE_BYTES = 100 * 2**20
-"""Of a local cluster's objects: jobs are a few kilobytes, what they make goes to files."""
+"""Memory of a local cluster's objects: a job is a few kilobytes, and what it makes is a file."""
 
 
 @contextlib.contextmanager
@@ -28,8 +28,8 @@ def connected_ray(address: str | None, *, cores: int) -> Iterator[Any]:
     """A connected `ray`; a cluster that the caller is connected to already is used and left.
 
     Args:
-        address: of the cluster; None starts one on this machine.
-        cores: of a cluster that is started here.
+        address: address of the cluster; None starts one on this machine.
+        cores: number of cores of a cluster that is started here.
 
     Raises:
         ValueError: Ray is not installed, or its cluster is not reached.

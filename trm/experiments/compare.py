@@ -29,7 +29,7 @@ K = TypeVar("K", bound=Hashable)
 _CONFIDENCE = 0.95
 _RESAMPLES = 2000
 _TOLERANCE = 1e-3
-"""Of sums that float32 scores must satisfy, in points."""
+"""Deviation that sums of float32 scores may have, in points."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -54,7 +54,7 @@ class Row:
     """Mean of final minus initial score."""
     parameters: int | None = None
     edits: int = 0
-    """Of training; 0 for a reference policy."""
+    """Edits of training; 0 for a reference policy."""
     wall_seconds: float | None = None
     """Mean over seeds, like cpu_seconds."""
     cpu_seconds: float | None = None
@@ -99,9 +99,9 @@ class Comparison:
     """What `upi-trm compare` shows."""
 
     rows: tuple[Row, ...]
-    """By environment; each environment's reference policies come last."""
+    """Rows by environment; each environment's reference policies come last."""
     aggregate: tuple[Aggregate, ...]
-    """Of the recipes that were trained on two environments or more."""
+    """One for each recipe that was trained on two environments or more."""
     curves: tuple[Curve, ...]
 
     def to_json_dict(self) -> dict[str, Any]:
@@ -112,7 +112,7 @@ class Comparison:
         }
 
     def tables(self) -> list[Table]:
-        """For the terminal, one an environment and instance set."""
+        """Tables for the terminal, one for each environment and instance set."""
         tasks = dict.fromkeys((row.env, row.instances) for row in self.rows)
         return [
             _table([row for row in self.rows if (row.env, row.instances) == task]) for task in tasks
@@ -161,10 +161,10 @@ def group_runs(
     """Records by what they have in common, each group in the order of its seeds.
 
     Args:
-        records: of runs; the groups come in the order of their first ones.
-        setting: what the runs of a group share.
-        seed: in which they differ.
-        name: of a group, for the error message.
+        records: records of runs; groups come in the order of their first records.
+        setting: gives what the runs of a group have in common.
+        seed: gives the seed, in which they differ.
+        name: names a group by one of its records, for the error message.
 
     Raises:
         ValueError: a group has two runs of one seed.
@@ -447,10 +447,10 @@ def save_plot(comparison: Comparison, path: Path) -> None:
     """Draw the learning curves: success against edits, mean and standard deviation over seeds.
 
     Dotted lines are the reference policies, on the test puzzles. Of more than four recipes only the
-    means are drawn, and the legend stands beside them, best first.
+    means are drawn, and the legend is beside them, best first.
 
     Args:
-        comparison: with curves.
+        comparison: has at least one curve.
         path: the picture; its ending names the format, e.g. .png, .svg or .pdf.
 
     Raises:

@@ -74,7 +74,7 @@ precision_option: Decorator = click.option(
     type=click.Choice(["float32", "bfloat16"]),
     default="float32",
     show_default=True,
-    help="Of matrix products.",
+    help="Precision of matrix products.",
 )
 env_option: Decorator = click.option(
     "--env", help="sudoku4x4, ... or any PlanEdit id; `upi-trm envs` lists them."
@@ -136,7 +136,7 @@ def job_options(command: Any) -> Any:
             help="Processes of this machine, or a Ray cluster (extra `cluster`).",
         ),
         click.option(
-            "--address", help="Of the Ray cluster, e.g. auto.  [default: start a local one]"
+            "--address", help="Address of the Ray cluster, e.g. auto.  [default: start a local one]"
         ),
     )
 
@@ -164,7 +164,7 @@ def make_placement(
     Where the CPU is slower in bfloat16, which is measured, a warning on stderr says so.
 
     Args:
-        device: of torch, e.g. "cuda:1".
+        device: device of torch, e.g. "cuda:1".
         compiled: whether to use torch.compile.
         threads: CPU threads; None = 1, or those that a resumed run has recorded.
         precision: "float32" or "bfloat16".

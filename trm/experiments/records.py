@@ -22,7 +22,7 @@ from trm.runs.files import read_json_object
 from trm.runs.run import Run
 
 FORMAT_VERSION = 1
-"""Of the record; another version is made anew where the run is at hand, and refused elsewhere."""
+"""Version of the record; one of another version is made anew from its run, or refused without."""
 
 RECORD_FILE = "eval.json"
 """Name of the record in a run folder."""
@@ -63,7 +63,7 @@ class Record:
     """Name of the instance set."""
     num_instances: int
     seed: int
-    """Of the run."""
+    """Seed of the run."""
     step: int
     """Edits of training."""
     success_rate: float
@@ -72,7 +72,7 @@ class Record:
     reference: Mapping[str, Mapping[str, float]]
     """Reference policy -> success_rate, mean_score, improvement on the same instances."""
     parameters: int | None
-    """Of the network that plays."""
+    """Number of parameters of the network that plays."""
     wall_seconds: float | None
     cpu_seconds: float | None
     peak_memory_bytes: int | None
@@ -84,9 +84,9 @@ def make_record(run: Run, *, num: int = DEFAULT_NUM, seed: int = 0) -> dict[str,
     """Evaluate the newest checkpoint of a run on the test split of its task.
 
     Args:
-        run: of any kind.
+        run: a run of any kind.
         num: puzzles; the same ones for every run of a task.
-        seed: of the puzzles and of the reference policies' choices.
+        seed: seed of the puzzles and of the reference policies' choices.
 
     Returns:
         The record as JSON values.

@@ -17,13 +17,13 @@ from trm.experiments.sweep_spec import Sweep, command_line, prepared_path, recor
 from trm.runs.durable import replace_durably
 
 FORMAT_VERSION = 1
-"""Of manifest.json."""
+"""Version of manifest.json."""
 
 PointState = Literal["pending", "interrupted", "running", "finished", "failed", "stopped"]
 
 
 def job_state(result: JobResult) -> PointState:
-    """The state of a point or preparation whose job stands so."""
+    """The state of a point or preparation, from that of its job."""
     if result.state in ("done", "skipped"):
         return "finished"
     if result.state == "stopped":

@@ -51,7 +51,7 @@ class PointReport:
     num_finished: int
     """Points finished by now, of all."""
     figures: Mapping[str, float]
-    """Of a finished point: those of its record that `SweepCommand.figures` names."""
+    """Figures of a finished point: those of its record that `SweepCommand.figures` names."""
 
 
 def point_states(sweep: Sweep, out: Path) -> dict[str, PointState]:
@@ -82,8 +82,8 @@ def run_sweep(
         out: the sweep's folder; made where it is missing.
         backend: "local" or "ray".
         workers: runs at once; None for one a core.
-        address: of the Ray cluster; see `trm.compute.jobs.map_jobs`.
-        command: for the manifest: how this was called.
+        address: address of the Ray cluster; see `trm.compute.jobs.map_jobs`.
+        command: the command line that began this session, for the manifest.
         only: patterns of the names of points to run, as `fnmatch` has them; the others stay as
             they are.
         report: called for every point that starts, ends or was finished before.
@@ -231,7 +231,7 @@ def _prepare(
     waiting = list(sweep.preparations)
     folders = {one.name: prepared_path(out, one.name) for one in waiting}
     while waiting:
-        # What a command uses stands in its words, and comes before it.
+        # The words of a command name the folders that it uses; those are prepared before it.
         blocked = {
             one.name
             for place, one in enumerate(waiting)

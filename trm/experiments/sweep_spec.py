@@ -47,7 +47,7 @@ class SweepSpec:
     grid: dict[str, Any] = field(default_factory=dict)
     """Dotted field -> list of values; all combinations."""
     seeds: tuple[int, ...] = (0,)
-    """Of the runs."""
+    """Seeds of the runs."""
     steps: int | None = None
     """Budget of every run, as `--steps`; null for the recipe's."""
     eval_num: int = 500
@@ -85,11 +85,11 @@ class Preparation:
 
     name: str
     words: tuple[str, ...]
-    """After `upi-trm`; `--out FOLDER` is added."""
+    """Words after `upi-trm`; `--out FOLDER` is added."""
     training: SweepCommand | None
     """What it trains a run with, if it does; other commands go on when they are given again."""
     resume: tuple[str, ...]
-    """Of a training: see `Point.resume`."""
+    """Words that go on with a training; see `Point.resume`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,7 +122,7 @@ class Sweep:
     spec: SweepSpec
     command: SweepCommand
     preparations: tuple[Preparation, ...]
-    """In the order of the spec; one uses earlier ones alone."""
+    """Preparations in the order of the spec; each uses earlier ones only."""
     points: tuple[Point, ...]
 
 

@@ -172,7 +172,7 @@ def show_scoreboard(
         placement: where its networks compute.
         source: file or data set of the puzzles; None for the task's test split.
         num: puzzles; None for all of `source`, or 500 generated ones.
-        seed: of generated puzzles, of sampling and of the reference policies.
+        seed: seed of generated puzzles, of sampling and of the reference policies.
         step: checkpoint, as `Learner` takes it.
         samples: episodes a puzzle of a further row; None for no such row.
         search: plans a puzzle that a search may look at; None for no such rows.

@@ -141,7 +141,7 @@ class NeighbourMap(nn.Module):
         pairs = torch.zeros(cells, cells, dtype=torch.bool)
         pairs[listener, table[present]] = True
         if int(pairs.sum()) != len(listener):
-            raise ValueError("neighbours: a cell stands twice next to another one")
+            raise ValueError("neighbours: a cell is listed twice next to another one")
         self.pool = pool
         self.symmetric = torch.equal(pairs, pairs.T)
         """Whether every cell is a neighbour of its neighbours."""

@@ -23,7 +23,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """The JSON object of a file, which must be of this format version.
 
     Raises:
-        RunError: as of `read_json_object`, or for another version.
+        RunError: for another version, or a file that `read_json_object` refuses.
     """
     record = read_json_object(path)
     if record.get("format_version") != FORMAT_VERSION:
