@@ -19,7 +19,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, Protocol, runtime_checkable
+from typing import Literal
 
 from trm.compute.attempts import POLL_SECONDS, Attempt, Task
 from trm.compute.process import graceful_stop
@@ -138,38 +138,8 @@ def map_jobs(
 # --- The loop, the same for both backends
 
 
-@runtime_checkable
-class _Pool(Protocol):
-    """Where tasks run."""
-
-    @property
-    def running(self) -> int:
-        """Tasks that were started and have not ended."""
-        ...
-
-    def has_room(self) -> bool:
-        """Whether one more task may start."""
-        ...
-
-    def start(self, task: Task) -> None:
-        """Start a task."""
-        ...
-
-    def ended(self) -> list[tuple[str, int | str]]:
-        """Each key with an exit code, negative for a signal, or how its process was lost."""
-        ...
-
-    def stop(self) -> None:
-        """Ask everything that runs to save and leave; may be called again."""
-        ...
-
-    def kill(self) -> None:
-        """End everything at once."""
-        ...
-
-
 def _run_all(
-    pool: _Pool,
+    pool: "_LocalPool | RayPool",
     waiting: deque[tuple[Job, Task]],
     retries: int,
     stopping: Callable[[], bool],
@@ -277,7 +247,7 @@ def _task_of(job: Job, *, threads: int, grace_seconds: float) -> Task:
 @contextlib.contextmanager
 def _open_pool(
     backend: Backend, *, workers: int | None, address: str | None, threads: int
-) -> Iterator[_Pool]:
+) -> Iterator["_LocalPool | RayPool"]:
     if backend == "local":
         yield _LocalPool(max(1, _num_cores() // threads) if workers is None else workers)
         return
@@ -294,7 +264,7 @@ def _num_cores() -> int:
 
 
 class _LocalPool:
-    """Processes of this machine."""
+    """Processes of this machine; the methods are those of `RayPool`."""
 
     def __init__(self, workers: int) -> None:
         self._workers = workers

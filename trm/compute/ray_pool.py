@@ -106,7 +106,7 @@ class RayPool:
         self._keys[self._remote.remote(task)] = task.key
 
     def ended(self) -> list[tuple[str, int | str]]:
-        """Each key with an exit code, or how Ray lost its process."""
+        """Each key with an exit code, negative for a signal, or how its process was lost."""
         if not self._keys:
             return []
         ready, _ = self._ray.wait(list(self._keys), num_returns=1, timeout=POLL_SECONDS)

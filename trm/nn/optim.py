@@ -77,10 +77,17 @@ class OptimiserConfig:
         )
 
     def share(self, step: int, *, total: int) -> float:
-        """Share of both learning rates in optimiser step 1..total: warm-up, then the cosine."""
-        return learning_rate_share(
-            step, warm_up=self.warm_up, total=total, final=self.final_learning_rate
-        )
+        """Share of both learning rates in an optimiser step: linear rise, then half a cosine.
+
+        Args:
+            step: this optimiser step, counted from 1; the share reaches 1 at step `warm_up`.
+            total: budget in optimiser steps, where the cosine ends at `final_learning_rate`.
+        """
+        if step < self.warm_up:
+            return step / self.warm_up
+        final = self.final_learning_rate
+        done = min(1.0, (step - self.warm_up) / max(1, total - self.warm_up))
+        return final + (1 - final) * 0.5 * (1 + math.cos(math.pi * done))
 
 
 class AdamATan2(torch.optim.Optimizer):
@@ -152,21 +159,6 @@ def sign_sgd_(
     summed = torch.zeros(len(rows), table.shape[1], dtype=table.dtype, device=table.device)
     summed.index_add_(0, place, gradient.to(table.dtype))
     table[rows] = table[rows] * (1 - learning_rate * weight_decay) - learning_rate * summed.sign()
-
-
-def learning_rate_share(step: int, *, warm_up: int, total: int, final: float) -> float:
-    """Share of the learning rate in optimiser step 1, 2, ...: linear rise, then half a cosine.
-
-    Args:
-        step: this optimiser step, counted from 1.
-        warm_up: steps of the rise; the share reaches 1 at the end of it.
-        total: budget in optimiser steps, where the cosine ends.
-        final: share at the end; 1 keeps it constant.
-    """
-    if step < warm_up:
-        return step / warm_up
-    done = min(1.0, (step - warm_up) / max(1, total - warm_up))
-    return final + (1 - final) * 0.5 * (1 + math.cos(math.pi * done))
 
 
 class RunningAverage:
