@@ -9,7 +9,6 @@ from typing import Any
 
 import click
 
-from trm.experiments.opening import ready_placement
 from trm.experiments.options import (
     compile_option,
     device_option,
@@ -18,6 +17,7 @@ from trm.experiments.options import (
     eval_num_option,
     job_options,
     overrides_option,
+    ready_placement,
     refuse_mixed_resume,
     run_options,
     threads_option,

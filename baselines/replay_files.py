@@ -14,9 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 from stable_baselines3.common.buffers import DictReplayBuffer
 
+from trm.runs.checkpoints import KEEP_NEWEST
 from trm.runs.durable import replace_durably
 from trm.runs.files import RunError
-from trm.runs.run import KEEP_NEWEST, Run
+from trm.runs.run import Run
 
 FOLDER = "replay"
 _MASK = "action_mask"

@@ -29,7 +29,8 @@ from typing import Any
 from baselines.recipe import BaselineRecipe, config_folder, recipe_path
 from trm.compute.jobs import Backend, Job, JobResult, map_jobs
 from trm.experiments.sections import check_at_least
-from trm.runs.durable import FolderLock, LockedError, replace_durably
+from trm.runs.durable import replace_durably
+from trm.runs.lock import locked
 from trm.runs.recipe import dump_recipe, load_recipe, recipe_hash
 from trm.runs.shipped import shipped_file
 
@@ -174,11 +175,7 @@ def run_search(
     """
     _optuna()
     out.mkdir(parents=True, exist_ok=True)
-    try:
-        lock = FolderLock(out / ".lock")
-    except LockedError as error:
-        raise ValueError(f"{out}: {error} is tuning here; wait for it or stop it") from None
-    try:
+    with locked(out, "is tuning here"):
         _claim(search, out)
         trials: list[Trial] = []
         while len(trials) < search.spec.trials:
@@ -201,8 +198,6 @@ def run_search(
             ]
             _write_record(search, out, trials, command)
         return trials
-    finally:
-        lock.release()
 
 
 def best_of(trials: Sequence[Trial]) -> Trial:

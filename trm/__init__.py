@@ -1,6 +1,7 @@
-"""The shared backbone and what every learner stands on: models, recipes, runs, devices.
+"""The shared backbone of every learner: networks, run folders, devices, jobs, experiments.
 
-Floor 0 (DESIGN.md section 2): `trm` imports nothing of ours, and every learner imports it. Modules
-are imported by name (`from trm.runs.run import Run`), so that reading a recipe or printing help never
-loads torch.
+`trm.nn`, `trm.runs` and `trm.compute` know neither each other nor the environments;
+`trm.experiments` joins them with `plan_envs` into what every learner shares. Modules are imported
+by name (`from trm.runs.run import Run`), so that reading a recipe or printing help never loads
+torch.
 """

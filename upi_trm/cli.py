@@ -11,13 +11,14 @@ from typing import Any
 
 import click
 
-from trm.experiments.opening import program_path, ready_placement
 from trm.experiments.options import (
     edits_option,
     env_option,
     eval_num_option,
     overrides_option,
     placement_options,
+    program_path,
+    ready_placement,
     refuse_mixed_resume,
     run_options,
 )

@@ -39,7 +39,8 @@ from plan_envs.sudoku.instances import split_of as split_of_sudokus
 from plan_envs.sudoku.rules import Sudoku
 from supervised.data_sets.codecs import Tokens, codec_of
 from supervised.data_sets.datasets import INFO_FILE, DatasetInfo, check_files, info_of, read_info
-from trm.runs.durable import FolderLock, LockedError, replace_durably
+from trm.runs.durable import replace_durably
+from trm.runs.lock import locked
 
 HOLD_OUTS: Final = ("random", "solution", "class")
 """Ways to keep test boards of N-Queens apart from training; see `queens_plan`."""
@@ -107,11 +108,7 @@ def build_dataset(out: str | Path, plan: BuildPlan, *, progress: bool = False) -
         raise ValueError(f"{out}: not empty, and no data set: name another folder")
     work = out / _WORK
     work.mkdir(parents=True, exist_ok=True)
-    try:
-        lock = FolderLock(work / "lock")
-    except LockedError as error:
-        raise ValueError(f"{out}: {error} is building there; wait for it or stop it") from None
-    try:
+    with locked(out, "is building there", file=f"{_WORK}/lock"):
         _check_request(work, request)
         with progress_bar(len(plan.pieces), f"pieces of {plan.name}", shown=progress) as advance:
             for piece in plan.pieces:
@@ -125,8 +122,6 @@ def build_dataset(out: str | Path, plan: BuildPlan, *, progress: bool = False) -
         files = {path: _write_array(out / path, array) for path, array in arrays.items()}
         info = replace(info, options=request["options"], files=files)
         replace_durably(out / INFO_FILE, json.dumps(asdict(info), indent=1).encode())
-    finally:
-        lock.release()
     shutil.rmtree(work, ignore_errors=True)
     return info
 

@@ -41,7 +41,12 @@ TINY = (
 
 
 def make_run(
-    path: Path, *overrides: str, env: str = "sudoku4x4", seed: int = 0, spread: float = 0.3
+    path: Path,
+    *overrides: str,
+    env: str = "sudoku4x4",
+    seed: int = 0,
+    spread: float = 0.3,
+    provenance: dict[str, Any] | None = None,
 ) -> Path:
     """A run folder with one checkpoint of random weights (clamped where the recipe says so)."""
     words = {word.partition("=")[0]: word for word in (*TINY, *overrides)}
@@ -59,7 +64,9 @@ def make_run(
         jitter(model, seed + 10 + offset, spread)
     for clamp in learner.clamps:
         clamp.apply()
-    with Run.create(path, kind=RUN_KIND, env=env, seed=seed, recipe=recipe) as run:
+    with Run.create(
+        path, kind=RUN_KIND, env=env, seed=seed, recipe=recipe, provenance=provenance
+    ) as run:
         run.save_checkpoint(64, weights=learner.weights(), state={})
     return path
 

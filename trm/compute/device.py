@@ -33,7 +33,7 @@ class Placement:
     device: str = "cpu"
     """"cpu", "cuda", "cuda:1", ...; parameters, latents and gradients live there."""
     precision: Precision = "float32"
-    """Of matrix products in the forward pass; weights and optimiser stay float32."""
+    """Precision of matrix products in the forward pass; weights and optimiser stay float32."""
     compile: bool = False
     """Whether `compiled` hands its argument to torch.compile."""
     threads: int | None = None
@@ -104,8 +104,8 @@ def bfloat16_speedup(size: int = 384, rounds: int = 3) -> float:
     Above 1 with AMX or AVX-512 BF16; far below 1 on a CPU without, where torch emulates it.
 
     Args:
-        size: of the square matrices; 384 takes milliseconds.
-        rounds: the fastest of so many products counts, in each precision.
+        size: rows of the square matrices; 384 takes milliseconds.
+        rounds: number of products in each precision, of which the fastest counts.
     """
 
     def fastest(dtype: torch.dtype) -> float:

@@ -1,4 +1,4 @@
-"""What a training process owes its surroundings: stop when told, count its use, say what it is.
+"""A training process and its surroundings: stop on a signal, count the cost, record the code.
 
 Learners wrap their loop in `graceful_stop`, keep a `ResourceMeter` in their checkpoints, and `Run`
 records `provenance` when a run folder is made (DESIGN.md section 8).
@@ -97,7 +97,7 @@ class ResourceUsage:
 
 
 class ResourceMeter:
-    """Counts from its making on, on top of what earlier sessions of the run used."""
+    """Counts from its construction on, on top of what earlier sessions of the run used."""
 
     def __init__(self, earlier: Mapping[str, Any] | None = None) -> None:
         """Start counting; `earlier` is the `state_dict` of the session that was stopped."""

@@ -1,8 +1,8 @@
 """Named random streams from one seed.
 
 Every stochastic function takes a generator (STYLE.md, Randomness). A learner gets its generators
-here, by name, so that drawing more from one never shifts another. A checkpoint holds where each of
-them stands.
+here, by name, so that drawing more from one never shifts another. A checkpoint holds the state of
+each of them.
 """
 
 import copy

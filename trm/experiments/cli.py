@@ -1,7 +1,7 @@
 """The root of the `upi-trm` command: its sub-commands, and how a mistake of the user ends.
 
-Every import that costs time (torch, numba, gymnasium, rich) stands inside the command that needs
-it, so that `upi-trm --help` answers at once. The learners add sub-commands with the entry-point
+Every import that costs time (torch, numba, gymnasium, rich) is inside the command that needs it,
+so that `upi-trm --help` answers at once. The learners add sub-commands with the entry-point
 group `upi_trm.commands`; an entry point names a click command. Mistakes of the user end in one line
 on stderr and exit code 2; `--debug` shows the traceback.
 """

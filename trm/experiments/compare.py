@@ -1,31 +1,35 @@
 """Runs side by side: one row a method, recipe and environment over its seeds, with references.
 
-`compare_records` turns evaluation records (`trm.experiments.records`) into rows: mean, standard deviation
-and 95% interval over seeds, costs, and the reference policies on the same instances. `table`,
-`save_plot` and `Comparison.to_json_dict` show them. Every figure is computed from the records, and
-a record whose improvement is not its mean score less that of the untouched instances is refused.
+`compare_records` turns evaluation records (`trm.experiments.records`) into rows: mean, standard
+deviation and 95% interval over seeds, costs, and the reference policies on the same instances.
+`Comparison.tables`, `save_plot` and `Comparison.to_json_dict` show them. Every figure is computed
+from the records, and a record whose improvement is not its mean score less that of the untouched
+instances is refused.
 """
 
 import itertools
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 from jaxtyping import Float
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from trm.experiments.intervals import student_t_interval, wilson_interval
+from trm.experiments.intervals import spread_of, student_t_interval, wilson_interval
 from trm.experiments.records import Record
 from trm.runs.pictures import new_figure, save_figure
+
+R = TypeVar("R")
+K = TypeVar("K", bound=Hashable)
 
 _CONFIDENCE = 0.95
 _RESAMPLES = 2000
 _TOLERANCE = 1e-3
-"""Of sums that float32 scores must satisfy, in points."""
+"""Deviation that sums of float32 scores may have, in points."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -33,34 +37,34 @@ class Row:
     """One line of the table; None where nothing was measured."""
 
     method: str
-    recipe: str | None
+    recipe: str | None = None
     """None for a reference policy."""
     env: str
     success_rate: float
     """Mean over seeds."""
-    success_rate_std: float | None
+    success_rate_std: float | None = None
     """Sample standard deviation over seeds; None for one seed."""
     success_rate_low: float
     success_rate_high: float
     """Ends of the 95% interval, in [0, 1]."""
-    interval: str
-    """"student-t" over seeds; "wilson" over the instances where there is one seed."""
+    interval: Literal["student-t", "wilson"] = "wilson"
+    """Student's t over seeds; Wilson's over the instances where there is one seed."""
     mean_score: float
     improvement: float
     """Mean of final minus initial score."""
-    parameters: int | None
-    edits: int
-    """Of training; 0 for a reference policy."""
-    wall_seconds: float | None
+    parameters: int | None = None
+    edits: int = 0
+    """Edits of training; 0 for a reference policy."""
+    wall_seconds: float | None = None
     """Mean over seeds, like cpu_seconds."""
-    cpu_seconds: float | None
-    peak_memory_bytes: int | None
+    cpu_seconds: float | None = None
+    peak_memory_bytes: int | None = None
     """Largest over seeds."""
-    num_seeds: int
-    seeds: tuple[int, ...]
+    num_seeds: int = 1
+    seeds: tuple[int, ...] = ()
     instances: str
     num_instances: int
-    recipe_hash: str | None
+    recipe_hash: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -95,9 +99,9 @@ class Comparison:
     """What `upi-trm compare` shows."""
 
     rows: tuple[Row, ...]
-    """By environment; each environment's reference policies come last."""
+    """Rows by environment; each environment's reference policies come last."""
     aggregate: tuple[Aggregate, ...]
-    """Of the recipes that were trained on two environments or more."""
+    """One for each recipe that was trained on two environments or more."""
     curves: tuple[Curve, ...]
 
     def to_json_dict(self) -> dict[str, Any]:
@@ -108,7 +112,7 @@ class Comparison:
         }
 
     def tables(self) -> list[Table]:
-        """For the terminal, one an environment and instance set."""
+        """Tables for the terminal, one for each environment and instance set."""
         tasks = dict.fromkeys((row.env, row.instances) for row in self.rows)
         return [
             _table([row for row in self.rows if (row.env, row.instances) == task]) for task in tasks
@@ -129,26 +133,54 @@ def compare_records(records: Sequence[Record]) -> Comparison:
     _check_instances(records)
     for record in records:
         _check_sums(record)
-    groups: dict[tuple[Any, ...], list[Record]] = {}
-    for record in sorted(records, key=lambda record: record.seed):
-        groups.setdefault(_group_key(record), []).append(record)
-    # In the order in which the records were given, environments kept together.
-    keys = list(dict.fromkeys(_group_key(record) for record in records))
-    tasks = list(dict.fromkeys((record.env, record.instances) for record in records))
-    for key in keys:
-        _check_seeds(groups[key])
-    labels = _labels([groups[key] for key in keys])
+    groups = list(
+        group_runs(records, setting=_setting, seed=lambda record: record.seed, name=_name).values()
+    )
+    labels = _labels(groups)
     rows: list[Row] = []
-    for task in tasks:
-        members = [key for key in keys if (groups[key][0].env, groups[key][0].instances) == task]
-        rows += [_row(groups[key], labels[keys.index(key)]) for key in members]
+    # In the order in which the records were given, environments kept together.
+    for task in dict.fromkeys(map(_task, records)):
+        members = [place for place, (first, *_) in enumerate(groups) if _task(first) == task]
+        rows += [_row(groups[place], labels[place]) for place in members]
         rows += _reference_rows(groups[members[0]][0])
-    curves = [
-        curve
-        for key, label in zip(keys, labels, strict=True)
-        if (curve := learning_curve(groups[key], label)) is not None
-    ]
-    return Comparison(rows=tuple(rows), aggregate=_aggregates(records), curves=tuple(curves))
+    curves = map(learning_curve, groups, labels)
+    return Comparison(
+        rows=tuple(rows),
+        aggregate=_aggregates(records),
+        curves=tuple(curve for curve in curves if curve is not None),
+    )
+
+
+def group_runs(
+    records: Iterable[R],
+    *,
+    setting: Callable[[R], K],
+    seed: Callable[[R], int],
+    name: Callable[[R], str],
+) -> dict[K, list[R]]:
+    """Records by what they have in common, each group in the order of its seeds.
+
+    Args:
+        records: records of runs; groups come in the order of their first records.
+        setting: gives what the runs of a group have in common.
+        seed: gives the seed, in which they differ.
+        name: names a group by one of its records, for the error message.
+
+    Raises:
+        ValueError: a group has two runs of one seed.
+    """
+    groups: dict[K, list[R]] = {}
+    for record in records:
+        groups.setdefault(setting(record), []).append(record)
+    for runs in groups.values():
+        runs.sort(key=seed)
+        for one, other in itertools.pairwise(runs):
+            if seed(one) == seed(other):
+                raise ValueError(
+                    f"{name(one)}: several runs have the seed {seed(one)}, the recipe and the"
+                    " training in common; give one of them"
+                )
+    return groups
 
 
 # --- Statistics
@@ -211,8 +243,8 @@ def learning_curve(records: Sequence[Record], label: str) -> Curve | None:
 
 def _row(records: Sequence[Record], label: str) -> Row:
     rates = [record.success_rate for record in records]
-    first = records[0]
-    several = len(records) > 1
+    spread, first, several = spread_of(rates), records[0], len(records) > 1
+    assert spread is not None
     low, high = (
         student_t_interval(rates) if several else wilson_interval(rates[0], first.num_instances)
     )
@@ -220,8 +252,8 @@ def _row(records: Sequence[Record], label: str) -> Row:
         method=first.method,
         recipe=label,
         env=first.env,
-        success_rate=statistics.mean(rates),
-        success_rate_std=statistics.stdev(rates) if several else None,
+        success_rate=spread.mean,
+        success_rate_std=spread.std,
         success_rate_low=max(0.0, low),
         success_rate_high=min(1.0, high),
         interval="student-t" if several else "wilson",
@@ -248,25 +280,14 @@ def _reference_rows(record: Record) -> list[Row]:
         rows.append(
             Row(
                 method=name,
-                recipe=None,
                 env=record.env,
                 success_rate=float(report["success_rate"]),
-                success_rate_std=None,
                 success_rate_low=low,
                 success_rate_high=high,
-                interval="wilson",
                 mean_score=float(report["mean_score"]),
                 improvement=float(report["improvement"]),
-                parameters=None,
-                edits=0,
-                wall_seconds=None,
-                cpu_seconds=None,
-                peak_memory_bytes=None,
-                num_seeds=1,
-                seeds=(),
                 instances=record.instances,
                 num_instances=record.num_instances,
-                recipe_hash=None,
             )
         )
     return rows
@@ -314,24 +335,32 @@ def _initial_score(record: Record) -> float:
 
 
 def _mean(values: Sequence[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return statistics.mean(known) if known and len(known) == len(values) else None
+    spread = spread_of(values)
+    return None if spread is None else spread.mean
 
 
 def _largest(values: Sequence[int | None]) -> int | None:
     known = [value for value in values if value is not None]
-    return max(known) if known and len(known) == len(values) else None
+    return max(known) if len(known) == len(values) else None
 
 
-def _group_key(record: Record) -> tuple[Any, ...]:
+def _setting(record: Record) -> tuple[Any, ...]:
     recipe = record.recipe_hash or record.recipe
     return record.method, record.env, record.instances, recipe, record.step
 
 
+def _name(record: Record) -> str:
+    return f"{record.recipe} on {record.env}"
+
+
+def _task(record: Record) -> tuple[str, str]:
+    return record.env, record.instances
+
+
 def _labels(groups: Sequence[Sequence[Record]]) -> list[str]:
-    """A name for every row; rows that would bear the same one are told apart by what differs."""
+    """A name for every row; rows that would bear the same one add what they differ in."""
     names = [group[0].recipe for group in groups]
-    places = [(group[0].method, group[0].env, group[0].instances) for group in groups]
+    places = [(group[0].method, *_task(group[0])) for group in groups]
     labels = []
     for place, name, group in zip(places, names, groups, strict=True):
         same = [
@@ -351,7 +380,7 @@ def _labels(groups: Sequence[Sequence[Record]]) -> list[str]:
 def _check_instances(records: Sequence[Record]) -> None:
     sizes: dict[tuple[str, str], Record] = {}
     for record in records:
-        first = sizes.setdefault((record.env, record.instances), record)
+        first = sizes.setdefault(_task(record), record)
         if first.num_instances != record.num_instances:
             raise ValueError(
                 f"{record.env}: {first.recipe} was evaluated on {first.num_instances} puzzles of "
@@ -372,16 +401,6 @@ def _check_sums(record: Record) -> None:
             raise ValueError(
                 f"{record.recipe}, seed {record.seed}: improvement of {name} is "
                 f"{report['improvement']:g} where mean_score - initial score = {expected:g}"
-            )
-
-
-def _check_seeds(records: Sequence[Record]) -> None:
-    seeds = [record.seed for record in records]
-    for seed in seeds:
-        if seeds.count(seed) > 1:
-            raise ValueError(
-                f"{records[0].recipe} on {records[0].env}: {seeds.count(seed)} runs have the "
-                f"seed {seed}, the recipe and the edits in common; give one of them"
             )
 
 
@@ -428,10 +447,10 @@ def save_plot(comparison: Comparison, path: Path) -> None:
     """Draw the learning curves: success against edits, mean and standard deviation over seeds.
 
     Dotted lines are the reference policies, on the test puzzles. Of more than four recipes only the
-    means are drawn, and the legend stands beside them, best first.
+    means are drawn, and the legend is beside them, best first.
 
     Args:
-        comparison: with curves.
+        comparison: has at least one curve.
         path: the picture; its ending names the format, e.g. .png, .svg or .pdf.
 
     Raises:

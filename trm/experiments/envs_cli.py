@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from trm.experiments.opening import program_path
+from trm.experiments.options import program_path
 
 
 @click.command()

@@ -1,4 +1,4 @@
-"""What a learner tells everybody else: how its runs are swept, played, recorded and studied.
+"""The contract of a learner: how its runs are swept, played, recorded and studied.
 
 A learner is an object that fulfils `Learner`; an entry point of the group `upi_trm.learners` names
 it by the kind of the runs that it writes. Sweeps, records, `eval`, `solve`, `compare` and `drift`
@@ -44,7 +44,7 @@ class SweepCommand:
     figures: tuple[str, ...] = ("success_rate",)
     """Shares in a record, or null there, that the manifest and the display show."""
     options: tuple[str, ...] = ("--eval-num", "0")
-    """Given always, so that the command does not evaluate by itself."""
+    """Words that are always added, so that the command does not evaluate by itself."""
     takes_env: bool = True
     """Whether it has `--env`; else its recipes name their data."""
     path_words: tuple[str, ...] = ()
@@ -73,7 +73,7 @@ class Networks:
 class Learner(Protocol):
     """A learner as the rest of the program sees it.
 
-    In what follows `step` is a checkpoint's step or its tag ("best"); None stands for the newest.
+    In all methods `step` is a checkpoint's step or its tag ("best"); None means the newest.
     """
 
     @property

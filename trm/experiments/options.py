@@ -1,16 +1,39 @@
-"""Options that the command lines of all learners share, so that a flag means the same everywhere.
+"""What the command lines of all learners share, so that a flag means the same everywhere.
 
-Decorators for click commands, and what their values become. Nothing heavy is imported before a
+Decorators for click commands, the values that their flags become (a placement, a checkpoint's name,
+an open run), and refusals of flags that exclude each other. Nothing heavy is imported before a
 command runs.
 """
 
+import shutil
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 
+EXIT_FAILED, EXIT_INTERRUPTED = 1, 130
+"""Exit codes of commands that run many jobs: one of them failed; a signal ended them early."""
+
 Decorator = Callable[[Any], Any]
+
+
+class CheckpointName(click.ParamType):  # type: ignore[type-arg]  # generic only in new click
+    """A checkpoint: its step as a number, or the tag "best"."""
+
+    name = "N|best"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> int | str:
+        """An integer, or "best"; anything else is refused."""
+        if value == "best":
+            return "best"
+        if not str(value).isdecimal():
+            self.fail(f"{value!r} is neither a number of edits nor best", param, ctx)
+        return int(value)
+
 
 json_option: Decorator = click.option(
     "--json", "as_json", is_flag=True, help="One JSON object on one line, last on stdout."
@@ -21,6 +44,17 @@ overrides_option: Decorator = click.option(
     multiple=True,
     metavar="K=V",
     help="Override a recipe's field; repeatable.",
+)
+checkpoint_option: Decorator = click.option(
+    "--step",
+    type=CheckpointName(),
+    help="Checkpoint to use: a number of edits, or best.  [default: the newest]",
+)
+plot_option: Decorator = click.option(
+    "--plot",
+    metavar="FILE",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Draw the curves: .png, .svg, .pdf (extra `plot`).",
 )
 device_option: Decorator = click.option(
     "--device", default="cpu", show_default=True, help="cpu, cuda, cuda:1, ..."
@@ -40,10 +74,8 @@ precision_option: Decorator = click.option(
     type=click.Choice(["float32", "bfloat16"]),
     default="float32",
     show_default=True,
-    help="Of matrix products.",
+    help="Precision of matrix products.",
 )
-
-
 env_option: Decorator = click.option(
     "--env", help="sudoku4x4, ... or any PlanEdit id; `upi-trm envs` lists them."
 )
@@ -59,6 +91,16 @@ eval_num_option: Decorator = click.option(
 )
 
 
+def seed_option(help: str) -> Decorator:
+    """`--seed`, 0 where it is not given."""
+    return click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help=help)
+
+
+def out_option(help: str) -> Decorator:
+    """`--out`, a folder to make."""
+    return click.option("--out", type=click.Path(path_type=Path), help=help)
+
+
 def placement_options(command: Any) -> Any:
     """Where the numbers are computed: the same four flags on every command that runs a model."""
     return added(command, device_option, precision_option, compile_option, threads_option)
@@ -68,18 +110,8 @@ def run_options(command: Any) -> Any:
     """Which run is made, or gone on with."""
     return added(
         command,
-        click.option(
-            "--seed",
-            type=click.IntRange(0),
-            default=0,
-            show_default=True,
-            help="Seed of all random streams.",
-        ),
-        click.option(
-            "--out",
-            type=click.Path(path_type=Path),
-            help="Run folder to make.  [default: below runs/]",
-        ),
+        seed_option("Seed of all random streams."),
+        out_option("Run folder to make.  [default: below runs/]"),
         click.option(
             "--resume",
             metavar="RUN",
@@ -104,7 +136,7 @@ def job_options(command: Any) -> Any:
             help="Processes of this machine, or a Ray cluster (extra `cluster`).",
         ),
         click.option(
-            "--address", help="Of the Ray cluster, e.g. auto.  [default: start a local one]"
+            "--address", help="Address of the Ray cluster, e.g. auto.  [default: start a local one]"
         ),
     )
 
@@ -116,6 +148,9 @@ def added(command: Any, *options: Decorator) -> Any:
     return command
 
 
+# --- What the flags become
+
+
 def make_placement(
     *,
     device: str,
@@ -124,10 +159,16 @@ def make_placement(
     precision: Any = "float32",
     resumed: bool = False,
 ) -> Any:
-    """A `trm.compute.device.Placement` of the flags.
+    """The `trm.compute.device.Placement` that the flags ask for.
 
-    A resumed run keeps its thread count unless one is given; else it is one. Where the CPU is
-    slower in bfloat16, which is measured, stderr says so.
+    Where the CPU is slower in bfloat16, which is measured, a warning on stderr says so.
+
+    Args:
+        device: device of torch, e.g. "cuda:1".
+        compiled: whether to use torch.compile.
+        threads: CPU threads; None = 1, or those that a resumed run has recorded.
+        precision: "float32" or "bfloat16".
+        resumed: whether a run goes on.
     """
     from trm.compute.device import Placement, bfloat16_speedup
 
@@ -142,6 +183,37 @@ def make_placement(
                 err=True,
             )
     return placement
+
+
+def ready_placement(**flags: Any) -> Any:
+    """`make_placement`, after a notice where the environments' kernels must be compiled first."""
+    from plan_envs.sudoku.kernels import announce_compilation
+
+    placement = make_placement(**flags)
+    announce_compilation()
+    return placement
+
+
+def open_run(path: Path) -> Any:
+    """The `trm.runs.run.Run` of a folder, or of a shipped run by its name `pretrained:NAME`."""
+    from trm.experiments.shipped_runs import run_path
+    from trm.runs.run import Run
+
+    return Run.open(run_path(path))
+
+
+def program_path(name: str = "upi-trm") -> str:
+    """How the user can call a program of this environment from where they are."""
+    if shutil.which(name):
+        return name
+    beside = Path(sys.executable).with_name(name)
+    try:
+        return str(beside.relative_to(Path.cwd()))
+    except ValueError:
+        return str(beside)
+
+
+# --- Flags that exclude each other
 
 
 def refuse_mixed_resume(ctx: click.Context, *, resume: Path | None, env: str | None) -> None:

@@ -13,6 +13,8 @@ from typing import Any
 
 import click
 
+from trm.experiments.options import seed_option
+
 _CLEAR = "\x1b[H\x1b[2J"
 _ARROWS = {"A": "up", "B": "down", "C": "right", "D": "left"}
 _NAMED = {"\n": "enter", "\r": "enter", "\x7f": "backspace", "\x08": "backspace"}
@@ -21,9 +23,7 @@ _END_OF_INPUT = "\x04"
 
 @click.command()
 @click.argument("env")
-@click.option(
-    "--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of the puzzles."
-)
+@seed_option("Seed of the puzzles.")
 @click.option(
     "--split",
     type=click.Choice(["train", "validation", "test"]),

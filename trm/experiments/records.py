@@ -3,7 +3,7 @@
 `make_record` plays a run's newest checkpoint on unseen puzzles beside the reference policies, as
 `upi-trm eval RUN --json` does, and adds what the run cost and how it learned. Sweeps keep the
 record in the run folder (`eval.json`); `upi-trm compare` reads records, from there or from files,
-and makes those that are missing. Runs of other learners are loaded by their own modules (`policy`).
+and makes those that are missing. `learners` loads the policy, whichever learner wrote the run.
 """
 
 import json
@@ -14,14 +14,15 @@ from pathlib import Path
 from typing import Any
 
 from trm.compute.device import Placement
-from trm.experiments.learners import learner_of
+from trm.experiments.learners import learner_of, load_policy, task_of
+from trm.experiments.scoreboard import score_policies
 from trm.experiments.shipped_runs import is_shipped, run_path
 from trm.runs.durable import replace_durably
 from trm.runs.files import read_json_object
 from trm.runs.run import Run
 
 FORMAT_VERSION = 1
-"""Of the record; another version is made anew where the run is at hand, and refused elsewhere."""
+"""Version of the record; one of another version is made anew from its run, or refused without."""
 
 RECORD_FILE = "eval.json"
 """Name of the record in a run folder."""
@@ -29,7 +30,23 @@ RECORD_FILE = "eval.json"
 DEFAULT_NUM = 500
 """Puzzles of an evaluation where nobody asks for another number."""
 
+Announce = Callable[[str], None]
+"""Shows a line to whoever waits."""
+
 _SEED_SUFFIX = re.compile(r"-seed\d+(-\d{8}-\d{6})?$")
+
+_NUMBER: tuple[type, ...] = (int, float)
+_REQUIRED: dict[str, tuple[type, ...]] = {
+    **dict.fromkeys(("env", "instances"), (str,)),
+    **dict.fromkeys(("num_instances", "seed", "step"), (int,)),
+    **dict.fromkeys(("success_rate", "mean_score", "improvement"), _NUMBER),
+    "reference": (dict,),
+}
+_OPTIONAL: dict[str, tuple[type, ...]] = {
+    "recipe_hash": (str,),
+    **dict.fromkeys(("parameters", "peak_memory_bytes"), (int,)),
+    **dict.fromkeys(("wall_seconds", "cpu_seconds"), _NUMBER),
+}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -46,7 +63,7 @@ class Record:
     """Name of the instance set."""
     num_instances: int
     seed: int
-    """Of the run."""
+    """Seed of the run."""
     step: int
     """Edits of training."""
     success_rate: float
@@ -55,7 +72,7 @@ class Record:
     reference: Mapping[str, Mapping[str, float]]
     """Reference policy -> success_rate, mean_score, improvement on the same instances."""
     parameters: int | None
-    """Of the network that plays."""
+    """Number of parameters of the network that plays."""
     wall_seconds: float | None
     cpu_seconds: float | None
     peak_memory_bytes: int | None
@@ -67,9 +84,9 @@ def make_record(run: Run, *, num: int = DEFAULT_NUM, seed: int = 0) -> dict[str,
     """Evaluate the newest checkpoint of a run on the test split of its task.
 
     Args:
-        run: of any kind.
+        run: a run of any kind.
         num: puzzles; the same ones for every run of a task.
-        seed: of the puzzles and of the reference policies' choices.
+        seed: seed of the puzzles and of the reference policies' choices.
 
     Returns:
         The record as JSON values.
@@ -107,7 +124,7 @@ def keep_record(
     path: Path,
     *,
     num: int | None = None,
-    announce: Callable[[str], None] = lambda _: None,
+    announce: Announce = lambda _: None,
 ) -> dict[str, Any]:
     """The record in a run folder; made and written there when it is missing or out of date.
 
@@ -116,7 +133,7 @@ def keep_record(
     Args:
         path: a run folder.
         num: puzzles; None takes a record of any number, and `DEFAULT_NUM` where there is none.
-        announce: is told before an evaluation begins.
+        announce: called before an evaluation begins.
     """
     run = Run.open(path)
     file = path / RECORD_FILE
@@ -140,7 +157,7 @@ def read_records(
     paths: Sequence[Path],
     *,
     num: int | None = None,
-    announce: Callable[[str], None] = lambda _: None,
+    announce: Announce = lambda _: None,
 ) -> list[dict[str, Any]]:
     """Records of run folders, of folders of such, and of JSON files, in the order given.
 
@@ -148,7 +165,8 @@ def read_records(
         paths: run folders, `pretrained:NAME`, folders with runs or records below them, files of one
             record or of `{"records": [...]}`.
         num: puzzles that every record must have; runs of another number are evaluated anew.
-        announce: is told of every evaluation and of runs without a checkpoint, which are left out.
+        announce: called for every evaluation, and for runs without a checkpoint, which are left
+            out.
 
     Raises:
         ValueError: one line, for a path that holds no result, or a file of another number.
@@ -165,35 +183,15 @@ def parse_record(record: Mapping[str, Any], *, source: str) -> Record:
     version = record.get("format_version", FORMAT_VERSION)
     if version != FORMAT_VERSION:
         raise ValueError(f"{source}: format_version is {version!r}, expected {FORMAT_VERSION}")
-    number = (int, float)
-    found = {
-        name: _field(record, name, kinds, source)
-        for name, kinds in {
-            "env": (str,),
-            "instances": (str,),
-            "num_instances": (int,),
-            "seed": (int,),
-            "step": (int,),
-            "success_rate": number,
-            "mean_score": number,
-            "improvement": number,
-            "reference": (dict,),
-        }.items()
-    }
+    found = {name: _field(record, name, kinds, source) for name, kinds in _REQUIRED.items()}
     for name, report in found["reference"].items():
         for figure in ("success_rate", "mean_score", "improvement"):
-            _field(report, figure, number, f"{source}: reference.{name}")
-    run = str(record.get("run", "run"))
+            _field(report, figure, _NUMBER, f"{source}: reference.{name}")
     optional = {
         name: _field(record, name, (*kinds, type(None)), source)
-        for name, kinds in {
-            "recipe_hash": (str,),
-            "parameters": (int,),
-            "wall_seconds": number,
-            "cpu_seconds": number,
-            "peak_memory_bytes": (int,),
-        }.items()
+        for name, kinds in _OPTIONAL.items()
     }
+    run = str(record.get("run", "run"))
     return Record(
         **found,
         **optional,
@@ -201,6 +199,23 @@ def parse_record(record: Mapping[str, Any], *, source: str) -> Record:
         recipe=str(record.get("recipe", label_of(Path(run)))),
         curve=tuple((int(step), float(rate)) for step, rate in record.get("curve", ())),
     )
+
+
+def records_in_file(file: Path) -> list[Any]:
+    """What a JSON file holds: the list of `{"records": [...]}`, else its one object; not checked.
+
+    Raises:
+        RunError: no JSON object; names the file.
+    """
+    found = read_json_object(file)
+    records: list[Any] = found.get("records", [found])
+    return records
+
+
+def natural_key(text: object) -> list[tuple[int, float | str]]:
+    """Sort key that puts n=4 before n=16, and alpha=0.25 before alpha=0.5."""
+    parts = re.split(r"(\d+(?:\.\d+)?)", str(text))
+    return [(0, float(part)) if part[:1].isdigit() else (1, part) for part in parts]
 
 
 def label_of(path: Path) -> str:
@@ -212,10 +227,6 @@ def label_of(path: Path) -> str:
 
 
 def _evaluate(run: Run, num: int, seed: int) -> dict[str, Any]:
-    """In this process; torch, numba and the environments are loaded here."""
-    from trm.experiments.learners import load_policy, task_of
-    from trm.experiments.scoreboard import score_policies
-
     task = task_of(run)
     policy = load_policy(run, placement=Placement(threads=1))
     instances = task.instances("test", num=num, seed=seed)
@@ -244,9 +255,7 @@ def _is_current(record: Mapping[str, Any], run: Run, num: int | None) -> bool:
     )
 
 
-def _records_at(
-    path: Path, num: int | None, announce: Callable[[str], None]
-) -> Iterator[dict[str, Any]]:
+def _records_at(path: Path, num: int | None, announce: Announce) -> Iterator[dict[str, Any]]:
     if path.is_file():
         yield from _records_in(path, num)
         return
@@ -255,7 +264,7 @@ def _records_at(
     if (path / "run.json").is_file():
         yield keep_record(path, num=num, announce=announce)
         return
-    runs = sorted((found.parent for found in path.rglob("run.json")), key=_natural)
+    runs = sorted((found.parent for found in path.rglob("run.json")), key=natural_key)
     for folder in runs:
         if Run.open(folder).checkpoint_steps():
             yield keep_record(folder, num=num, announce=announce)
@@ -264,7 +273,7 @@ def _records_at(
     if runs:
         return
     kept = path / "records"
-    files = sorted((kept if kept.is_dir() else path).glob("*.json"), key=_natural)
+    files = sorted((kept if kept.is_dir() else path).glob("*.json"), key=natural_key)
     if not files:
         raise ValueError(f"{path}: holds neither runs (run.json) nor records (*.json)")
     for file in files:
@@ -272,9 +281,7 @@ def _records_at(
 
 
 def _records_in(file: Path, num: int | None) -> Iterator[dict[str, Any]]:
-    found = read_json_object(file)
-    records = found.get("records", [found])
-    for record in records:
+    for record in records_in_file(file):
         parsed = parse_record(record, source=str(file))
         if num is not None and parsed.num_instances != num:
             raise ValueError(
@@ -293,9 +300,3 @@ def _field(record: Any, name: str, kinds: tuple[type, ...], source: str) -> Any:
         )
     number: Any = value
     return float(number) if float in kinds and number is not None else number
-
-
-def _natural(path: Path) -> list[tuple[int, float | str]]:
-    """Sort key that puts n=4 before n=16, and alpha=0.25 before alpha=0.5."""
-    parts = re.split(r"(\d+(?:\.\d+)?)", str(path))
-    return [(0, float(part)) if part[:1].isdigit() else (1, part) for part in parts]

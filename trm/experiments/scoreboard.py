@@ -81,8 +81,8 @@ def score_policies(
         learned: greedy policy of a run.
         task: names the environment and holds its domain.
         instances: puzzles, one episode each.
-        seed: of the reference policies' random choices.
-        announce: is told each policy's name before it plays.
+        seed: seed of the reference policies' random choices.
+        announce: called with each policy's name before it plays.
     """
     announce("learned")
     report = evaluate_policy(learned, task.domain, instances, seed=seed)

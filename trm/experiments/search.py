@@ -3,8 +3,8 @@
 The headline of every results table is greedy, one pass. Here the same policy gets more than one
 pass and the checker says which plan to keep: `verified_search` goes back from dead plans to the
 most probable edit that was left aside, `best_of_samples` plays N sampled episodes. Input: edit
-probabilities (`deployment.edit_policy`) and instances; output: the reports that `upi-trm eval` and
-`solve` show beside the greedy one. Not in the paper.
+probabilities (`learners.load_probabilities`) and instances; output: the reports that `upi-trm eval`
+and `solve` show beside the greedy one. Not in the paper.
 """
 
 import heapq
@@ -28,11 +28,11 @@ class SearchReport:
     """Outcome of a search on each instance."""
 
     report: EvalReport
-    """Of the best plans found; `edits` counts the plans that the network was asked about."""
+    """Report of the best plans found; `edits` counts the plans that the network looked at."""
     budget: int
-    """Plans that the network may be asked about, an instance."""
+    """Plans that the network may look at, an instance."""
     expanded: NDArray[np.int64]
-    """Plans that it was asked about, shape [num]."""
+    """Plans that it looked at, shape [num]."""
 
     def to_json_dict(self) -> dict[str, float | int]:
         """The report's numbers, the budget and the mean of what was spent of it."""
@@ -64,7 +64,7 @@ def verified_search(
         policy: states -> edit probabilities; must depend on nothing but the state.
         domain: the rules; its checker says what is solved and what is dead.
         instances: what to solve.
-        budget: plans that the policy may be asked about, for each instance.
+        budget: plans that the policy may look at, for each instance.
         device: where the policy computes.
 
     Raises:

@@ -1,9 +1,9 @@
 """Small trained runs that ship with the package, named `pretrained:NAME` wherever a RUN is taken.
 
-Each is a run folder below `trm/experiments/pretrained`: recipe and provenance as they were trained, one
-checkpoint with the evaluator and the deployed policy, and the evaluation record. `run_path` turns
-what a user writes into a folder. `python -m upi_trm.shipping RUN NAME`, from a checkout, ships
-a run; CONTRIBUTING.md says when.
+Each is a run folder below `trm/experiments/pretrained`: recipe and provenance as they were trained,
+one checkpoint with the evaluator and the deployed policy, and the evaluation record. `run_path`
+turns what a user writes into a folder. `python -m upi_trm.shipping RUN NAME`, from a checkout,
+ships a run; CONTRIBUTING.md says when.
 """
 
 import difflib
@@ -15,7 +15,6 @@ if TYPE_CHECKING:
 
 PREFIX = "pretrained:"
 """What the name of a shipped run begins with."""
-
 
 FOLDER = Path(__file__).resolve().parent / "pretrained"
 

@@ -1,6 +1,7 @@
 """`upi-trm sweep` and `upi-trm compare`: many runs at once, and runs side by side.
 
-Heavy imports stand inside the commands, as in `upi_trm.cli`, which adds these two to its own.
+`sweep` hands a spec to `sweep_spec` and `sweep_run` and shows what happens; `compare` reads records
+(`records`) and shows their table and curves (`compare`). Heavy imports stand inside the commands.
 """
 
 import json
@@ -11,17 +12,19 @@ from typing import Any
 
 import click
 
-from trm.experiments.options import job_options
-
-_EXIT_FAILED = 1
-_EXIT_INTERRUPTED = 130
+from trm.experiments.options import (
+    EXIT_FAILED,
+    EXIT_INTERRUPTED,
+    job_options,
+    json_option,
+    out_option,
+    plot_option,
+)
 
 
 @click.command()
 @click.argument("spec", metavar="SPEC.yaml|NAME")
-@click.option(
-    "--out", type=click.Path(path_type=Path), help="The sweep's folder.  [default: runs/NAME]"
-)
+@out_option("The sweep's folder.  [default: runs/NAME]")
 @job_options
 @click.option(
     "--only",
@@ -47,23 +50,14 @@ def sweep(
     finished runs are skipped, interrupted ones resumed, failed ones tried again. Exit code 1 when a
     run failed, 130 after Ctrl-C, which lets runs save.
     """
-    from trm.experiments.sweep_run import matching_points, point_states, run_sweep
-    from trm.experiments.sweep_spec import place_sweep, plan_sweep, prepared_path, sweep_path
+    from trm.experiments.sweep_run import matching_points, run_sweep
+    from trm.experiments.sweep_spec import plan_sweep, sweep_path
 
     path = sweep_path(spec)
     planned = plan_sweep(path)
     out = Path("runs") / planned.name if out is None else out
     if dry_run:
-        states = point_states(planned, out)
-        placed = place_sweep(planned, out)
-        for one in placed.preparations:
-            words = ["upi-trm", *one.words, "--out", str(prepared_path(out, one.name))]
-            click.echo(f"{'prepare':<12} {shlex.join(words)}")
-        for point in matching_points(placed, only):
-            words = ["upi-trm", *point.start, "--out", str(out / point.name)]
-            click.echo(f"{states[point.name]:<12} {shlex.join(words)}")
-        done = sum(state == "finished" for state in states.values())
-        click.echo(f"{len(states)} runs, {done} of them finished")
+        _show_plan(planned, out, only)
         return
     chosen = matching_points(planned, only)
     total = len(planned.points)
@@ -92,10 +86,25 @@ def sweep(
     if counts.get("finished"):
         click.echo(f"  {shlex.join(['upi-trm', *planned.command.compare, str(out)])}")
     if counts.get("failed"):
-        sys.exit(_EXIT_FAILED)
+        sys.exit(EXIT_FAILED)
     if any(states[point.name] != "finished" for point in chosen):
         click.echo("  the same command goes on")
-        sys.exit(_EXIT_INTERRUPTED)
+        sys.exit(EXIT_INTERRUPTED)
+
+
+def _show_plan(planned: Any, out: Path, only: tuple[str, ...]) -> None:
+    """The commands of a sweep, and how far each has come."""
+    from trm.experiments.sweep_run import matching_points, point_states
+    from trm.experiments.sweep_spec import command_line, place_sweep, prepared_path
+
+    states = point_states(planned, out)
+    placed = place_sweep(planned, out)
+    for one in placed.preparations:
+        click.echo(f"{'prepare':<12} {command_line(one.words, prepared_path(out, one.name))}")
+    for point in matching_points(placed, only):
+        click.echo(f"{states[point.name]:<12} {command_line(point.start, out / point.name)}")
+    done = sum(state == "finished" for state in states.values())
+    click.echo(f"{len(states)} runs, {done} of them finished")
 
 
 @click.command()
@@ -106,13 +115,8 @@ def sweep(
     required=True,
     type=click.Path(path_type=Path),
 )
-@click.option("--json", "as_json", is_flag=True, help="Print one line of JSON in place of a table.")
-@click.option(
-    "--plot",
-    metavar="FILE",
-    type=click.Path(path_type=Path),
-    help="Draw learning curves: .png, .svg, .pdf (extra `plot`).",
-)
+@json_option
+@plot_option
 @click.option(
     "--num",
     type=click.IntRange(1),

@@ -1,7 +1,11 @@
-"""manifest.json, the record of a sweep that people read and commit."""
+"""manifest.json, the record of a sweep that people read and commit.
+
+It holds the spec, every session with its commit and packages, every preparation and point with its
+command, state, seconds and figures. `sweep_run` updates and writes it whenever a job changes state;
+a later session of the same sweep takes its seconds and sessions over.
+"""
 
 import json
-import shlex
 from collections.abc import Mapping
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -9,17 +13,17 @@ from pathlib import Path
 from typing import Any, Literal
 
 from trm.compute.jobs import JobResult
-from trm.experiments.sweep_spec import Sweep, prepared_path, record_path
+from trm.experiments.sweep_spec import Sweep, command_line, prepared_path, record_path
 from trm.runs.durable import replace_durably
 
 FORMAT_VERSION = 1
-"""Of manifest.json."""
-
+"""Version of manifest.json."""
 
 PointState = Literal["pending", "interrupted", "running", "finished", "failed", "stopped"]
 
 
 def job_state(result: JobResult) -> PointState:
+    """The state of a point or preparation, from that of its job."""
     if result.state in ("done", "skipped"):
         return "finished"
     if result.state == "stopped":
@@ -28,9 +32,14 @@ def job_state(result: JobResult) -> PointState:
 
 
 class Manifest:
-    """manifest.json: the record of a sweep that people read and commit."""
+    """What manifest.json holds, as it stands now."""
 
     def __init__(self, sweep: Sweep, out: Path, command: str) -> None:
+        """Take up the manifest in `out`, where there is one; `command` began this session.
+
+        Raises:
+            ValueError: the folder holds another sweep or other preparations, or a damaged file.
+        """
         from trm.compute.process import provenance
 
         self._path = out / "manifest.json"
@@ -46,7 +55,7 @@ class Manifest:
                 "env": point.env,
                 "seed": point.seed,
                 "settings": dict(point.settings),
-                "command": shlex.join(["upi-trm", *point.start, "--out", str(out / point.name)]),
+                "command": command_line(point.start, out / point.name),
                 "state": "pending",
                 "detail": "",
                 "seconds": known.get(point.name, {}).get("seconds", 0.0),
@@ -64,6 +73,7 @@ class Manifest:
     def update(
         self, name: str, state: PointState, *, detail: str = "", seconds: float = 0.0
     ) -> None:
+        """Set the state of a point; the figures of a finished one come from its record."""
         point = self._points[name]
         point |= {"state": state, "detail": detail}
         if seconds:
@@ -73,16 +83,19 @@ class Manifest:
             point |= {figure: found[figure] for figure in self._figures}
 
     def figures(self, name: str) -> dict[str, float]:
+        """The figures that a finished point has; see `SweepCommand.figures`."""
         point = self._points[name]
         return {figure: point[figure] for figure in self._figures if point[figure] is not None}
 
     def prepared(self, name: str, result: JobResult) -> None:
+        """Set the state of a preparation."""
         line = self._prepared[name]
         line |= {"state": job_state(result), "detail": result.detail}
         if result.seconds:
             line["seconds"] = round(result.seconds, 1)
 
     def write(self) -> None:
+        """Write the file."""
         prepared = list(self._prepared.values())
         record = {
             **self._head,
@@ -97,7 +110,7 @@ class Manifest:
         lines = {}
         for one in sweep.preparations:
             folder = prepared_path(self._out, one.name)
-            command = shlex.join(["upi-trm", *one.words, "--out", str(folder)])
+            command = command_line(one.words, folder)
             before = known.get(one.name, {})
             if folder.exists() and before.get("command", command) != command:
                 raise ValueError(

@@ -1,19 +1,17 @@
-"""Sweeps: one YAML file that stands for many training runs, and the runs (DESIGN.md section 7).
+"""Running a sweep: what its points share is prepared, and what is not finished trained, as jobs.
 
-A spec names environments, a recipe, overrides, a grid over recipe fields and seeds; `plan_sweep`
-turns it into points, each checked against the recipe's dataclass before anything starts, and
-`run_sweep` prepares what the points share (data sets, a teacher, its caches) and trains what is not
-finished, through `trm.compute.jobs`. Which commands train, and what their records say, learners tell by
-entry points. Below the sweep's folder lie
+`run_sweep` takes a planned sweep (`sweep_spec`), trains and evaluates each of its points in a
+process of its own (`trm.compute.jobs`) and records where everything stands (`sweep_manifest`).
+Which commands train, and what their records say, comes from `learners`. Below the sweep's folder
+lie
 
     manifest.json             the spec, every point and its state, commands, commits
     prepared/NAME/            what `prepare` made; NAME.json beside it once it is whole
     NAME-seedN/               a run folder for each point; interrupted ones are resumed
-    records/NAME-seedN.json   its evaluation record (`trm.experiments.records`): the point is finished
+    records/NAME-seedN.json   the evaluation record (`records`) of a point: it is finished
     logs/NAME-seedN.log       what its processes printed
 """
 
-import contextlib
 import difflib
 import fnmatch
 import functools
@@ -21,12 +19,13 @@ import json
 import shlex
 import shutil
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from trm.compute.jobs import Backend, Job, JobResult, map_jobs, run_command
+from trm.compute.attempts import run_command
+from trm.compute.jobs import Backend, Job, JobResult, map_jobs
 from trm.experiments.learners import SweepCommand
 from trm.experiments.sweep_manifest import Manifest, PointState, job_state
 from trm.experiments.sweep_spec import (
@@ -37,12 +36,13 @@ from trm.experiments.sweep_spec import (
     prepared_path,
     record_path,
 )
-from trm.runs.durable import FolderLock, LockedError, replace_durably
+from trm.runs.durable import replace_durably
+from trm.runs.lock import locked
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PointReport:
-    """A change that `run_sweep` tells of."""
+    """A change of a point, as `run_sweep` reports it."""
 
     point: Point
     state: PointState
@@ -51,7 +51,7 @@ class PointReport:
     num_finished: int
     """Points finished by now, of all."""
     figures: Mapping[str, float]
-    """Of a finished point: those of its record that `SweepCommand.figures` names."""
+    """Figures of a finished point: those of its record that `SweepCommand.figures` names."""
 
 
 def point_states(sweep: Sweep, out: Path) -> dict[str, PointState]:
@@ -75,18 +75,18 @@ def run_sweep(
     only: Sequence[str] = ("*",),
     report: Callable[[PointReport], None] = lambda _: None,
 ) -> dict[str, PointState]:
-    """Prepare, then train and evaluate every point that is not finished; see `trm.compute.jobs.map_jobs`.
+    """Prepare, then train and evaluate every point that is not finished.
 
     Args:
         sweep: what to run.
         out: the sweep's folder; made where it is missing.
         backend: "local" or "ray".
         workers: runs at once; None for one a core.
-        address: of the Ray cluster.
-        command: for the manifest: how this was called.
+        address: address of the Ray cluster; see `trm.compute.jobs.map_jobs`.
+        command: the command line that began this session, for the manifest.
         only: patterns of the names of points to run, as `fnmatch` has them; the others stay as
             they are.
-        report: is told of every point that starts, ends or was finished before.
+        report: called for every point that starts, ends or was finished before.
 
     Returns:
         The state of every point at the end.
@@ -98,7 +98,8 @@ def run_sweep(
     sweep = place_sweep(sweep, out)
     chosen = matching_points(sweep, only)
     run_jobs = functools.partial(map_jobs, backend=backend, workers=workers, address=address)
-    with _locked(out):
+    out.mkdir(parents=True, exist_ok=True)
+    with locked(out, "is running a sweep here"):
         manifest = Manifest(sweep, out, command)
         states = point_states(sweep, out)
         points = {point.name: point for point in sweep.points}
@@ -217,12 +218,12 @@ def _check_spent(folder: Path, *, step: int, finished_at: int) -> None:
 
 
 def _prepare(
-    sweep: Sweep, out: Path, manifest: "Manifest", run_jobs: Callable[..., list[JobResult]]
+    sweep: Sweep, out: Path, manifest: Manifest, run_jobs: Callable[..., list[JobResult]]
 ) -> bool:
     """Run the preparations, those at once that do not wait for one another.
 
     Returns:
-        False when they were told to stop.
+        False when a signal stopped them.
 
     Raises:
         ValueError: one failed.
@@ -230,7 +231,7 @@ def _prepare(
     waiting = list(sweep.preparations)
     folders = {one.name: prepared_path(out, one.name) for one in waiting}
     while waiting:
-        # What a command uses stands in its words, and comes before it.
+        # The words of a command name the folders that it uses; those are prepared before it.
         blocked = {
             one.name
             for place, one in enumerate(waiting)
@@ -315,18 +316,3 @@ def _clear_unborn(folder: Path) -> None:
         if foreign:
             raise ValueError(f"{folder}: holds {foreign[0]} but no run.json; move it away")
         shutil.rmtree(folder)
-
-
-@contextlib.contextmanager
-def _locked(out: Path) -> Iterator[None]:
-    out.mkdir(parents=True, exist_ok=True)
-    try:
-        lock = FolderLock(out / ".lock")
-    except LockedError as error:
-        raise ValueError(
-            f"{out}: {error} is running a sweep here; wait for it or stop it"
-        ) from None
-    try:
-        yield
-    finally:
-        lock.release()

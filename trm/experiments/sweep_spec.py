@@ -1,4 +1,9 @@
-"""What a sweep is: the spec that a YAML file holds and the points that it stands for."""
+"""What a sweep is: the spec that a YAML file holds, and the points that it stands for.
+
+A spec names environments, a recipe, overrides, a grid over recipe fields and seeds. `plan_sweep`
+turns it into points, each checked against the recipe's dataclass before anything starts;
+`place_sweep` puts the folder of the sweep into their commands. `sweep_run` runs them.
+"""
 
 import dataclasses
 import difflib
@@ -15,14 +20,8 @@ from trm.experiments.learners import SweepCommand, find_command
 from trm.runs.shipped import shipped_file, shipped_folder, shipped_names
 
 _FOLDER = shipped_folder(Path(__file__).resolve().parents[1], "sweeps")
-
-
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]*")
-
-
 _REFERENCE = re.compile(r"\{([A-Za-z0-9][\w.-]*)\}")
-
-
 _PLAIN_TEXT = re.compile(r"(?!(?:y|n|yes|no|on|off|true|false|null)$)[A-Za-z_][\w./-]*", re.I)
 
 
@@ -48,7 +47,7 @@ class SweepSpec:
     grid: dict[str, Any] = field(default_factory=dict)
     """Dotted field -> list of values; all combinations."""
     seeds: tuple[int, ...] = (0,)
-    """Of the runs."""
+    """Seeds of the runs."""
     steps: int | None = None
     """Budget of every run, as `--steps`; null for the recipe's."""
     eval_num: int = 500
@@ -86,11 +85,11 @@ class Preparation:
 
     name: str
     words: tuple[str, ...]
-    """After `upi-trm`; `--out FOLDER` is added."""
+    """Words after `upi-trm`; `--out FOLDER` is added."""
     training: SweepCommand | None
     """What it trains a run with, if it does; other commands go on when they are given again."""
     resume: tuple[str, ...]
-    """Of a training: see `Point.resume`."""
+    """Words that go on with a training; see `Point.resume`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,7 +122,7 @@ class Sweep:
     spec: SweepSpec
     command: SweepCommand
     preparations: tuple[Preparation, ...]
-    """In the order of the spec; one uses earlier ones alone."""
+    """Preparations in the order of the spec; each uses earlier ones only."""
     points: tuple[Point, ...]
 
 
@@ -312,8 +311,8 @@ def _variants(
         for values in itertools.product(*spec.grid.values())
     ]
     short = _short_names(list(spec.grid))
-    told = [] if spec.steps is None else [f"{command.steps_field}={spec.steps}"]
-    told += [
+    by_flags = [] if spec.steps is None else [f"{command.steps_field}={spec.steps}"]
+    by_flags += [
         f"{name}={json.dumps(word if _REFERENCE.fullmatch(word) else str(Path(word).resolve()))}"
         for name, word in zip(command.path_words, paths, strict=True)
     ]
@@ -327,7 +326,7 @@ def _variants(
             values = {**spec.set, **changes, **point}
             overrides = tuple(f"{name}={_as_text(value)}" for name, value in values.items())
             try:
-                recipe: Any = load_recipe(command.recipe, recipe_file, [*overrides, *told])
+                recipe: Any = load_recipe(command.recipe, recipe_file, [*overrides, *by_flags])
             except ValueError as error:
                 raise ValueError(f"{label}: {str(error).removeprefix('--set: ')}") from error
             yield _Variant(
@@ -393,6 +392,11 @@ def _check_distinct(points: Sequence[Point]) -> None:
         twin = recipes.setdefault((point.env, point.seed, repr(point.recipe)), point)
         if twin is not point:
             raise ValueError(f"{twin.name} and {point.name} are the same run; drop one of them")
+
+
+def command_line(words: Sequence[str], folder: Path) -> str:
+    """The shell command that makes a point's or a preparation's folder."""
+    return shlex.join(["upi-trm", *words, "--out", str(folder)])
 
 
 def prepared_path(out: Path, name: str) -> Path:

@@ -1,4 +1,9 @@
-"""`upi-trm eval` and `upi-trm solve`."""
+"""`upi-trm eval` and `upi-trm solve`: what a trained run is worth, and one puzzle solved by it.
+
+Both take a run folder or a shipped run, of any learner (`trm.experiments.learners`); `eval` plays
+whole instance sets beside the reference policies (`scoreboard`), `solve` one puzzle from text.
+Heavy imports stand inside the functions that need them.
+"""
 
 import json
 import os
@@ -9,10 +14,18 @@ from typing import Any
 
 import click
 
-from trm.experiments.opening import CheckpointName, open_run, ready_placement
-from trm.experiments.options import added, json_option, placement_options
+from trm.experiments.options import (
+    added,
+    checkpoint_option,
+    json_option,
+    open_run,
+    placement_options,
+    ready_placement,
+    seed_option,
+)
 
 _EXIT_NOT_SOLVED = 1
+_DEFAULT_NUM = 500
 
 
 def _more_compute_options(command: Any) -> Any:
@@ -47,18 +60,8 @@ def _more_compute_options(command: Any) -> Any:
 @click.option(
     "--num", type=click.IntRange(1), help="Puzzles to play.  [default: 500, or the whole file]"
 )
-@click.option(
-    "--seed",
-    type=click.IntRange(0),
-    default=0,
-    show_default=True,
-    help="Seed of generated puzzles and of the reference policies.",
-)
-@click.option(
-    "--step",
-    type=CheckpointName(),
-    help="Checkpoint to use: a number of edits, or best.  [default: the newest]",
-)
+@seed_option("Seed of generated puzzles and of the reference policies.")
+@checkpoint_option
 @_more_compute_options
 @json_option
 @placement_options
@@ -72,21 +75,15 @@ def evaluate(
     samples: int | None,
     search: int | None,
     as_json: bool,
-    device: str,
-    precision: str,
-    compiled: bool,
-    threads: int | None,
+    **where: Any,
 ) -> None:
     """Measure a run beside the reference policies.
 
     Greedy, one pass. --samples and --search add rows of their own.
     """
-    placement = ready_placement(
-        device=device, precision=precision, compiled=compiled, threads=threads
-    )
-    run = open_run(run_path)
+    placement = ready_placement(**where)
     record = show_scoreboard(
-        run,
+        open_run(run_path),
         placement=placement,
         source=source,
         num=num,
@@ -110,11 +107,7 @@ def evaluate(
     help="Run folder of a trained model, or pretrained:NAME.  [default: the pretrained one that"
     " fits the puzzle]",
 )
-@click.option(
-    "--step",
-    type=CheckpointName(),
-    help="Checkpoint to use: a number of edits, or best.  [default: the newest]",
-)
+@checkpoint_option
 @_more_compute_options
 @placement_options
 def solve(
@@ -124,10 +117,7 @@ def solve(
     step: int | str | None,
     samples: int | None,
     search: int | None,
-    device: str,
-    precision: str,
-    compiled: bool,
-    threads: int | None,
+    **where: Any,
 ) -> None:
     """Let a trained model solve one puzzle.
 
@@ -139,9 +129,7 @@ def solve(
     """
     if samples is not None and search is not None:
         raise click.UsageError("--samples and --search exclude each other")
-    placement = ready_placement(
-        device=device, precision=precision, compiled=compiled, threads=threads
-    )
+    placement = ready_placement(**where)
     from plan_envs.instances import InstanceSet
     from plan_envs.rendering import render_ansi
     from trm.experiments.learners import task_of
@@ -177,7 +165,22 @@ def show_scoreboard(
     search: int | None = None,
     as_json: bool = False,
 ) -> dict[str, Any]:
-    """Evaluate a run and print the table, unless the caller prints JSON; returns the record."""
+    """Evaluate a run and print the table, unless the caller prints JSON.
+
+    Args:
+        run: the `trm.runs.run.Run`.
+        placement: where its networks compute.
+        source: file or data set of the puzzles; None for the task's test split.
+        num: puzzles; None for all of `source`, or 500 generated ones.
+        seed: seed of generated puzzles, of sampling and of the reference policies.
+        step: checkpoint, as `Learner` takes it.
+        samples: episodes a puzzle of a further row; None for no such row.
+        search: plans a puzzle that a search may look at; None for no such rows.
+        as_json: whether to print nothing.
+
+    Returns:
+        The record of `upi-trm eval --json`.
+    """
     from dataclasses import replace
 
     from rich.console import Console
@@ -191,17 +194,14 @@ def show_scoreboard(
     if source is not None:
         instances = read_instances(source, domain=task.domain, limit=num)
     else:
-        instances = task.instances("test", num=num or 500, seed=seed)
+        instances = task.instances("test", num=num or _DEFAULT_NUM, seed=seed)
     policy = load_policy(run, placement=placement, step=step)
-    progress = Console(stderr=True)
-    with progress.status("evaluating") as status:
-        board = score_policies(
-            policy,
-            task,
-            instances,
-            seed=seed,
-            announce=lambda name: status.update(f"evaluating: {name}"),
-        )
+    with Console(stderr=True).status("evaluating") as status:
+
+        def announce(name: str) -> None:
+            status.update(f"evaluating: {name}")
+
+        board = score_policies(policy, task, instances, seed=seed, announce=announce)
         assisted, figures = _more_compute(
             run,
             instances,
@@ -210,17 +210,16 @@ def show_scoreboard(
             seed=seed,
             samples=samples,
             search=search,
-            announce=lambda name: status.update(f"evaluating: {name}"),
+            announce=announce,
         )
     if not as_json:
         Console().print(replace(board, assisted=assisted).table())
+    tagged = run.tagged_step(step) if isinstance(step, str) else step
     return {
         **board.to_json_dict(),
         **figures,
         "run": run_name(run.path),
-        "step": run.tagged_step(step)
-        if isinstance(step, str)
-        else step or run.checkpoint_steps()[-1],
+        "step": run.checkpoint_steps()[-1] if tagged is None else tagged,
         "seed": run.info.seed,
         "eval_seed": seed,
     }
@@ -294,18 +293,15 @@ def _play_one(
 ) -> tuple[Any, str]:
     """The report of one puzzle, and in words what it took."""
     from plan_envs.evaluation import evaluate_policy
-    from trm.experiments.learners import load_policy, task_of
+    from trm.experiments.learners import load_policy, load_probabilities, task_of
+    from trm.experiments.search import best_of_samples, verified_search
 
-    domain = task_of(run).domain
+    domain, device = task_of(run).domain, placement.torch_device
     if samples is None and search is None:
         policy = load_policy(run, placement=placement, step=step)
         report = evaluate_policy(policy, domain, lone)
         return report, f"in {report.edits} edit{'' if report.edits == 1 else 's'}"
-    from trm.experiments.learners import load_probabilities
-    from trm.experiments.search import best_of_samples, verified_search
-
     chances = load_probabilities(run, placement=placement, step=step)
-    device = placement.torch_device
     if search is not None:
         found = verified_search(chances, domain, lone, budget=search, device=device)
         return found.report, f"by a search that looked at {found.expanded[0]} plans"

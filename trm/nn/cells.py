@@ -7,12 +7,14 @@ boards, output goes back to its heads; nothing here knows a puzzle.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, no_type_check
+from typing import Literal, no_type_check
 
 import numba
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
+
+from trm.nn.group_ops import has_kernel, maxima
 
 Draw = Callable[[tuple[int, ...], torch.Generator], Tensor]
 """Draws a tensor of independent values of mean 0 and variance 1."""
@@ -139,7 +141,7 @@ class NeighbourMap(nn.Module):
         pairs = torch.zeros(cells, cells, dtype=torch.bool)
         pairs[listener, table[present]] = True
         if int(pairs.sum()) != len(listener):
-            raise ValueError("neighbours: a cell stands twice next to another one")
+            raise ValueError("neighbours: a cell is listed twice next to another one")
         self.pool = pool
         self.symmetric = torch.equal(pairs, pairs.T)
         """Whether every cell is a neighbour of its neighbours."""
@@ -311,32 +313,13 @@ def neighbour_max(
     Differentiable; the gradient of a tie goes to the first. `rows` holds the cells of one state
     after another.
     """
-    if rows.device.type == "cpu" and rows.dtype in (torch.float32, torch.float64):
-        maxima: Tensor = _NeighbourMax.apply(rows, neighbours)  # type: ignore[no-untyped-call]
-        return maxima
+    if has_kernel(rows):
+        return maxima(_neighbour_kernel, rows, neighbours, len(rows))
     cells = rows.view(-1, len(neighbours), rows.shape[1])
     gathered = cells[:, neighbours.clamp_min(0)]
     absent = (neighbours < 0)[None, :, :, None]
     out = gathered.masked_fill(absent, float("-inf")).amax(dim=2)
     return out.masked_fill(absent.all(dim=2), 0.0).flatten(0, 1)
-
-
-class _NeighbourMax(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, rows: Tensor, neighbours: Tensor) -> Tensor:
-        rows = rows.detach().contiguous()
-        out = torch.zeros_like(rows)
-        source = torch.full(rows.shape, -1, dtype=torch.int32)
-        _neighbour_kernel(rows.numpy(), neighbours.numpy(), out.numpy(), source.numpy())
-        ctx.save_for_backward(source)
-        return out
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        (source,) = ctx.saved_tensors
-        out = torch.zeros_like(gradients[0])
-        _scatter_kernel(gradients[0].contiguous().numpy(), source.numpy(), out.numpy())
-        return out, None
 
 
 @numba.njit(cache=True)
@@ -354,13 +337,3 @@ def _neighbour_kernel(rows, neighbours, out, source):
                     if source[t, c] < 0 or rows[other, c] > out[t, c]:
                         out[t, c] = rows[other, c]
                         source[t, c] = other
-
-
-@numba.njit(cache=True)
-@no_type_check
-def _scatter_kernel(gradient, source, out):
-    count, channels = source.shape
-    for t in range(count):
-        for c in range(channels):
-            if source[t, c] >= 0:
-                out[source[t, c], c] += gradient[t, c]

@@ -21,15 +21,16 @@ class OptimiserConfig:
     """The `optimiser` section of a supervised recipe."""
 
     kind: Literal["adam_atan2", "adamw"] = "adam_atan2"
-    """Of the dense parameters. AdamATan2 is the papers'; the authors of DIS run AdamW on ARC."""
+    """Optimiser of the dense parameters. The papers use AdamATan2; the authors of DIS run AdamW on
+    ARC."""
     learning_rate: float = 1e-4
     weight_decay: float = 0.1
-    """Decoupled, of every dense parameter."""
+    """Decoupled weight decay of every dense parameter."""
     betas: tuple[float, float] = (0.9, 0.95)
     gradient_limit: float | None = None
     """Largest norm of the dense gradient; null leaves it as it is, as the papers do."""
     puzzle_learning_rate: float = 1e-2
-    """Of the sign-SGD on the rows of the puzzle table that a batch reads."""
+    """Learning rate of the sign-SGD on the rows of the puzzle table that a batch reads."""
     puzzle_weight_decay: float = 0.1
     warm_up: int = 2000
     """Optimiser steps in which both learning rates rise linearly."""
@@ -76,10 +77,17 @@ class OptimiserConfig:
         )
 
     def share(self, step: int, *, total: int) -> float:
-        """Of both learning rates in optimiser step 1..total: warm-up, then the cosine."""
-        return learning_rate_share(
-            step, warm_up=self.warm_up, total=total, final=self.final_learning_rate
-        )
+        """Share of both learning rates in an optimiser step: linear rise, then half a cosine.
+
+        Args:
+            step: this optimiser step, counted from 1; the share reaches 1 at step `warm_up`.
+            total: budget in optimiser steps, where the cosine ends at `final_learning_rate`.
+        """
+        if step < self.warm_up:
+            return step / self.warm_up
+        final = self.final_learning_rate
+        done = min(1.0, (step - self.warm_up) / max(1, total - self.warm_up))
+        return final + (1 - final) * 0.5 * (1 + math.cos(math.pi * done))
 
 
 class AdamATan2(torch.optim.Optimizer):
@@ -153,21 +161,6 @@ def sign_sgd_(
     table[rows] = table[rows] * (1 - learning_rate * weight_decay) - learning_rate * summed.sign()
 
 
-def learning_rate_share(step: int, *, warm_up: int, total: int, final: float) -> float:
-    """Share of the learning rate in optimiser step 1, 2, ...: linear rise, then half a cosine.
-
-    Args:
-        step: this optimiser step, counted from 1.
-        warm_up: steps of the rise; the share reaches 1 at the end of it.
-        total: budget in optimiser steps, where the cosine ends.
-        final: share at the end; 1 keeps it constant.
-    """
-    if step < warm_up:
-        return step / warm_up
-    done = min(1.0, (step - warm_up) / max(1, total - warm_up))
-    return final + (1 - final) * 0.5 * (1 + math.cos(math.pi * done))
-
-
 class RunningAverage:
     """Exponential running average of parameters, and those alone: buffers are not averaged."""
 
@@ -211,7 +204,7 @@ class RunningAverage:
 
 
 def set_learning_rate(optimiser: torch.optim.Optimizer, learning_rate: float) -> None:
-    """Of every group."""
+    """Set the learning rate of every parameter group."""
     group: dict[str, Any]
     for group in optimiser.param_groups:
         group["lr"] = learning_rate

@@ -133,7 +133,7 @@ class RecursionSchedule:
 
     @property
     def gradient_calls_per_step(self) -> int:
-        """Those of them that carry a gradient."""
+        """Number of those calls that carry a gradient."""
         return self.inner + 1 if self.gradient == "last_cycle" else 2
 
     @property

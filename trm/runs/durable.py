@@ -1,18 +1,15 @@
 """Files that survive a killed process, a lost machine and a full disk.
 
 Run folders (DESIGN.md section 8) are written with nothing but these: a file that is either old or
-new and never half of each, a log that grows by whole records, and a lock that dies with its owner.
-Every function raises plain `OSError`.
+new and never half of each, and a log that grows by whole records. Input is bytes and output is
+files. Every function raises plain `OSError`.
 """
 
 import contextlib
-import fcntl
 import os
 import threading
-import weakref
 from collections.abc import Iterator
 from pathlib import Path
-from typing import ClassVar
 
 
 def write_durably(path: Path, data: bytes) -> None:
@@ -90,55 +87,3 @@ def _naming(path: Path) -> Iterator[None]:
         if error.filename is None:
             error.filename = str(path)
         raise
-
-
-class LockedError(OSError):
-    """Another process holds the lock."""
-
-
-class FolderLock:
-    """At most one holder per file on a machine; released when its owner ends, however it ends."""
-
-    _held: ClassVar["weakref.WeakSet[FolderLock]"] = weakref.WeakSet()
-
-    def __init__(self, path: Path) -> None:
-        """Take the lock or raise.
-
-        Raises:
-            LockedError: another process (or another `FolderLock` of this one) holds it; the message
-                names its process id.
-        """
-        self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-        try:
-            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            owner = os.read(self._descriptor, 32).decode("ascii", "replace").strip() or "unknown"
-            self._close()
-            raise LockedError(f"process {owner}") from None
-        except OSError:
-            self._close()
-            raise
-        # The process id only serves the message above: on a full disk the lock holds without it.
-        with contextlib.suppress(OSError):
-            os.ftruncate(self._descriptor, 0)
-            os.write(self._descriptor, f"{os.getpid()}\n".encode())
-        self._held.add(self)
-
-    def release(self) -> None:
-        """Give the lock back; safe to call twice."""
-        self._held.discard(self)
-        self._close()
-
-    def _close(self) -> None:
-        if self._descriptor >= 0:
-            os.close(self._descriptor)
-            self._descriptor = -1
-
-    @classmethod
-    def _forget_in_child(cls) -> None:
-        """A forked worker must not keep the lock alive after its owner was killed."""
-        for lock in list(cls._held):
-            lock.release()
-
-
-os.register_at_fork(after_in_child=FolderLock._forget_in_child)

@@ -1,4 +1,8 @@
-"""JSON files of a run folder, and errors that name the file."""
+"""JSON files of a run folder, and errors that name the file.
+
+Everything that a run folder holds as JSON goes through here, so that a damaged file or one of
+another format version is refused in one line. Input is a path, output a checked record.
+"""
 
 import contextlib
 import hashlib
@@ -16,7 +20,11 @@ class RunError(ValueError):
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object of this format version."""
+    """The JSON object of a file, which must be of this format version.
+
+    Raises:
+        RunError: for another version, or a file that `read_json_object` refuses.
+    """
     record = read_json_object(path)
     if record.get("format_version") != FORMAT_VERSION:
         version = record.get("format_version")
@@ -44,16 +52,26 @@ def read_json_object(path: Path) -> dict[str, Any]:
 
 
 def json_bytes(record: Mapping[str, Any]) -> bytes:
+    """The content of a JSON file: indented by two, with a line end."""
     return (json.dumps(record, indent=2) + "\n").encode()
 
 
 def sha256_of(data: bytes) -> str:
+    """The SHA-256 of some bytes, 64 hexadecimal digits."""
     return hashlib.sha256(data).hexdigest()
 
 
 @contextlib.contextmanager
 def explained(path: Path, problem: str) -> Iterator[None]:
-    """Turn the operating system's refusal into one line that names the file and the cause."""
+    """Turn the operating system's refusal into one line that names the file and the cause.
+
+    Args:
+        path: the file, where the error itself does not name one.
+        problem: what went wrong, e.g. "cannot be read".
+
+    Raises:
+        RunError: for an `OSError` in the block.
+    """
     try:
         yield
     except OSError as error:

@@ -2,21 +2,16 @@
 
     recipe.yaml                       what was asked for, complete
     run.json                          format version, kind, environment, seed, command, provenance
-    metrics.jsonl                     one JSON object a line: step and named numbers
-    tensorboard/                      the same numbers for TensorBoard
-    checkpoints/step-000005120/       weights.safetensors, state.pt, checkpoint.json (sizes and
-    hashes) checkpoints/best.json             a tag: the step it stands for
+    metrics.jsonl, tensorboard/       named numbers by step (`metrics_log`)
+    checkpoints/                      weights and states by step, and tags (`checkpoints`)
+    .lock                             held by the process that writes (`lock`)
 
 A learner makes or opens a `Run`, logs to it and saves checkpoints; evaluation, comparison and
-reports read it. A checkpoint is written under a temporary name, flushed to disk and renamed, so
-that a kill or a full disk at any moment leaves the previous one whole. POSIX only (flock).
+reports read it. A kill or a full disk at any moment leaves the run as it was before, or as it is
+after. POSIX only (flock).
 """
 
 import contextlib
-import io
-import json
-import os
-import re
 import shlex
 import shutil
 import sys
@@ -27,43 +22,15 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, SupportsFloat, TypeVar
 
-import safetensors.torch
-import torch
+from filelock import BaseFileLock
 from torch import Tensor
 
-from trm.runs.checkpoints import (
-    MANIFEST,
-    STATE,
-    WEIGHTS,
-    Checkpoint,
-    delete_folder,
-    is_whole,
-    manifest_of,
-    read_checked,
-    rename_over,
-    state_bytes,
-    weights_bytes,
-)
-from trm.runs.durable import (
-    FolderLock,
-    LockedError,
-    RecordLog,
-    replace_durably,
-    sync_folder,
-    write_durably,
-)
+from trm.runs.checkpoints import Checkpoint, CheckpointFolder
+from trm.runs.durable import replace_durably
 from trm.runs.files import FORMAT_VERSION, RunError, explained, json_bytes, read_json, sha256_of
-from trm.runs.metrics_log import EventLog, json_number, parse_metrics
-from trm.runs.packing import unpack_state
+from trm.runs.lock import take_lock
+from trm.runs.metrics_log import MetricsLog
 from trm.runs.recipe import dump_recipe, load_recipe, recipe_hash
-
-KEEP_NEWEST = 2
-"""Checkpoints kept besides tagged ones: the newest, and one to fall back to."""
-
-_WANTED_TAG = "wanted-tag.json"
-"""In a checkpoint's folder until its tag is written, so that a kill between loses nothing."""
-_STEP_FOLDER = re.compile(r"step-(\d{9,})")
-_TAG = re.compile(r"[a-z][a-z0-9_-]*")
 
 T = TypeVar("T")
 
@@ -96,16 +63,13 @@ class Run:
     Use it as a context manager, or call `close`.
     """
 
-    def __init__(self, path: Path, info: RunInfo, lock: FolderLock | None) -> None:
+    def __init__(self, path: Path, info: RunInfo, lock: BaseFileLock | None) -> None:
         """Use `Run.create` or `Run.open`."""
         self.path = path
         self.info = info
         self._lock = lock
-        self._metrics: RecordLog | None = None
-        self._events: EventLog | None = None
-        self._purge_step: int | None = None
-
-    # --- open and close
+        self._checkpoints = CheckpointFolder(path / "checkpoints")
+        self._metrics = MetricsLog(path)
 
     @classmethod
     def create(
@@ -141,7 +105,7 @@ class Run:
         with explained(path, "cannot be made"):
             path.mkdir(parents=True, exist_ok=True)
             _check_empty(path)
-            lock = _take_lock(path)
+            lock = _lock_for_writing(path)
         try:
             # Again, now that nobody else can be filling it.
             _check_empty(path)
@@ -190,26 +154,18 @@ class Run:
             raise RunError(f"{path / 'run.json'}: kind is {info.kind!r} where {kind!r} is needed")
         if not write:
             return cls(path, info, None)
-        with explained(path, "cannot be opened for writing"):
-            lock = _take_lock(path)
-            try:
-                _clear_leftovers(path)
-            except BaseException:
-                lock.release()
-                raise
-        return cls(path, info, lock)
-
-    @property
-    def writable(self) -> bool:
-        """Whether this process holds the writer's lock."""
-        return self._lock is not None
+        run = cls(path, info, _lock_for_writing(path))
+        try:
+            with explained(path, "cannot be opened for writing"):
+                run._recover()
+        except BaseException:
+            run.close()
+            raise
+        return run
 
     def close(self) -> None:
         """Close the logs and give the writer's lock back; safe to call twice."""
-        for log in (self._metrics, self._events):
-            if log is not None:
-                log.close()
-        self._metrics, self._events = None, None
+        self._metrics.close()
         if self._lock is not None:
             self._lock.release()
             self._lock = None
@@ -244,8 +200,6 @@ class Run:
             )
         return load_recipe(cls, path, overrides, of_run=True)
 
-    # --- checkpoints
-
     def save_checkpoint(
         self,
         step: int,
@@ -256,9 +210,10 @@ class Run:
     ) -> Path:
         """Save a checkpoint: whole and on disk when this returns, else not there at all.
 
-        Afterwards the `KEEP_NEWEST` newest up to this step stay, and tagged ones; older ones, and
-        those of a later step (left over from before the run was taken back to an earlier
-        checkpoint), are deleted. Log the metrics of this step before.
+        Afterwards the two newest up to this step stay (`KEEP_NEWEST`), and tagged ones; older ones,
+        and those of a later step (left over from before the run was taken back to an earlier
+        checkpoint), are deleted. Log the metrics of this step before: they are on disk too when
+        this returns.
 
         Args:
             step: the learner's counter, at least 0; an existing checkpoint of the same step is
@@ -276,30 +231,9 @@ class Run:
             ValueError: `state` holds something that can't be stored.
         """
         self._check_writable()
-        if step < 0:
-            raise ValueError(f"step must be >= 0, got {step}")
-        contents = {WEIGHTS: weights_bytes(weights), STATE: state_bytes(state)}
-        files = {**contents, MANIFEST: json_bytes(manifest_of(step, contents))}
-        if tag is not None:
-            _check_tag(tag)
-            files[_WANTED_TAG] = json_bytes({"format_version": FORMAT_VERSION, "tag": tag})
-        final = self._step_folder(step)
-        partial = final.with_name(f".partial-{final.name}")
-        with explained(final, "could not be saved; the earlier checkpoints are whole"):
-            try:
-                self._sync_logs()
-                partial.mkdir()
-                for name, data in files.items():
-                    write_durably(partial / name, data)
-                sync_folder(partial)
-                rename_over(partial, final)
-            except BaseException:
-                shutil.rmtree(partial, ignore_errors=True)
-                raise
-        if tag is not None:
-            self.tag_checkpoint(tag, step)
-        self._prune(step)
-        return final
+        with explained(self.path / "metrics.jsonl", "could not be written"):
+            self._metrics.sync()
+        return self._checkpoints.save(step, weights=weights, state=state, tag=tag)
 
     def load_checkpoint(self, step: int | str | None = None) -> Checkpoint:
         """Read a checkpoint and check its sizes and hashes; never deletes or changes anything.
@@ -311,148 +245,44 @@ class Run:
             RunError: there is none, or a file of it is missing, truncated or corrupt; says which
                 earlier one is whole.
         """
-        number = self._resolve(step)
-        folder = self._step_folder(number)
-        try:
-            contents = read_checked(folder)
-        except RunError as error:
-            if not isinstance(step, int) and not folder.exists():
-                # A trainer at work has moved on and deleted it while we were reading.
-                return self.load_checkpoint(step)
-            raise RunError(f"{error}; {self._fallback(number)}") from error
-        weights = safetensors.torch.load(contents[WEIGHTS])
-        state = torch.load(io.BytesIO(contents[STATE]), map_location="cpu", weights_only=True)
-        return Checkpoint(step=number, weights=weights, state=unpack_state(state))
+        return self._checkpoints.load(step)
 
     def checkpoint_steps(self) -> list[int]:
         """Steps of the checkpoints on disk, ascending; they are not read."""
-        folder = self.path / "checkpoints"
-        matches = (_STEP_FOLDER.fullmatch(entry.name) for entry in folder.glob("step-*"))
-        return sorted(int(match[1]) for match in matches if match)
-
-    def tag_checkpoint(self, tag: str, step: int) -> None:
-        """Let a tag stand for an existing checkpoint, which is not deleted while it carries it."""
-        self._check_writable()
-        _check_tag(tag)
-        if not self._step_folder(step).is_dir():
-            raise RunError(f"{self._step_folder(step)}: no such checkpoint")
-        with explained(self._tag_path(tag), "could not be written"):
-            _write_tag(self.path / "checkpoints", tag, step)
+        return self._checkpoints.steps()
 
     def tagged_step(self, tag: str) -> int | None:
         """The step that a tag stands for; None when nothing carries it."""
-        path = self._tag_path(tag)
-        if not path.exists():
-            return None
-        record = read_json(path)
-        if not isinstance(record.get("step"), int):
-            raise RunError(f"{path}: step is {record.get('step')!r}, expected an integer")
-        return int(record["step"])
-
-    def _step_folder(self, step: int) -> Path:
-        return self.path / "checkpoints" / f"step-{step:09d}"
-
-    def _tag_path(self, tag: str) -> Path:
-        return self.path / "checkpoints" / f"{tag}.json"
-
-    def _tags(self) -> dict[str, int]:
-        names = [path.stem for path in (self.path / "checkpoints").glob("*.json")]
-        return {name: step for name in names if (step := self.tagged_step(name)) is not None}
-
-    def _resolve(self, step: int | str | None) -> int:
-        steps = self.checkpoint_steps()
-        if step is None:
-            if not steps:
-                raise RunError(f"{self.path / 'checkpoints'}: holds no checkpoint yet")
-            return steps[-1]
-        number = self.tagged_step(step) if isinstance(step, str) else step
-        if number is None or number not in steps:
-            have = ", ".join([*map(str, steps), *self._tags()]) or "none"
-            raise RunError(f"{self.path / 'checkpoints'}: no checkpoint {step}; there are {have}")
-        return number
-
-    def _fallback(self, damaged: int) -> str:
-        """What to do about a damaged checkpoint, as the end of an error message."""
-        for step in reversed(self.checkpoint_steps()):
-            if step < damaged and is_whole(self._step_folder(step)):
-                name = self._step_folder(damaged).name
-                where = self.path / "checkpoints"
-                return f"step {step} is whole: move {name} out of {where} to go on from it"
-        return "no earlier checkpoint is whole"
-
-    def _prune(self, newest: int) -> None:
-        keep = {step for step in self.checkpoint_steps() if step <= newest}
-        keep = set(sorted(keep)[-KEEP_NEWEST:]) | set(self._tags().values())
-        for step in self.checkpoint_steps():
-            if step not in keep:
-                delete_folder(self._step_folder(step))
-
-    # --- metrics
+        return self._checkpoints.tagged_step(tag)
 
     def log(self, step: int, metrics: Mapping[str, SupportsFloat]) -> None:
         """Append one line to metrics.jsonl and the same numbers to TensorBoard.
-
-        A line is handed to the operating system whole: a killed process loses none. No time of day
-        goes into it, so that two equal runs have equal files.
 
         Raises:
             RunError: it can't be written; the file is as it was.
         """
         self._check_writable()
-        path = self.path / "metrics.jsonl"
-        if "step" in metrics:
-            raise ValueError("metrics: 'step' is taken by the step itself")
-        numbers = {name: json_number(value) for name, value in metrics.items()}
-        line = json.dumps({"step": step, **numbers}, allow_nan=False) + "\n"
-        with explained(path, "could not be written"):
-            if self._metrics is None:
-                self._metrics = RecordLog(path)
-            self._metrics.append(line.encode())
-        with explained(self.path / "tensorboard", "could not be written"):
-            if self._events is None:
-                self._events = EventLog(self.path / "tensorboard", self._purge_step)
-            self._events.append(step, metrics)
+        self._metrics.append(step, metrics)
 
     def read_metrics(self) -> list[dict[str, Any]]:
         """Every logged line, oldest first; a last line that is only half written is left out."""
-        path = self.path / "metrics.jsonl"
-        if not path.exists():
-            return []
-        with explained(path, "cannot be read"):
-            return [record for record, _ in parse_metrics(path)]
+        return self._metrics.read()
 
     def truncate_metrics(self, after_step: int) -> None:
-        """Drop every line of a later step, so that the log goes on as if never stopped.
-
-        TensorBoard is told to forget the same steps.
-        """
+        """Drop every line of a later step, in TensorBoard too; the log goes on from there."""
         self._check_writable()
-        path = self.path / "metrics.jsonl"
-        for log in (self._metrics, self._events):
-            if log is not None:
-                log.close()
-        self._metrics, self._events = None, None
-        self._purge_step = after_step + 1
-        if not path.exists():
-            return
-        with explained(path, "could not be cut"):
-            kept = b"".join(
-                line for record, line in parse_metrics(path) if record["step"] <= after_step
-            )
-            if kept != path.read_bytes():
-                replace_durably(path, kept)
+        self._metrics.truncate(after_step)
 
-    def _sync_logs(self) -> None:
-        """A checkpoint of a step on disk means that its metrics are there too."""
-        if self._metrics is not None:
-            self._metrics.sync()
+    def _recover(self) -> None:
+        """Finish or take back what an interrupted writer left half-done."""
+        for file in self.path.glob(".*.tmp"):
+            file.unlink()
+        self._checkpoints.recover()
+        self._metrics.recover()
 
     def _check_writable(self) -> None:
         if self._lock is None:
             raise RunError(f"{self.path}: opened for reading only, or closed")
-
-
-# --- run.json
 
 
 def _read_info(path: Path) -> RunInfo:
@@ -464,15 +294,11 @@ def _read_info(path: Path) -> RunInfo:
         hint = f"; did you mean {inside[0]}?" if inside else ""
         raise RunError(f"{path}: not a run folder (it holds no run.json){hint}")
     record = read_json(file)
-    types = {
-        "kind": str,
-        "env": str,
+    types: dict[str, type] = {
         "seed": int,
-        "created": str,
-        "command": str,
-        "recipe_hash": str,
+        **dict.fromkeys(("kind", "env", "created", "command", "recipe_hash", "recipe_sha256"), str),
+        **dict.fromkeys(("provenance", "extra"), dict),
     }
-    types |= {"recipe_sha256": str, "provenance": dict, "extra": dict}
     for name, kind in types.items():
         if not isinstance(record.get(name), kind):
             raise RunError(f"{file}: {name} is {record.get(name)!r}, expected {kind.__name__}")
@@ -483,16 +309,8 @@ def _command_line() -> str:
     return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
 
 
-# --- the folder itself
-
-
-def _take_lock(path: Path) -> FolderLock:
-    try:
-        return FolderLock(path / ".lock")
-    except LockedError as error:
-        raise RunError(
-            f"{path}: {error} is writing to this run; wait for it or stop it first"
-        ) from None
+def _lock_for_writing(path: Path) -> BaseFileLock:
+    return take_lock(path, "is writing to this run")
 
 
 def _check_empty(path: Path) -> None:
@@ -507,56 +325,3 @@ def _empty(path: Path) -> None:
         with contextlib.suppress(OSError):
             (path / name).unlink(missing_ok=True)
     shutil.rmtree(path / "checkpoints", ignore_errors=True)
-
-
-def _check_tag(tag: str) -> None:
-    if not _TAG.fullmatch(tag):
-        raise ValueError(f"tag must be lower-case letters, digits, - and _, got {tag!r}")
-
-
-def _write_tag(checkpoints: Path, tag: str, step: int) -> None:
-    """Move a tag; a checkpoint that still waits for the same tag has been overtaken."""
-    record = {"format_version": FORMAT_VERSION, "step": step}
-    replace_durably(checkpoints / f"{tag}.json", json_bytes(record))
-    for wish in checkpoints.glob(f"step-*/{_WANTED_TAG}"):
-        if read_json(wish).get("tag") == tag:
-            wish.unlink()
-
-
-def _finish_tags(checkpoints: Path) -> None:
-    """Write the tags that an interrupted writer did not come to; of one tag the newest wish."""
-    for wish in sorted(checkpoints.glob(f"step-*/{_WANTED_TAG}"), reverse=True):
-        match = _STEP_FOLDER.fullmatch(wish.parent.name)
-        if wish.exists() and match:
-            _write_tag(checkpoints, str(read_json(wish).get("tag")), int(match[1]))
-
-
-def _clear_leftovers(path: Path) -> None:
-    """Finish or take back what an interrupted writer left half-done."""
-    checkpoints = path / "checkpoints"
-    checkpoints.mkdir(exist_ok=True)
-    for old in checkpoints.glob(".replaced-step-*"):
-        final = checkpoints / old.name.removeprefix(".replaced-")
-        if final.exists():
-            shutil.rmtree(old)
-        else:
-            os.rename(old, final)
-    for pattern in (".partial-step-*", ".deleted-step-*"):
-        for folder in checkpoints.glob(pattern):
-            shutil.rmtree(folder)
-    for folder in (path, checkpoints):
-        for file in folder.glob(".*.tmp"):
-            file.unlink()
-    _finish_tags(checkpoints)
-    metrics = path / "metrics.jsonl"
-    if metrics.exists():
-        data = metrics.read_bytes()
-        whole = data[: data.rfind(b"\n") + 1]
-        if whole != data:
-            replace_durably(metrics, whole)
-
-
-# --- checkpoint files
-
-
-# --- metrics files

@@ -1,8 +1,8 @@
 """Where the YAML files that ship with a learner lie, and how they are found by name.
 
 A checkout has them in `configs/<learner>`, a wheel in `configs` inside the learner's package. Input
-is a name that somebody typed; `trm.runs.recipe.load_recipe` reads the file that comes out. Nothing heavy
-is imported: command lines use it.
+is a name that somebody typed; `trm.runs.recipe.load_recipe` reads the file that comes out. Nothing
+heavy is imported, since command lines use this module.
 """
 
 import difflib
@@ -14,7 +14,7 @@ def shipped_folder(package: Path, name: str) -> Path:
 
     Args:
         package: folder of the package; in a wheel its files lie in `configs` below.
-        name: of their folder below `configs` in a checkout.
+        name: name of their folder below `configs` in a checkout.
     """
     own = package / "configs"
     return own if own.is_dir() else package.parent / "configs" / name
@@ -26,7 +26,7 @@ def shipped_names(folder: Path) -> list[str]:
 
 
 def shipped_file(name: str, folder: Path, *, kind: str = "recipe") -> Path:
-    """The file of that name, with or without `.yaml`; `kind` is what errors call it.
+    """The file of that name, with or without `.yaml`; errors call it a `kind`.
 
     Raises:
         ValueError: if there is none; names the nearest one.

@@ -13,8 +13,15 @@ from typing import Any
 
 import click
 
-from trm.experiments.opening import CheckpointName, open_run, ready_placement
-from trm.experiments.options import added, device_option, json_option, threads_option
+from trm.experiments.options import (
+    CheckpointName,
+    added,
+    device_option,
+    json_option,
+    open_run,
+    ready_placement,
+    threads_option,
+)
 
 
 def _list_of(convert: Callable[[str], Any], what: str) -> Any:

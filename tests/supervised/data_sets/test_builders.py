@@ -32,7 +32,7 @@ from supervised.data_sets.builders import (
 )
 from supervised.data_sets.datasets import BoardDataset, TokenDataset, check_files, read_info
 from supervised.data_sets.opening import open_dataset
-from trm.runs.durable import FolderLock
+from trm.runs.lock import locked
 
 SMALL = {"train": 30, "validation": 5, "test": 5}
 
@@ -172,10 +172,11 @@ def test_an_unfinished_build_with_other_options_and_a_full_folder_are_refused(
 
 def test_two_builders_of_one_folder_do_not_meet(tmp_path: Path) -> None:
     (tmp_path / "d" / ".building").mkdir(parents=True)
-    lock = FolderLock(tmp_path / "d" / ".building" / "lock")
-    with pytest.raises(ValueError, match=rf"d: process {os.getpid()} is building there"):
+    with (
+        locked(tmp_path / "d", "is at work", file=".building/lock"),
+        pytest.raises(ValueError, match=rf"d: process {os.getpid()} is building there"),
+    ):
         build_dataset(tmp_path / "d", small_sudoku())
-    lock.release()
     build_dataset(tmp_path / "d", small_sudoku())
 
 

@@ -20,10 +20,11 @@ import pytest
 from click.testing import CliRunner
 
 import upi_trm
-from plan_envs.catalogue import Task, resolve_task
+from plan_envs.catalogue import resolve_task
 from plan_envs.evaluation import random_legal
+from plan_envs.sudoku import kernels as sudoku_kernels
 from plan_envs.sudoku.instances import solve
-from trm.experiments import cli
+from trm.experiments import cli, learners
 from trm.experiments.training import Outcome as Trained
 from trm.runs.files import RunError
 from trm.runs.run import Run
@@ -45,8 +46,9 @@ Call = Callable[..., Outcome]
 
 
 @pytest.fixture
-def call(capsys: pytest.CaptureFixture[str]) -> Call:
-    """Run `upi-trm` with some words, in this process."""
+def call(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Call:
+    """Run `upi-trm` with some words in this process, as if all kernels were compiled already."""
+    monkeypatch.setattr(sudoku_kernels, "in_disk_cache", lambda: True)
 
     def run(*words: str | Path) -> Outcome:
         with pytest.raises(SystemExit) as stop:
@@ -81,7 +83,7 @@ class Recipe:
 
 
 class StandIns:
-    """In place of `upi_trm.trainer` and `upi_trm.policy`: remembers calls, plays a given policy."""
+    """In place of `upi_trm.trainer` and `load_policy`: remembers calls, plays a given policy."""
 
     def __init__(self) -> None:
         self.calls: list[dict[str, Any]] = []
@@ -106,9 +108,6 @@ class StandIns:
         self.calls.append({"load": run.path, "step": step})
         return self.policy
 
-    def task_of(self, run: Run) -> Task:
-        return resolve_task(run.info.env)
-
 
 def _solver(instances: Any, plans: Any, mask: Any, rng: Any) -> Any:
     """Writes the first digit that the solver knows and the plan lacks; works for 4x4 only."""
@@ -126,14 +125,11 @@ def _stopper(instances: Any, plans: Any, mask: Any, rng: Any) -> Any:
 @pytest.fixture
 def stand_ins(monkeypatch: pytest.MonkeyPatch) -> StandIns:
     fake = StandIns()
-    for name, functions in {
-        "trainer": {"train": fake.train, "resume": fake.resume, "UpiRecipe": Recipe},
-        "policy": {"load_policy": fake.load_policy, "task_of": fake.task_of},
-    }.items():
-        module = types.ModuleType(f"upi_trm.{name}")
-        vars(module).update(functions)
-        monkeypatch.setitem(sys.modules, f"upi_trm.{name}", module)
-        monkeypatch.setattr(upi_trm, name, module, raising=False)
+    trainer = types.ModuleType("upi_trm.trainer")
+    vars(trainer).update(train=fake.train, resume=fake.resume)
+    monkeypatch.setitem(sys.modules, "upi_trm.trainer", trainer)
+    monkeypatch.setattr(upi_trm, "trainer", trainer, raising=False)
+    monkeypatch.setattr(learners, "load_policy", fake.load_policy)
     return fake
 
 
@@ -443,8 +439,6 @@ def test_envs_describes_one_and_measures_the_references(call: Call) -> None:
 def test_a_cold_kernel_cache_is_announced_and_a_warm_one_is_not(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from plan_envs.sudoku import kernels as sudoku_kernels
-
     for warm, said in ((False, True), (True, False)):
         monkeypatch.setattr(sudoku_kernels, "in_disk_cache", lambda warm=warm: warm)
         result = CliRunner().invoke(cli.cli, ["eval", "no-such-run"])

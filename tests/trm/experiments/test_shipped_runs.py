@@ -18,6 +18,7 @@ from trm.experiments.learners import load_policy, task_of
 from trm.experiments.records import read_records
 from trm.experiments.shipped_runs import PREFIX, fitting_run, pretrained_names, run_name, run_path
 from trm.runs.run import Run
+from upi_trm import shipping
 from upi_trm.recipe import UpiRecipe
 from upi_trm.shipping import MOST_BYTES, ship
 from upi_trm.theory.subjects import load_subject
@@ -124,9 +125,9 @@ def test_a_shipped_run_is_not_trained_on() -> None:
 def test_shipping_keeps_the_deployed_policy_and_the_evaluator(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, average: str
 ) -> None:
-    monkeypatch.setattr(shipped_runs, "FOLDER", tmp_path / "pretrained")
-    monkeypatch.setattr("trm.runs.run.provenance", lambda: dict(CLEAN))
-    source = make_run(tmp_path / "run", f"improvement.average_rate={average}")
+    for module in (shipped_runs, shipping):
+        monkeypatch.setattr(module, "FOLDER", tmp_path / "pretrained")
+    source = make_run(tmp_path / "run", f"improvement.average_rate={average}", provenance=CLEAN)
     ship(source, "mine")
     assert pretrained_names() == ["mine"]
     task = resolve_task("sudoku4x4")
@@ -142,8 +143,9 @@ def test_shipping_keeps_the_deployed_policy_and_the_evaluator(
 def test_a_run_of_a_changed_working_tree_does_not_ship(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(shipped_runs, "FOLDER", tmp_path / "pretrained")
-    monkeypatch.setattr("trm.runs.run.provenance", lambda: CLEAN | {"git": {"dirty": True}})
+    for module in (shipped_runs, shipping):
+        monkeypatch.setattr(module, "FOLDER", tmp_path / "pretrained")
+    changed = CLEAN | {"git": {"dirty": True}}
     with pytest.raises(ValueError, match="not trained from a clean commit"):
-        ship(make_run(tmp_path / "run"), "mine")
+        ship(make_run(tmp_path / "run", provenance=changed), "mine")
     assert not (tmp_path / "pretrained").exists()

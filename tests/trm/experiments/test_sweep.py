@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from trm.experiments.records import read_records
 from trm.experiments.sweep_cli import sweep as sweep_command
 from trm.experiments.sweep_run import PointReport, point_states, run_sweep, train_point
 from trm.experiments.sweep_spec import plan_sweep, sweep_names, sweep_path
-from trm.runs.durable import FolderLock
+from trm.runs.lock import locked
 from trm.runs.run import Run
 
 TINY = """\
@@ -203,7 +204,7 @@ def test_a_finished_sweep_starts_nothing(
     copied: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spec, out = copied
-    monkeypatch.setattr("trm.compute.jobs._Attempt", None)
+    monkeypatch.setattr("trm.compute.jobs.Attempt", None)
     reports: list[PointReport] = []
     states = run_sweep(plan_sweep(spec), out, report=reports.append)
     assert set(states.values()) == {"finished"}
@@ -273,10 +274,11 @@ def test_a_folder_of_other_settings_or_of_another_sweep_is_refused(
 
 def test_two_sweeps_in_one_folder_do_not_run_at_once(tmp_path: Path) -> None:
     planned = plan_sweep(_write(tmp_path, TINY))
-    lock = FolderLock(tmp_path / ".lock")
-    with pytest.raises(ValueError, match=f"process {os.getpid()} is running a sweep here"):
+    with (
+        locked(tmp_path, "is at work"),
+        pytest.raises(ValueError, match=f"process {os.getpid()} is running a sweep here"),
+    ):
         run_sweep(planned, tmp_path)
-    lock.release()
 
 
 def test_a_dry_run_shows_the_commands_and_writes_nothing(tmp_path: Path) -> None:
@@ -346,11 +348,14 @@ def test_what_a_training_left_before_it_was_a_run_is_cleared_and_nothing_else(
     (folder / "checkpoints").mkdir(parents=True)
     (folder / "recipe.yaml").touch()
     (folder / ".run.json.17.tmp").touch()
+    train = partial(
+        train_point, start=["train"], resume=[], finished_at=1, eval_num=1, make_record=dict
+    )
     with pytest.raises(InterruptedError):
-        train_point(folder, record, start=["train"], resume=[], finished_at=1, eval_num=1)
+        train(folder, record)
     assert seen == [False]
     folder.mkdir()
     (folder / "notes.txt").touch()
     with pytest.raises(ValueError, match=r"holds notes\.txt but no run\.json"):
-        train_point(folder, record, start=["train"], resume=[], finished_at=1, eval_num=1)
+        train(folder, record)
     assert (folder / "notes.txt").exists()

@@ -14,7 +14,6 @@ from trm.nn.optim import (
     AdamATan2,
     OptimiserConfig,
     RunningAverage,
-    learning_rate_share,
     sign_sgd_,
 )
 
@@ -76,12 +75,13 @@ def test_sign_sgd_sums_the_gradients_of_a_row_and_leaves_others_alone() -> None:
 
 
 def test_warm_up_rises_linearly_and_the_cosine_ends_at_the_final_share() -> None:
-    shares = [learning_rate_share(step, warm_up=4, total=12, final=0.5) for step in range(1, 15)]
+    falling = OptimiserConfig(warm_up=4, final_learning_rate=0.5)
+    shares = [falling.share(step, total=12) for step in range(1, 15)]
     assert shares[:4] == pytest.approx([0.25, 0.5, 0.75, 1.0])
     assert shares[7] == pytest.approx(0.75)  # half way from 4 to 12
     assert shares[11:] == pytest.approx([0.5] * 3)
     assert all(a >= b for a, b in itertools.pairwise(shares[3:]))
-    flat = [learning_rate_share(step, warm_up=2, total=9, final=1.0) for step in range(2, 20)]
+    flat = [OptimiserConfig(warm_up=2).share(step, total=9) for step in range(2, 20)]
     assert flat == [1.0] * 18
 
 

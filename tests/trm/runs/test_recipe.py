@@ -1,14 +1,15 @@
 """Recipes: what is read, what is refused and in which words, and that writing and reading agree."""
 
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trm.runs.recipe import dump_recipe, load_recipe, recipe_hash
+from trm.runs.recipe import Retired, dump_recipe, load_recipe, recipe_hash
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -41,6 +42,20 @@ class Learner:
     def __post_init__(self) -> None:
         if self.k_steps > self.steps:
             raise ValueError(f"k_steps must be <= steps, got {self.k_steps} > {self.steps}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Slimmer:
+    RETIRED: ClassVar[Mapping[str, Retired]] = {
+        "mixer": Retired("none", "it lost; leave it out"),
+        "blend": Retired(None, "blend is alpha now"),
+    }
+    alpha: float = 0.5
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Slim:
+    improvement: Slimmer = field(default_factory=Slimmer)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -231,6 +246,39 @@ def test_a_field_without_default_must_be_given(tmp_path: Path) -> None:
     assert message == "recipe.yaml: budget: no value given, and there is no default"
     recipe = load_recipe(Required, None, ["budget=3", "backbone.depth=2"])
     assert recipe == Required(budget=3, backbone=Backbone(depth=2))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("mixer: none", 'improvement.mixer = "none": it lost; leave it out'),
+        ("blend: {a: 1}", 'improvement.blend = {"a": 1}: blend is alpha now'),
+        ("RETIRED: {}", "improvement.RETIRED = {}: unknown field; nearest is improvement.alpha"),
+    ],
+)
+def test_a_retired_field_is_refused_with_its_fate(tmp_path: Path, text: str, message: str) -> None:
+    found = refusal(tmp_path, f"improvement: {{{text}}}", Slim)
+    assert found.startswith(f"recipe.yaml: {message}")
+    name, _, value = text.partition(": ")
+    with pytest.raises(ValueError) as caught:
+        load_recipe(Slim, None, [f"improvement.{name}={value}"])
+    assert str(caught.value).startswith(f"--set: {message}")
+
+
+def test_a_run_keeps_its_retired_fields_where_the_program_still_does_what_they_say(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text("improvement: {mixer: none, blend: null, alpha: 0.25}\n")
+    assert load_recipe(Slim, path, of_run=True) == Slim(improvement=Slimmer(alpha=0.25))
+    path.write_text("improvement: {mixer: mean}\n")
+    with pytest.raises(ValueError, match=r'recipe\.yaml: improvement\.mixer = "mean": it lost'):
+        load_recipe(Slim, path, of_run=True)
+
+
+def test_retired_fields_are_no_part_of_a_recipe() -> None:
+    assert [one.name for one in fields(Slimmer)] == ["alpha"]
+    assert dump_recipe(Slim()) == "improvement:\n  alpha: 0.5\n"
 
 
 recipes = st.builds(
