@@ -1,8 +1,8 @@
-"""Stage I of TRM-Planner (paper 003, Sec. 4): the steps of a frozen teacher worth distilling from.
+"""Stage I of TRM-Planner (paper 003, Sec. 4): which steps of a frozen teacher to distil from.
 
 A teacher is unrolled T_max steps, whatever its halting head says, in R noisy rollouts; labels score
 every step; each rollout gives one candidate, and K of these become the entries that
-`supervised.planner.teacher_cache` stores. Input: a model of `trm.nn.token_model` and batches of
+`supervised.planner.cache_building` stores. Input: a model of `trm.nn.token_model` and batches of
 `supervised.data_sets.datasets`.
 
 The paper's beam over stop/continue decisions (Algorithm 1) always holds exactly one element that
@@ -14,8 +14,8 @@ of the tests. A beam of one returns the last step, which is the control "rollout
 
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Final, Literal
+from dataclasses import dataclass, fields
+from typing import Literal
 
 import numpy as np
 import torch
@@ -50,13 +50,13 @@ class PlannerConfig:
     noise: float = 0.02
     """sigma: standard deviation of what is added to both latents after each step."""
     quality_weight: float = 1.0
-    """alpha, of exp(-loss)."""
+    """alpha, the weight of exp(-loss)."""
     halting_weight: float = 0.0
-    """beta, of the halting probability."""
+    """beta, the weight of the halting probability."""
     step_cost: float = 0.01
     """lambda, subtracted for every step."""
     exact_weight: float = 0.0
-    """Of 1[every supervised token is right], which the paper's score lacks. With 1, and
+    """Weight of 1[every supervised token is right], which the paper's score lacks. With 1, and
     halting_weight = step_cost = 0, exact steps come first, then the least loss."""
     entries: int = 2
     """K: entries kept for an example, at most one a rollout."""
@@ -65,7 +65,7 @@ class PlannerConfig:
     score_share: float = 0.7
     """lambda_sel of MMR: weight of the score, the rest is the distance's."""
     seed: int = 0
-    """Of noise and random steps."""
+    """Seed of noise and random steps."""
 
     def __post_init__(self) -> None:
         """Check the ranges."""
@@ -101,18 +101,12 @@ class Candidates:
     exact: Bool[Tensor, "batch candidate"]
     """Whether every supervised token is right."""
     score: Float[Tensor, "batch candidate"]
-    """Of the planner, float64."""
+    """The planner's score, float64."""
 
     def chosen(self, index: Int[Tensor, "batch entry"]) -> "Candidates":
         """The candidates of these numbers, in this order."""
         rows = torch.arange(len(index), device=index.device)[:, None]
-        return Candidates(
-            step=self.step[rows, index],
-            logits=self.logits[rows, index],
-            loss=self.loss[rows, index],
-            exact=self.exact[rows, index],
-            score=self.score[rows, index],
-        )
+        return Candidates(**{f.name: getattr(self, f.name)[rows, index] for f in fields(self)})
 
 
 def teacher_on(
@@ -160,11 +154,10 @@ def plan(
         for rollout in range(config.rollouts)
     ]
     found = Candidates(
-        step=torch.stack([r.step for r in rollouts], dim=1),
-        logits=torch.stack([r.logits for r in rollouts], dim=1),
-        loss=torch.stack([r.loss for r in rollouts], dim=1),
-        exact=torch.stack([r.exact for r in rollouts], dim=1),
-        score=torch.stack([r.score for r in rollouts], dim=1),
+        **{
+            item.name: torch.stack([getattr(one, item.name) for one in rollouts], dim=1)
+            for item in fields(Candidates)
+        }
     )
     if config.selector == "score" or config.rollouts == 1:
         return found.chosen(select_by_score(found.score, config.entries))
@@ -189,13 +182,11 @@ class _Step:
 
     def replaced(self, where: Bool[Tensor, " batch"], other: "_Step") -> "_Step":
         """`other` where True."""
-        return _Step(
-            step=torch.where(where, other.step, self.step),
-            logits=torch.where(where[:, None, None], other.logits, self.logits),
-            loss=torch.where(where, other.loss, self.loss),
-            exact=torch.where(where, other.exact, self.exact),
-            score=torch.where(where, other.score, self.score),
-        )
+        mixed = {}
+        for item in fields(self):
+            mine, theirs = getattr(self, item.name), getattr(other, item.name)
+            mixed[item.name] = torch.where(where.view(-1, *[1] * (mine.ndim - 1)), theirs, mine)
+        return _Step(**mixed)
 
 
 def _roll_out(
@@ -259,9 +250,6 @@ def step_quality(
     return loss, right.all(dim=-1)
 
 
-_NOISE: Final = "planner"
-
-
 class RolloutNoise:
     """Gaussian noise of one rollout of a batch (Eq. 8): a stream of its own for every example.
 
@@ -290,7 +278,7 @@ class RolloutNoise:
 
 
 def _stream(key: bytes, rollout: int, seed: int) -> np.random.Generator:
-    text = b"/".join([_NOISE.encode(), str(seed).encode(), str(rollout).encode(), key])
+    text = b"/".join([b"planner", str(seed).encode(), str(rollout).encode(), key])
     digest = hashlib.blake2b(text, digest_size=16).digest()
     return np.random.Generator(np.random.Philox(key=int.from_bytes(digest, "little")))
 
@@ -347,67 +335,3 @@ def select_by_score(
 ) -> Int[Tensor, "batch entry"]:
     """The candidates of the highest scores; ties go to the lower number."""
     return score.sort(dim=1, descending=True, stable=True).indices[:, :entries]
-
-
-# --- Does the step matter at all?
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class TargetSensitivity:
-    """How much targets depend on the step they are taken from (Table 6)."""
-
-    num_examples: int
-    steps: int
-    """T_max."""
-    share_not_last: float
-    """Pr[t* != T_max], t* being the first step of the least loss."""
-    median_step: float
-    """Of t*."""
-    quartiles: tuple[float, float]
-    """Of t*: the ends of its interquartile range."""
-    mean_gap: float
-    """Of Delta, the loss at T_max minus the least loss, nats."""
-    median_gap: float
-    share_exact_elsewhere: float
-    """Examples that some step solves, but not the last one."""
-    loss_by_step: tuple[float, ...]
-    """Mean loss after each step."""
-    exact_by_step: tuple[float, ...]
-    """Share of exact examples after each step."""
-
-
-@torch.no_grad()
-def unrolled_quality(
-    start: Latents, advance: Advance, labels: Int[Tensor, "batch position"], steps: int
-) -> tuple[Float[Tensor, "batch step"], Bool[Tensor, "batch step"]]:
-    """Loss and exactness of every step of an unroll without noise."""
-    latents, found = start, []
-    for number in range(1, steps + 1):
-        output = advance(latents, number)
-        latents = output.latents
-        found.append(step_quality(output.logits, labels))
-    losses, exact = zip(*found, strict=True)
-    return torch.stack(losses, dim=1), torch.stack(exact, dim=1)
-
-
-def target_sensitivity(
-    loss: Float[Tensor, "example step"], exact: Bool[Tensor, "example step"]
-) -> TargetSensitivity:
-    """The figures of Table 6, and what loss and exactness do over the steps."""
-    losses, solved = loss.cpu().double().numpy(), exact.cpu().numpy()
-    best = losses.argmin(axis=1) + 1
-    gap = losses[:, -1] - losses.min(axis=1)
-    low, high = np.quantile(best, [0.25, 0.75])
-    steps = losses.shape[1]
-    return TargetSensitivity(
-        num_examples=len(losses),
-        steps=steps,
-        share_not_last=float((best != steps).mean()),
-        median_step=float(np.median(best)),
-        quartiles=(float(low), float(high)),
-        mean_gap=float(gap.mean()),
-        median_gap=float(np.median(gap)),
-        share_exact_elsewhere=float((solved.any(axis=1) & ~solved[:, -1]).mean()),
-        loss_by_step=tuple(float(value) for value in losses.mean(axis=0)),
-        exact_by_step=tuple(float(value) for value in solved.mean(axis=0)),
-    )
