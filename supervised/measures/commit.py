@@ -6,6 +6,7 @@ next pass condition on it, at the price of a pass for every token. For boards wh
 1 (Sudoku, N-Queens). Input: a model and a data set; output: what the checker says.
 """
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Literal
 
@@ -66,12 +67,7 @@ def commit_decode(
         if not bool(open_rows.any()):
             return board, passes
         rows = open_rows.nonzero().flatten()
-        part = TokenBatch(
-            inputs=board[rows],
-            labels=batch.labels[rows],
-            puzzle=batch.puzzle[rows],
-            example=batch.example[rows],
-        )
+        part = dataclasses.replace(batch, inputs=board).rows(rows)
         for readout in unroll_steps(model, part, steps=steps, feeds=feeds):
             logits = readout.guided
         probability = stablemax_probabilities(logits)[..., BLANK + 1 :]

@@ -16,8 +16,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from supervised.data_sets.datasets import TokenBatch, TokenDataset
-from supervised.measures.reading import advantage_margin, guided_logits, hamming_distance
-from supervised.objectives.objective import exact, sample_losses, token_accuracy
+from supervised.measures.guidance import advantage_margin, guided_logits, hamming_distance
+from supervised.objectives.losses import exact, sample_losses, token_accuracy
 from supervised.processes import Processes
 from trm.nn.recursion import Latents
 from trm.nn.stablemax import IGNORE
@@ -150,14 +150,13 @@ def evaluate(
         if options.samples > 1:
             chosen.append(_select(runs))
     every = processes.gather((tables, chosen))
-    tables = [table for part, _ in every for table in part]
-    chosen = [table for _, part in every for table in part]
-    whole = {name: torch.cat([table[name] for table in tables], dim=1) for name in tables[0]}
+    whole = _joined([table for part, _ in every for table in part], dim=1)
+    selected = _joined([table for _, part in every for table in part], dim=0)
     return Evaluation(
         num=num,
         curve=tuple(_curve(whole)),
         early_exit=_early_exit(whole),
-        selected=_mean_of(chosen),
+        selected={name: float(values.mean()) for name, values in selected.items()} or None,
     )
 
 
@@ -266,15 +265,12 @@ def _run(
 
 
 def _curve(table: Table) -> Iterator[StepFigures]:
-    halting = table["halting"].sigmoid().mean(dim=1).tolist() if "halting" in table else None
-    names = [name for name in table if name != "halting"]
-    means = {name: table[name].mean(dim=1).tolist() for name in names}
+    means = {name: values.mean(dim=1).tolist() for name, values in table.items()}
+    if "halting" in table:
+        means["halting"] = table["halting"].sigmoid().mean(dim=1).tolist()
     for index in range(len(table["exact"])):
-        yield StepFigures(
-            step=index + 1,
-            halting=None if halting is None else halting[index],
-            **{name: means[name][index] for name in names},
-        )
+        figures: dict[str, Any] = {name: values[index] for name, values in means.items()}
+        yield StepFigures(step=index + 1, **{"halting": None, **figures})
 
 
 def _early_exit(table: Table) -> dict[str, float] | None:
@@ -283,13 +279,14 @@ def _early_exit(table: Table) -> dict[str, float] | None:
     wants = table["halting"] > 0
     wants[-1] = True
     exit_step: Int[Tensor, " example"] = wants.int().argmax(dim=0)
-    at_exit = {name: table[name].gather(0, exit_step[None])[0] for name in ("exact", "valid")}
-    steps = float(exit_step.double().mean()) + 1
-    return {**{name: float(values.mean()) for name, values in at_exit.items()}, "steps": steps}
+    found = {
+        name: float(table[name].gather(0, exit_step[None])[0].mean()) for name in ("exact", "valid")
+    }
+    return {**found, "steps": float(exit_step.double().mean()) + 1}
 
 
 def _select(runs: list[Table]) -> Table:
-    """Of several runs of the same examples, what either way of selection gives."""
+    """What either way of selection gives, of several runs of the same examples."""
     last = {name: torch.stack([run[name][-1] for run in runs]) for name in ("exact", "valid")}
     found = {
         "valid_by_checker": last["valid"].amax(dim=0),
@@ -302,7 +299,6 @@ def _select(runs: list[Table]) -> Table:
     return found
 
 
-def _mean_of(tables: list[Table]) -> dict[str, float] | None:
-    if not tables:
-        return None
-    return {name: float(torch.cat([t[name] for t in tables]).mean()) for name in tables[0]}
+def _joined(tables: list[Table], *, dim: int) -> Table:
+    names = tables[0] if tables else {}
+    return {name: torch.cat([table[name] for table in tables], dim=dim) for name in names}

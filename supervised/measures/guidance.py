@@ -1,4 +1,4 @@
-"""Reading the recursion: guidance, advantage margin, distance to the label (DIS Sec. 3, 4, App. A).
+"""Guided logits of a supervision step, and what the step gains (DIS Sec. 3, 4, App. A).
 
 Every supervision step has two readouts: the reference logits l_u before it and the conditional
 logits l_c after it. All statements are about softmax, as the paper's are, although models are
