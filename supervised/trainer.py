@@ -17,15 +17,16 @@ from torch import Tensor
 
 from plan_envs.catalogue import resolve_task
 from supervised.data_sets.datasets import BoardDataset, TokenDataset
-from supervised.data_sets.images import FixedImages
-from supervised.data_sets.opening import open_dataset
+from supervised.data_sets.fixed_images import FixedImages
+from supervised.data_sets.folders import open_dataset
 from supervised.data_sets.sampling import SampleStream
 from supervised.measures.evaluation import EvalOptions, Evaluation, evaluate
 from supervised.objectives.act import ActObjective
 from supervised.objectives.dis import DisObjective
-from supervised.objectives.objective import Objective
+from supervised.objectives.supervision_step import Objective
+from supervised.planner.cache_manifest import data_hash, teacher_hash
 from supervised.planner.distill import Distillation
-from supervised.planner.teacher_cache import TeacherCache, data_hash, teacher_hash
+from supervised.planner.teacher_cache import TeacherCache
 from supervised.processes import Processes, joined
 from supervised.recipe import DataConfig, SupervisedRecipe
 from trm.compute.device import Placement

@@ -86,7 +86,7 @@ def import_model(path: Path, recipe: SupervisedRecipe, shape: TokenShape) -> Tok
     for key, tensor in official.items():
         name = our_name(key)
         if name in weights:
-            raise ValueError(f"{path}: {key}: stands there twice, with and without prefix")
+            raise ValueError(f"{path}: {key}: appears twice, with and without prefix")
         weights[name] = tensor
     table = weights.get("puzzle_table")
     shape = TokenShape(
