@@ -13,7 +13,7 @@ from plan_envs.queens.instances import count_completions
 from supervised.data_sets.datasets import BoardDataset
 from supervised.measures.commit import commit_decode, evaluate_commit
 from supervised.measures.evaluation import EvalOptions, evaluate, unroll_steps
-from supervised.measures.reading import advantage_margin, guided_logits, hamming_distance
+from supervised.measures.guidance import advantage_margin, guided_logits, hamming_distance
 from supervised.processes import Processes
 from trm.nn.recursion import RecursionSchedule
 from trm.nn.stablemax import IGNORE
