@@ -101,14 +101,10 @@ def evaluate_run(
             f"{folder}: {info.num_positions} positions of {info.vocab_size} tokens, the run's model"
             f" takes {model.shape.num_positions} of {model.shape.vocab_size}"
         )
-    options = EvalOptions(
-        steps=steps,
-        guidance=guidance,
-        noise=noise,
-        samples=samples,
-        feeds="input" if recipe.dis is None else recipe.dis.feeds,
-        num=num,
+    plain = EvalOptions(
+        steps=steps, feeds="input" if recipe.dis is None else recipe.dis.feeds, num=num
     )
+    options = dataclasses.replace(plain, guidance=guidance, noise=noise, samples=samples)
     with placement.autocast():
         found = evaluate(model, dataset, options, generator=torch.Generator().manual_seed(seed))
     record = found.to_json_dict()
@@ -117,7 +113,7 @@ def evaluate_run(
         from supervised.measures.commit import evaluate_commit
 
         with placement.autocast():
-            committed = evaluate_commit(model, dataset, steps=steps, feeds=options.feeds, num=num)
+            committed = evaluate_commit(model, dataset, plain)
         record["commit"] = dataclasses.asdict(committed)
         text = ", ".join(f"{k} {v:.3f}" for k, v in record["commit"].items() if v is not None)
         click.echo(f"commit: {text}", err=True)

@@ -87,4 +87,4 @@ def show_record(record: Mapping[str, Any], *, as_json: bool = False) -> None:
         return
     for name, value in record.items():
         shown = f"{value:,}" if isinstance(value, int) else "-" if value is None else value
-        click.echo(f"{name:<22} {shown}")
+        click.echo(f"{name:<24} {shown}")

@@ -232,7 +232,9 @@ def read_split(
         path = folder / split / f"{name}.npy"
         arrays[name] = read_array(path)
         if len(arrays[name]) != info.counts[split]:
-            raise ValueError(f"{path} has {len(arrays[name])} examples, not {info.counts[split]}")
+            raise ValueError(
+                f"{path} has {len(arrays[name])} examples, dataset.json says {info.counts[split]}"
+            )
     return arrays
 
 
@@ -279,7 +281,7 @@ def check_indices(indices: Sequence[int] | NDArray[Any], count: int) -> NDArray[
 def token_batch(
     inputs: Tokens, labels: Tokens, puzzle: NDArray[np.int64], example: NDArray[np.int64]
 ) -> TokenBatch:
-    """Arrays as tensors of their own, padding labels as `IGNORE`."""
+    """Arrays as tensors of their own, padding labels as `IGNORE`; arguments as `TokenBatch` has."""
     targets = torch.from_numpy(labels.astype(np.int64))
     return TokenBatch(
         inputs=torch.from_numpy(inputs.astype(np.int64)),

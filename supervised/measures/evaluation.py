@@ -178,32 +178,33 @@ class Readout:
 def unroll_steps(
     model: TokenModel,
     batch: TokenBatch,
-    *,
-    steps: int,
-    guidance: float = 1.0,
-    noise: float = 0.0,
-    feeds: Literal["input", "prediction"] = "input",
+    options: EvalOptions,
     generator: torch.Generator | None = None,
 ) -> Iterator[Readout]:
-    """The readouts of step 1, 2, ..., `steps`, the model's latents carried from one to the next.
+    """The readouts of step 1, 2, ..., N, the model's latents carried from one to the next.
 
-    Noise is added after a step's logits are read, so that what they say is the noiseless readout.
+    Noise is added after a step's logits are read, so that a readout has none of its own step.
+
+    Args:
+        model: on the batch's device.
+        batch: examples; their labels are not looked at.
+        options: the number of steps, guidance, noise, and what later steps embed.
+        generator: on the CPU, needed with noise.
     """
     latents = model.start(len(batch.inputs))
     inputs, rows = batch.inputs, model.puzzle_table[batch.puzzle]
-    for step in range(1, steps + 1):
+    for step in range(1, (options.steps or model.schedule.supervision) + 1):
         reference = model.read(latents)
         out = model(latents, inputs, rows, step=step)
-        guided = guided_logits(reference, out.logits, weight=guidance)
+        guided = guided_logits(reference, out.logits, weight=options.guidance)
         yield Readout(
             reference=reference, conditional=out.logits, guided=guided, halting=out.halting
         )
         latents = out.latents
-        if noise:
-            latents = Latents(
-                z_h=_noisy(latents.z_h, noise, generator), z_l=_noisy(latents.z_l, noise, generator)
-            )
-        if feeds == "prediction":
+        if options.noise:
+            z_h = _noisy(latents.z_h, options.noise, generator)
+            latents = Latents(z_h=z_h, z_l=_noisy(latents.z_l, options.noise, generator))
+        if options.feeds == "prediction":
             inputs = guided.argmax(dim=-1)
 
 
@@ -224,21 +225,12 @@ def _run(
     options: EvalOptions,
     generator: torch.Generator | None,
 ) -> Table:
-    steps = options.steps or model.schedule.supervision
     rows: dict[str, list[Tensor]] = {}
     labels = batch.labels
     supervised = labels != IGNORE
     count = supervised.sum(dim=1).clamp_min(1)
     before: Tensor | None = None
-    for readout in unroll_steps(
-        model,
-        batch,
-        steps=steps,
-        guidance=options.guidance,
-        noise=options.noise,
-        feeds=options.feeds,
-        generator=generator,
-    ):
+    for readout in unroll_steps(model, batch, options, generator):
         predicted = readout.guided.argmax(dim=-1)
         if before is None:
             before = readout.reference.argmax(dim=-1)

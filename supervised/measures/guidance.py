@@ -35,6 +35,12 @@ def advantage_margin(
 
     It is -dL/dw of the softmax cross-entropy L(w) of the label under l_w: where it is positive, a
     little more guidance makes the label more likely.
+
+    Args:
+        reference: l_u, logits before the step.
+        conditional: l_c, logits after the step.
+        labels: tokens, `IGNORE` where not supervised.
+        weight: w.
     """
     residual = (conditional - reference).double()
     policy = (reference.double() + weight * residual).softmax(dim=-1)

@@ -55,7 +55,9 @@ def make_record(folder: Path, num: int) -> dict[str, Any]:
     plain = found[1.0]
     committed = None
     if run.info.env.startswith(COMMITTED):
-        committed = dataclasses.asdict(evaluate_commit(model, dataset, feeds=feeds, num=num))
+        committed = dataclasses.asdict(
+            evaluate_commit(model, dataset, EvalOptions(feeds=feeds, num=num))
+        )
     metrics = run.read_metrics()
     evaluated = [line for line in metrics if "exact" in line]
     best = max(evaluated, key=lambda line: line["exact"], default=None)

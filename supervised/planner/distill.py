@@ -79,6 +79,12 @@ def soft_losses(
     """T^2 KL(StableMax(z_teacher / T) || StableMax(z_student / T)) (Eq. 18), nats, float64.
 
     A mean over the supervised tokens of each example; 0 where it has no entry.
+
+    Args:
+        logits: z_student.
+        labels: tokens, `IGNORE` where not supervised.
+        targets: z_teacher, and where there are entries.
+        temperature: T.
     """
     if targets.logits is None:
         raise ValueError("distill.kind must be hard: the cache holds tokens alone")

@@ -106,7 +106,18 @@ class Candidates:
     def chosen(self, index: Int[Tensor, "batch entry"]) -> "Candidates":
         """The candidates of these numbers, in this order."""
         rows = torch.arange(len(index), device=index.device)[:, None]
-        return Candidates(**{f.name: getattr(self, f.name)[rows, index] for f in fields(self)})
+        return Candidates(**{name: part[rows, index] for name, part in self._parts().items()})
+
+    def replaced(self, where: Bool[Tensor, "batch candidate"], other: "Candidates") -> "Candidates":
+        """`other` where True."""
+        mixed = {}
+        for name, part in self._parts().items():
+            chosen = where.view(*where.shape, *[1] * (part.ndim - where.ndim))
+            mixed[name] = torch.where(chosen, getattr(other, name), part)
+        return Candidates(**mixed)
+
+    def _parts(self) -> dict[str, Tensor]:
+        return {item.name: getattr(self, item.name) for item in fields(self)}
 
 
 def teacher_on(
@@ -155,7 +166,7 @@ def plan(
     ]
     found = Candidates(
         **{
-            item.name: torch.stack([getattr(one, item.name) for one in rollouts], dim=1)
+            item.name: torch.cat([getattr(one, item.name) for one in rollouts], dim=1)
             for item in fields(Candidates)
         }
     )
@@ -170,25 +181,6 @@ def plan(
 # --- One rollout
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Step:
-    """One step of every example of a batch; names as in `Candidates`."""
-
-    step: Int[Tensor, " batch"]
-    logits: Float[Tensor, "batch position vocab"]
-    loss: Float[Tensor, " batch"]
-    exact: Bool[Tensor, " batch"]
-    score: Float[Tensor, " batch"]
-
-    def replaced(self, where: Bool[Tensor, " batch"], other: "_Step") -> "_Step":
-        """`other` where True."""
-        mixed = {}
-        for item in fields(self):
-            mine, theirs = getattr(self, item.name), getattr(other, item.name)
-            mixed[item.name] = torch.where(where.view(-1, *[1] * (mine.ndim - 1)), theirs, mine)
-        return _Step(**mixed)
-
-
 def _roll_out(
     latents: Latents,
     advance: Advance,
@@ -197,15 +189,15 @@ def _roll_out(
     *,
     keys: Sequence[bytes],
     rollout: int,
-) -> _Step:
-    """The chosen step of one rollout, by a running argmax.
+) -> Candidates:
+    """The chosen step of one rollout, its only candidate, by a running argmax.
 
     The tie rule is the beam's: a step that equals the best so far replaces it only if that is the
     step just before.
     """
     noise = RolloutNoise(keys, rollout=rollout, config=config)
     drawn = noise.random_steps().to(labels.device) if config.choice == "random" else None
-    best: _Step | None = None
+    best: Candidates | None = None
     for number in range(1, config.steps + 1):
         output = advance(latents, number)
         latents = noise.added(output.latents)
@@ -213,7 +205,7 @@ def _roll_out(
         if best is None or config.choice == "last":
             best = now
         elif drawn is not None:
-            best = best.replaced(drawn == number, now)
+            best = best.replaced(drawn[:, None] == number, now)
         else:
             tie = (now.score == best.score) & (best.step == number - 1)
             best = best.replaced((now.score > best.score) | tie, now)
@@ -221,8 +213,8 @@ def _roll_out(
     return best
 
 
-def _scored(output: StepOutput, labels: Tensor, number: int, config: PlannerConfig) -> _Step:
-    """A step with its loss and score (Eq. 9, 10)."""
+def _scored(output: StepOutput, labels: Tensor, number: int, config: PlannerConfig) -> Candidates:
+    """A step as the only candidate of each example, with its loss and score (Eq. 9, 10)."""
     loss, exact = step_quality(output.logits, labels)
     score = config.quality_weight * torch.exp(-loss) - config.step_cost * number
     if config.halting_weight:
@@ -231,12 +223,12 @@ def _scored(output: StepOutput, labels: Tensor, number: int, config: PlannerConf
         score = score + config.halting_weight * torch.sigmoid(output.halting[:, 0].double())
     if config.exact_weight:
         score = score + config.exact_weight * exact
-    return _Step(
-        step=torch.full_like(labels[:, 0], number),
-        logits=output.logits.float(),
-        loss=loss,
-        exact=exact,
-        score=score,
+    return Candidates(
+        step=torch.full_like(labels[:, :1], number),
+        logits=output.logits.float()[:, None],
+        loss=loss[:, None],
+        exact=exact[:, None],
+        score=score[:, None],
     )
 
 
@@ -315,6 +307,12 @@ def select_by_mmr(
     What the paper leaves open is decided so: scores are scaled to [0, 1] by the least and largest
     of the example's candidates, all to 0 where these are equal; the distance (at most ln 2) is not
     scaled; ties go to the candidate of the lower number, the earlier rollout.
+
+    Args:
+        score: of each candidate.
+        distance: of every two candidates of an example, see `js_distances`.
+        entries: how many are chosen.
+        score_share: lambda_sel, the weight of the score; the rest is the distance's.
     """
     low, high = score.min(dim=1, keepdim=True).values, score.max(dim=1, keepdim=True).values
     scaled = torch.where(high > low, (score - low) / torch.where(high > low, high - low, 1.0), 0.0)

@@ -41,6 +41,29 @@ class TargetSensitivity:
     """Share of exact examples after each step."""
 
 
+def measure_sensitivity(
+    model: TokenModel, dataset: TokenDataset, *, num: int, seed: int, batch_size: int = 256
+) -> TargetSensitivity:
+    """The figures of a model on a sample of its training examples.
+
+    Args:
+        model: in evaluation mode; T_max is its number of supervision steps.
+        dataset: the examples.
+        num: how many are drawn; all, if there are fewer.
+        seed: draws them.
+        batch_size: examples that the model sees at once.
+    """
+    rng = np.random.default_rng(seed)
+    chosen = np.sort(rng.choice(len(dataset), size=min(num, len(dataset)), replace=False))
+    found = []
+    for first in range(0, len(chosen), batch_size):
+        batch = dataset.batch(chosen[first : first + batch_size]).to(model.start_h.device)
+        start, advance = teacher_on(model, batch.inputs, batch.puzzle)
+        found.append(unrolled_quality(start, advance, batch.labels, model.schedule.supervision))
+    losses, exact = zip(*found, strict=True)
+    return target_sensitivity(torch.cat(losses), torch.cat(exact))
+
+
 @torch.no_grad()
 def unrolled_quality(
     start: Latents, advance: Advance, labels: Int[Tensor, "batch position"], steps: int
@@ -76,18 +99,3 @@ def target_sensitivity(
         loss_by_step=tuple(float(value) for value in losses.mean(axis=0)),
         exact_by_step=tuple(float(value) for value in solved.mean(axis=0)),
     )
-
-
-def measure_sensitivity(
-    model: TokenModel, dataset: TokenDataset, *, num: int, seed: int, batch_size: int = 256
-) -> TargetSensitivity:
-    """The figures of Table 6 on `num` examples drawn by `seed` (all, if there are fewer)."""
-    rng = np.random.default_rng(seed)
-    chosen = np.sort(rng.choice(len(dataset), size=min(num, len(dataset)), replace=False))
-    found = []
-    for first in range(0, len(chosen), batch_size):
-        batch = dataset.batch(chosen[first : first + batch_size]).to(model.start_h.device)
-        start, advance = teacher_on(model, batch.inputs, batch.puzzle)
-        found.append(unrolled_quality(start, advance, batch.labels, model.schedule.supervision))
-    losses, exact = zip(*found, strict=True)
-    return target_sensitivity(torch.cat(losses), torch.cat(exact))
