@@ -234,7 +234,15 @@ def _generated(
     *,
     notes: Callable[[PlanDomain, Arrays], Mapping[str, Any]] | None = None,
 ) -> BuildPlan:
-    """A plan whose pieces are generated, each with a seed of its own; takes split, num and seed."""
+    """A plan whose pieces are generated, each with a seed of its own.
+
+    Args:
+        name: of the builder.
+        domain: rules of the puzzles.
+        options: of the puzzles, and what `_sizes` returned.
+        generate: makes the puzzles of a piece from its `split`, `num` and `seed`.
+        notes: describes the finished data set.
+    """
     most = PIECE_SIZES[domain.spec.name.rstrip("0123456789x")]
 
     def make(split: str, num: int, seed: int) -> Arrays:
@@ -303,7 +311,8 @@ def _from_files(
         return {**tokens, "rows": taken}
 
     pieces = {f"{split}-00000": partial(make, split) for split in SPLITS if options[split] != 0}
-    finish = partial(_finish_boards, name, domain, _index_notes if domain == Sudoku(9) else None)
+    notes = _index_notes if name == "sudoku-extreme" else None
+    finish = partial(_finish_boards, name, domain, notes)
     sources = {"source": _named(source), "test_source": test_source and _named(test_source)}
     return BuildPlan(name=name, options={**sources, **options}, pieces=pieces, finish=finish)
 
@@ -316,7 +325,10 @@ def _deal(
     *,
     public: bool,
 ) -> Iterator[tuple[str, NDArray[np.int64]]]:
-    """Rows of each split of one file, chosen by seed; from shares if the file lends the tests."""
+    """Rows of each split of one file, chosen by seed.
+
+    A file that lends the tests too is cut into the shares that `split_of` gives, first.
+    """
     sizes = {split: options[split] for split in SPLITS}
     order = _row_order(len(rows), sizes["train"], options["seed"], public=public)
     if not with_test:
