@@ -19,19 +19,17 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from supervised.commands.opening import diagnose, open_teacher
+from supervised.commands.run_sources import open_teacher
 from supervised.measures.evaluation import EvalOptions, evaluate
-from supervised.models import RUN_KIND, load_model, open_data
-from supervised.planner.teacher_cache import (
-    CacheRecipe,
-    TeacherCache,
-    audit_cache,
-    build_cache,
-    cache_info,
-)
+from supervised.planner.cache_audit import audit_cache, cache_info
+from supervised.planner.cache_building import cache_jobs
+from supervised.planner.cache_manifest import CacheRecipe
+from supervised.planner.target_sensitivity import measure_sensitivity
+from supervised.planner.teacher_cache import TeacherCache
 from supervised.recipe import cache_recipes, find_recipe
 from supervised.trainer import resume, train
 from trm.compute.device import Placement
+from trm.compute.jobs import map_jobs
 from trm.runs.recipe import load_recipe
 from trm.runs.run import Run
 
@@ -79,7 +77,7 @@ def main() -> None:
         "provenance": dict(Run.open(teacher).info.provenance),
         "machine": platform.processor() or platform.machine(),
         "teacher": figures(teacher, asked.test),
-        "sensitivity": dataclasses.asdict(diagnose(model, dataset, num=128, seed=0)),
+        "sensitivity": dataclasses.asdict(measure_sensitivity(model, dataset, num=128, seed=0)),
         "caches": {name: cached(asked.out, teacher, name) for name in CACHES},
         "students": {},
     }
@@ -142,12 +140,9 @@ def cached(out: Path, teacher: Path, name: str) -> dict[str, Any]:
     """A cache, its cost and its audit."""
     folder = out / "caches" / name
     recipe, overrides = CACHES[name]
-    build_cache(
-        folder,
-        load_recipe(CacheRecipe, find_recipe(recipe, cache_recipes()), overrides),
-        open_source=functools.partial(open_teacher, teacher.resolve(), placement=HERE),
-        workers=1,
-    )
+    loaded = load_recipe(CacheRecipe, find_recipe(recipe, cache_recipes()), overrides)
+    source = functools.partial(open_teacher, teacher.resolve(), placement=HERE)
+    map_jobs(cache_jobs(folder, loaded, source), workers=1)
     info = cache_info(folder)
     audit = audit_cache(TeacherCache.open(folder))
     return {

@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 from supervised.commands.costs import call_flops
-from supervised.objectives.objective import sample_losses
+from supervised.objectives.losses import sample_losses
 from supervised.recipe import SupervisedRecipe, find_recipe, token_shape
 from trm.compute.device import Placement
 from trm.nn.token_model import TokenModel

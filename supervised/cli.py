@@ -1,14 +1,15 @@
 """`upi-trm supervised`: train the backbone with labels, and what that needs.
 
 The entry point `supervised` of the group `upi_trm.commands` names `supervised`, the click group.
-Everything that costs time to import (torch, numba) stands inside the commands.
+Everything that costs time to import (torch, numba) is imported inside the commands.
 """
 
 import click
 
+from supervised.commands.caches import cache
 from supervised.commands.data import data
-from supervised.commands.planner import cache, diagnose, distill, vote
-from supervised.commands.train import compare, evaluate_run, import_checkpoint, info, train
+from supervised.commands.measuring import compare, diagnose, evaluate_run, vote
+from supervised.commands.training import distill, import_checkpoint, info, train
 
 
 @click.group()

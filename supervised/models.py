@@ -11,8 +11,8 @@ import torch
 
 from plan_envs.catalogue import resolve_task
 from supervised.data_sets.datasets import BoardDataset, TokenDataset
-from supervised.data_sets.images import FixedImages
-from supervised.data_sets.opening import open_dataset
+from supervised.data_sets.fixed_images import FixedImages
+from supervised.data_sets.folders import open_dataset
 from supervised.recipe import DataConfig, SupervisedRecipe
 from trm.compute.device import Placement
 from trm.compute.process import provenance

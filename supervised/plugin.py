@@ -5,14 +5,12 @@ boards and play no edits, so that only sweeps and records take them.
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
-from plan_envs.evaluation import Policy
 from supervised.measures.records import make_record
 from supervised.recipe import SupervisedRecipe, find_recipe, recipe_names
 from trm.compute.device import Placement
-from trm.experiments.learners import Learner, Networks, SweepCommand
-from trm.experiments.states import EditPolicy
+from trm.experiments.learners import Learner, SweepCommand
 from trm.runs.files import RunError
 from trm.runs.run import Run
 
@@ -47,19 +45,14 @@ class Supervised:
         """The learner's own name; its records name their recipes."""
         return self.kind
 
-    def load_policy(self, run: Run, *, placement: Placement, step: int | str | None) -> Policy:
-        """Refused."""
-        raise _refusal(run)
+    def load_policy(self, run: Run, *, placement: Placement, step: int | str | None) -> NoReturn:
+        """Refuse: these runs have no policy over edits."""
+        raise RunError(
+            f"{run.path / 'run.json'}: kind is 'supervised', whose runs predict whole boards and"
+            f" play no edits; `upi-trm supervised eval {run.path}` measures them"
+        )
 
-    def load_probabilities(
-        self, run: Run, *, placement: Placement, step: int | str | None
-    ) -> EditPolicy:
-        """Refused."""
-        raise _refusal(run)
-
-    def load_networks(self, run: Run, *, placement: Placement, step: int | str | None) -> Networks:
-        """Refused."""
-        raise _refusal(run)
+    load_probabilities = load_networks = load_policy
 
 
 LEARNER: Learner = Supervised()
@@ -68,10 +61,3 @@ LEARNER: Learner = Supervised()
 def steps_when_finished(recipe: Any) -> int:
     """Optimiser steps of a finished run; 0 where CPU time ends it, which `make_record` checks."""
     return 0 if recipe.schedule.cpu_seconds is not None else int(recipe.schedule.steps)
-
-
-def _refusal(run: Run) -> RunError:
-    return RunError(
-        f"{run.path / 'run.json'}: kind is 'supervised', whose runs predict whole boards and play no"
-        f" edits; `upi-trm supervised eval {run.path}` measures them"
-    )

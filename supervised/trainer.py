@@ -20,9 +20,10 @@ from supervised.measures.evaluation import EvalOptions, evaluate
 from supervised.models import RUN_KIND, load_model, make_model, open_data
 from supervised.objectives.act import ActObjective
 from supervised.objectives.dis import DisObjective
-from supervised.objectives.objective import Objective
+from supervised.objectives.supervision_step import Objective
+from supervised.planner.cache_manifest import data_hash, teacher_hash
 from supervised.planner.distill import Distillation
-from supervised.planner.teacher_cache import TeacherCache, data_hash, teacher_hash
+from supervised.planner.teacher_cache import TeacherCache
 from supervised.recipe import SupervisedRecipe
 from trm.compute.device import Placement
 from trm.compute.streams import named_streams

@@ -15,24 +15,24 @@ from trm.nn.token_model import TokenModel, TokenShape
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Costs:
-    """See the module's docstring."""
+    """What a recipe costs; bytes are those of float32."""
 
     parameters: int
     """Trainable, without the puzzle table."""
     puzzle_parameters: int
-    """Of the puzzle table, for the identifiers known here."""
+    """Numbers of the puzzle table, for the identifiers known here."""
     forward_passes: int
     """Calls of a network for one sample, N_sup T (n + 1)."""
     calls_per_step: int
     """In one supervision step."""
     gradient_calls_per_step: int
-    """Of these with gradient."""
+    """Calls with gradient among these."""
     flops_per_sample: int
     """Forward, all N_sup steps: what an evaluation of one sample takes."""
     flops_per_step: int
     """Forward and backward of one supervision step of the whole batch."""
     flops_of_run: int
-    """Of all supervision steps of the budget."""
+    """FLOPs of all supervision steps of the budget."""
     activation_bytes: int
     """Kept for the backward pass of one supervision step of the whole batch, float32."""
     state_bytes: int
@@ -69,7 +69,7 @@ def costs_of(recipe: SupervisedRecipe, shape: TokenShape) -> Costs:
 
 
 def call_flops(model: TokenModel) -> int:
-    """Of one call of a network on one sample."""
+    """FLOPs of one call of a network on one sample."""
     places = model.config.prefix + model.shape.num_positions
     width = model.config.width
     total = 0

@@ -1,13 +1,15 @@
 """`upi-trm supervised data`: build the data sets that supervised training reads, look at them."""
 
+import functools
+import importlib
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import click
 
-from trm.experiments.options import json_option
+from supervised.commands.options import count_option
+from trm.experiments.options import Decorator, added, json_option
 
 
 @click.group()
@@ -26,7 +28,7 @@ def build() -> None:
 @json_option
 def info(*, folder: Path, check: bool, as_json: bool) -> None:
     """Say what the data set in FOLDER holds."""
-    from supervised.data_sets.datasets import check_files, read_info
+    from supervised.data_sets.folders import check_files, read_info
 
     found = read_info(folder)
     if check:
@@ -45,116 +47,93 @@ def _show(found: Any, *, as_json: bool) -> None:
         click.echo(f"{name:<14} {value if isinstance(value, str | int) else json.dumps(value)}")
 
 
-def _builder(
-    *options: Callable[..., Any],
-) -> Callable[[Callable[..., Any]], click.Command]:
-    """A command that builds what the decorated function plans, with the options all share."""
+def _build(plan: str, /, *, out: Path, as_json: bool, **chosen: Any) -> None:
+    """Build what a plan names; `plan` is its module and function, options without a value are left.
 
-    def decorate(plan: Callable[..., Any]) -> click.Command:
-        def command(*, out: Path, as_json: bool, **chosen: Any) -> None:
-            from supervised.data_sets.builders import build_dataset
+    The plan's own defaults apply to these.
+    """
+    from supervised.data_sets.building import build_dataset
 
-            found = build_dataset(out, plan(**chosen), progress=not as_json)
-            _show(found, as_json=as_json)
-
-        shared = (
-            click.option(
-                "--out",
-                type=click.Path(path_type=Path),
-                required=True,
-                help="Folder of the data set.",
-            ),
-            *options,
-            click.option("--seed", type=click.IntRange(0), default=0, show_default=True),
-            json_option,
-        )
-        function: Callable[..., Any] = command
-        for option in reversed(shared):
-            function = option(function)
-        name = plan.__name__.removesuffix("_").replace("_", "-")
-        return build.command(name, help=plan.__doc__)(function)
-
-    return decorate
+    module, function = plan.split(".")
+    make = getattr(importlib.import_module(f"supervised.data_sets.{module}"), function)
+    given = {name: value for name, value in chosen.items() if value is not None}
+    _show(build_dataset(out, make(**given), progress=not as_json), as_json=as_json)
 
 
-def _sizes(*, train: int, validation: int, test: int | None) -> tuple[Callable[..., Any], ...]:
-    """Options of data sets of boards."""
-    return (
-        _count("--train", train, "Training examples."),
-        _count("--validation", validation, "Validation examples; 0 = none."),
-        _count("--test", test, "Test examples; 0 = none.", none="all"),
+def _add(name: str, plan: str, text: str, *options: Decorator) -> None:
+    """Add a command that builds what a plan names, with the options that all builders share."""
+    command = added(
+        functools.partial(_build, plan),
         click.option(
-            "--images",
-            type=click.IntRange(0),
-            default=0,
-            show_default=True,
-            help="Random images stored of each training example; 0 = drawn while training.",
+            "--out", type=click.Path(path_type=Path), required=True, help="Folder of the data set."
+        ),
+        *options,
+        count_option("--seed", 0, "Seed of everything that is drawn."),
+        json_option,
+    )
+    build.command(name, help=text)(command)
+
+
+def _sizes(*, train: int, validation: int, test: int | None) -> tuple[Decorator, ...]:
+    """Options of data sets of boards; a `test` of None means all."""
+    return (
+        count_option("--train", train, "Training examples."),
+        count_option("--validation", validation, "Validation examples; 0 = none."),
+        count_option("--test", test, "Test examples; 0 = none."),
+        count_option(
+            "--images", 0, "Random images stored of each training example; 0 = draw them later."
         ),
     )
 
 
-def _count(
-    name: str, default: int | None, text: str, *, none: str | None = None
-) -> Callable[..., Any]:
-    if default is None:
-        return click.option(name, type=click.IntRange(0), help=f"{text}  [default: {none}]")
-    return click.option(name, type=click.IntRange(0), default=default, show_default=True, help=text)
+def _range(name: str, text: str) -> Decorator:
+    return click.option(name, type=(int, int), help=text)
 
 
-_RANGE = (int, int)
+def _files(kind: str) -> tuple[Decorator, ...]:
+    """Options of data sets that are read from files."""
+    return (
+        click.option("--source", help=f"CSV of training {kind}.  [default: the public set's, hub]"),
+        click.option("--test-source", help=f"CSV of test {kind}.  [default: the public set's]"),
+    )
 
 
-@_builder(
+_add(
+    "sudoku",
+    "board_plans.sudoku_plan",
+    "Generated Sudoku, splits disjoint up to symmetry.",
     click.option("--side", type=int, default=9, show_default=True, help="4, 6, 9 or 16."),
-    click.option("--givens", type=_RANGE, help="Range of givens, e.g. 30 36."),
-    click.option("--blanks", type=_RANGE, help="Range of blanks, instead of --givens."),
+    _range("--givens", "Range of givens, e.g. 30 36."),
+    _range("--blanks", "Range of blanks, instead of --givens."),
     click.option("--unique/--any", default=True, help="One solution each, or any number."),
     *_sizes(train=10_000, validation=1000, test=1000),
 )
-def sudoku(**options: Any) -> Any:
-    """Generated Sudoku, splits disjoint up to symmetry."""
-    from supervised.data_sets.builders import sudoku_plan
-
-    return sudoku_plan(**options)
-
-
-@_builder(
-    click.option("--source", help="CSV of training puzzles.  [default: the public set's, hub]"),
-    click.option("--test-source", help="CSV of test puzzles.  [default: the public set's]"),
+_add(
+    "sudoku-extreme",
+    "board_plans.sudoku_extreme_plan",
+    "Sudoku-Extreme: 1,000 committed training puzzles of the public set, or a CSV like it.",
+    *_files("puzzles"),
     *_sizes(train=1000, validation=1000, test=None),
 )
-def sudoku_extreme(**options: Any) -> Any:
-    """Sudoku-Extreme: 1,000 committed training puzzles of the public set, or a CSV like it."""
-    from supervised.data_sets.builders import SUDOKU_EXTREME, sudoku_extreme_plan
-
-    return sudoku_extreme_plan(**{**options, "source": options["source"] or SUDOKU_EXTREME})
-
-
-@_builder(
+_add(
+    "maze",
+    "board_plans.maze_plan",
+    "Generated mazes with long shortest paths, splits disjoint up to symmetry.",
     click.option("--size", type=int, default=30, show_default=True, help="Rows and columns."),
-    click.option("--path", type=_RANGE, help="Range of the cells on a shortest path."),
+    _range("--path", "Range of the cells on a shortest path."),
     *_sizes(train=1000, validation=100, test=1000),
 )
-def maze(**options: Any) -> Any:
-    """Generated mazes with long shortest paths, splits disjoint up to symmetry."""
-    from supervised.data_sets.builders import maze_plan
-
-    return maze_plan(**options)
-
-
-@_builder(
-    click.option("--source", help="CSV of training mazes.  [default: the public set's, hub]"),
-    click.option("--test-source", help="CSV of test mazes.  [default: the public set's]"),
+_add(
+    "maze-hard",
+    "board_plans.maze_hard_plan",
+    "Maze-30x30-Hard: the public set, or a CSV like it.",
+    *_files("mazes"),
     *_sizes(train=1000, validation=100, test=None),
 )
-def maze_hard(**options: Any) -> Any:
-    """Maze-30x30-Hard: the public set, or a CSV like it."""
-    from supervised.data_sets.builders import MAZE_HARD, maze_hard_plan
-
-    return maze_hard_plan(**{**options, "source": options["source"] or MAZE_HARD})
-
-
-@_builder(
+_add(
+    "nqueens",
+    "board_plans.queens_plan",
+    "N-Queens with some queens given, vocabulary 3.",
     click.option("--n", type=int, default=8, show_default=True, help="Rows of the board, 4-12."),
     click.option(
         "--hold-out",
@@ -163,20 +142,15 @@ def maze_hard(**options: Any) -> Any:
         show_default=True,
         help="How test boards are kept apart; random is the paper's.",
     ),
-    click.option("--given", type=_RANGE, default=(1, 7), show_default=True, help="Given queens."),
+    _range("--given", "Range of given queens.  [default: 1 7]"),
     *_sizes(train=7200, validation=200, test=200),
 )
-def nqueens(**options: Any) -> Any:
-    """N-Queens with some queens given, vocabulary 3."""
-    from supervised.data_sets.builders import queens_plan
-
-    return queens_plan(**options)
-
-
-@_builder(
+_add(
+    "arc",
+    "arc_plan.arc_plan",
+    "ARC-1, ARC-2 or a folder: a puzzle identifier for every task and symmetry.",
     click.option(
         "--data",
-        "source",
         default="arcagi",
         show_default=True,
         help="What is evaluated: arcagi (ARC-1), arcagi2 (ARC-2), or a folder of JSON tasks.",
@@ -184,17 +158,6 @@ def nqueens(**options: Any) -> Any:
     click.option(
         "--extra", multiple=True, help="Folder or set to train on too, e.g. ConceptARC; repeatable."
     ),
-    click.option(
-        "--augmentations",
-        type=click.IntRange(0),
-        default=1000,
-        show_default=True,
-        help="Images of each task beside itself.",
-    ),
-    _count("--validation", 20, "Training tasks whose test pairs are for validation."),
+    count_option("--augmentations", 1000, "Images of each task beside itself."),
+    count_option("--validation", 20, "Training tasks whose test pairs are for validation."),
 )
-def arc(*, source: str, **options: Any) -> Any:
-    """ARC-1, ARC-2 or a folder: a puzzle identifier for every task and symmetry."""
-    from supervised.data_sets.arc import arc_plan
-
-    return arc_plan(data=source, **options)

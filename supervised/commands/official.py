@@ -9,6 +9,7 @@ import pickle
 import re
 import struct
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import safetensors.torch
@@ -86,14 +87,10 @@ def import_model(path: Path, recipe: SupervisedRecipe, shape: TokenShape) -> Tok
     for key, tensor in official.items():
         name = our_name(key)
         if name in weights:
-            raise ValueError(f"{path}: {key}: stands there twice, with and without prefix")
+            raise ValueError(f"{path}: {key}: appears twice, with and without prefix")
         weights[name] = tensor
-    table = weights.get("puzzle_table")
-    shape = TokenShape(
-        vocab_size=shape.vocab_size,
-        num_positions=shape.num_positions,
-        num_puzzles=shape.num_puzzles if table is None else len(table),
-    )
+    if "puzzle_table" in weights:
+        shape = replace(shape, num_puzzles=len(weights["puzzle_table"]))
     model = TokenModel(shape, recipe.model, recipe.recursion, generator=torch.Generator())
     expected = model.state_dict()
     for key in official:

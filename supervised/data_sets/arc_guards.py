@@ -6,8 +6,7 @@ from plan_envs.arc.grids import LARGEST, grid_of
 from plan_envs.arc.tasks import ArcTask
 from plan_envs.domain import Int8Array
 from supervised.data_sets.arc import ArcDataset, decode_tokens, known_among
-from supervised.data_sets.datasets import read_info
-from supervised.data_sets.opening import open_dataset
+from supervised.data_sets.folders import open_dataset, read_info
 
 
 def refuse_arc_leaks(trained: str | Path, evaluated: str | Path, *, split: str = "test") -> None:

@@ -1,9 +1,8 @@
 """Puzzles as tokens and back: what each id means, which symmetries hold, and the checker's verdict.
 
 The ids are those of the TRM reference code (REFERENCE.md, section B): 0 is padding everywhere. A
-codec turns `plan_envs` boards into tokens for `supervised.data_sets.datasets`, and predicted tokens into
-plans that the domain's own checker judges; it has no rules of its own. ARC has
-`supervised.data_sets.arc`.
+codec turns `plan_envs` boards into tokens for `datasets`, and predicted tokens into plans that the
+domain's own checker judges; it has no rules of its own. `arc` has the tokens of ARC.
 
 | domain | positions | vocabulary | tokens |
 |---|---|---|---|
@@ -20,7 +19,7 @@ from typing import Final, Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Int8, Integer, UInt8
 
-from plan_envs.domain import PlanDomain, Symmetry, Verdict
+from plan_envs.domain import PlanDomain, Symmetry
 from plan_envs.maze.kernels import FREE, GOAL, START, WALL
 from plan_envs.maze.rules import Maze, MazeSymmetry
 from plan_envs.queens.rules import Queens, QueensSymmetry
@@ -73,15 +72,15 @@ class BoardCodec(Protocol):
 
 
 @dataclass(frozen=True)
-class SudokuCodec:
-    """1 = blank, digit + 1; a label is the solved board, givens included."""
+class ValueCodec:
+    """Sudoku and N-Queens: a token is a cell's value + 1; a label is the whole completed board."""
 
-    domain: Sudoku
+    domain: Sudoku | Queens
 
     @property
     def vocab_size(self) -> int:
-        """Padding, blank and the digits."""
-        return self.domain.side + 2
+        """Padding, blank and the values."""
+        return self.domain.spec.num_values + 2
 
     def encode(self, instances: Boards, solutions: Boards) -> tuple[Tokens, Tokens]:
         """Board + 1."""
@@ -92,39 +91,17 @@ class SudokuCodec:
         return _unshifted(inputs), _unshifted(predicted)
 
     def random_symmetry(self, rng: np.random.Generator) -> Symmetry:
-        """Digits, bands, stacks, rows and columns permuted, transposed where boxes are square."""
+        """A random symmetry of the rules.
+
+        Sudoku permutes digits, bands, stacks, rows and columns, and transposes where boxes are
+        square; N-Queens takes one of the eight symmetries of the board.
+        """
+        if isinstance(self.domain, Queens):
+            return QueensSymmetry.random(self.domain, rng)
         return self.domain.random_symmetry(rng)
 
     def transform(self, symmetry: Symmetry, tokens: Tokens) -> Tokens:
         """Blank stays blank."""
-        return _shifted(symmetry.plans(_unshifted(tokens)))
-
-
-@dataclass(frozen=True)
-class QueensCodec:
-    """1 = empty, 2 = queen; a label is the completed board."""
-
-    domain: Queens
-
-    @property
-    def vocab_size(self) -> int:
-        """Padding, empty and queen."""
-        return 3
-
-    def encode(self, instances: Boards, solutions: Boards) -> tuple[Tokens, Tokens]:
-        """Board + 1."""
-        return _shifted(instances), _shifted(solutions)
-
-    def decode(self, inputs: AnyTokens, predicted: AnyTokens) -> tuple[Boards, Boards]:
-        """Token - 1; padding reads as empty."""
-        return _unshifted(inputs), _unshifted(predicted)
-
-    def random_symmetry(self, rng: np.random.Generator) -> Symmetry:
-        """One of the eight symmetries of the board."""
-        return QueensSymmetry.random(self.domain, rng)
-
-    def transform(self, symmetry: Symmetry, tokens: Tokens) -> Tokens:
-        """Squares move, tokens stay."""
         return _shifted(symmetry.plans(_unshifted(tokens)))
 
 
@@ -140,8 +117,8 @@ class MazeCodec:
     """A label is the whole maze with 5 on the cells between start and goal, as the public set's.
 
     What is judged is the path alone: the cells predicted as 5 must be free cells of the input, and
-    exactly those of one path from start to goal that does not touch itself. What the prediction
-    says of walls only exact match and token accuracy see.
+    exactly those of one path from start to goal that does not touch itself. Only exact match and
+    token accuracy look at what the prediction says of walls.
     """
 
     domain: Maze
@@ -178,8 +155,8 @@ class MazeCodec:
 
 
 _FAMILIES: Final[Mapping[str, Callable[[int], BoardCodec]]] = {
-    "sudoku": lambda side: SudokuCodec(Sudoku(side)),
-    "queens": lambda n: QueensCodec(Queens(n)),
+    "sudoku": lambda side: ValueCodec(Sudoku(side)),
+    "queens": lambda n: ValueCodec(Queens(n)),
     "maze": lambda size: MazeCodec(Maze(size)),
 }
 
@@ -196,11 +173,6 @@ def codec_of(domain: str) -> BoardCodec:
             f"domain must be {', '.join(f'{name}NxN' for name in _FAMILIES)} or arc, got {domain!r}"
         )
     return _FAMILIES[found[1]](int(found[2]))
-
-
-def verdict(codec: BoardCodec, inputs: AnyTokens, predicted: AnyTokens) -> Verdict:
-    """What the domain's own checker says of predicted tokens, [batch, position]."""
-    return codec.domain.check(*codec.decode(inputs, predicted))
 
 
 def _shifted(boards: Boards) -> Tokens:

@@ -1,13 +1,11 @@
-"""Token data sets on disk: what trainers draw batches from.
+"""Token data sets, which trainers draw batches from: what all kinds share, and those of boards.
 
-A data set is a folder: `dataset.json` says what it holds, and each split has memory-mapped arrays
-(docs/supervised-data.md). `open_dataset` gives one split; `batch` gives examples as stored, or,
-with a generator, their images under random symmetries of the rules (REFERENCE.md, section B), so a
-thousand augmentations cost no disk. The folders come from `supervised.data_sets.builders`.
+`TokenDataset.batch` gives examples as stored, or, with a generator, their images under random
+symmetries of the rules (REFERENCE.md, section B), so a thousand augmentations cost no disk.
+`supervised.data_sets.folders` opens data sets from disk; `arc` has those of ARC.
 """
 
 import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -20,15 +18,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from plan_envs.domain import PlanDomain, Verdict
-from plan_envs.instances import SPLITS, InstanceSet
-from supervised.data_sets.codecs import PAD, BoardCodec, Tokens, codec_of, verdict
+from plan_envs.instances import InstanceSet
+from supervised.data_sets.codecs import PAD, BoardCodec, Tokens, codec_of
 from trm.nn.stablemax import IGNORE
 
 FORMAT: Final = 1
 """Version of the folder's format."""
-
-INFO_FILE: Final = "dataset.json"
-"""The file that says what a folder holds; written last, so a folder that has it is complete."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -44,14 +39,17 @@ class TokenBatch:
     example: Int[Tensor, " batch"]
     """Index of each example in its split, int64: the same for all its images."""
 
+    def parts(self) -> dict[str, Tensor]:
+        """The tensors by name."""
+        return {item.name: getattr(self, item.name) for item in fields(self)}
+
     def to(self, device: torch.device | str) -> "TokenBatch":
         """The same batch on a device."""
-        return TokenBatch(
-            inputs=self.inputs.to(device),
-            labels=self.labels.to(device),
-            puzzle=self.puzzle.to(device),
-            example=self.example.to(device),
-        )
+        return TokenBatch(**{name: part.to(device) for name, part in self.parts().items()})
+
+    def rows(self, chosen: Any) -> "TokenBatch":
+        """Some examples, by whatever indexes the first axis."""
+        return TokenBatch(**{name: part[chosen] for name, part in self.parts().items()})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -91,7 +89,7 @@ class DatasetInfo:
         return hashlib.sha256(text.encode()).hexdigest()
 
     def summary(self) -> dict[str, Any]:
-        """What a person wants to know: every field but the files, with their sum and hash."""
+        """Every field except the files, and their total size and hash."""
         record = asdict(self)
         files = record.pop("files")
         return record | {"bytes": sum(f["size"] for f in files.values()), "hash": self.hash}
@@ -144,8 +142,9 @@ class BoardDataset:
     """
 
     def __init__(self, info: DatasetInfo, inputs: Tokens, labels: Tokens, *, name: str) -> None:
-        self._info = info
-        self._codec = codec_of(info.domain)
+        self.info = info
+        self.codec: Final = codec_of(info.domain)
+        """Tokens <-> boards."""
         check_tokens(inputs, info, name=f"{name}: inputs")
         check_tokens(labels, info, name=f"{name}: labels")
         if len(inputs) != len(labels):
@@ -161,16 +160,6 @@ class BoardDataset:
         info = info_of(codec, name=instances.name, counts={"train": len(instances)})
         return cls(info, inputs, labels, name=instances.name)
 
-    @property
-    def info(self) -> DatasetInfo:
-        """What the whole data set holds."""
-        return self._info
-
-    @property
-    def codec(self) -> BoardCodec:
-        """Tokens <-> boards."""
-        return self._codec
-
     def __len__(self) -> int:
         """Number of examples."""
         return len(self._inputs)
@@ -184,67 +173,15 @@ class BoardDataset:
         if generator is not None:
             pairs = np.stack([inputs, labels], axis=1)
             for row, pair in enumerate(pairs):
-                symmetry = self._codec.random_symmetry(generator)
-                pairs[row] = self._codec.transform(symmetry, pair)
+                symmetry = self.codec.random_symmetry(generator)
+                pairs[row] = self.codec.transform(symmetry, pair)
             inputs, labels = pairs[:, 0], pairs[:, 1]
         return token_batch(inputs, labels, np.zeros(len(chosen), np.int64), chosen)
 
     def verdict(self, batch: TokenBatch, predicted: Int[Tensor, "batch position"]) -> Verdict:
         """What the domain's own checker says: `solved` counts every valid completion."""
-        return verdict(self._codec, batch.inputs.cpu().numpy(), predicted.cpu().numpy())
-
-
-def read_info(folder: str | Path) -> DatasetInfo:
-    """What the data set in a folder holds.
-
-    Raises:
-        ValueError: if there is none, or `dataset.json` is not what a builder wrote.
-    """
-    path = Path(folder) / INFO_FILE
-    if not path.is_file():
-        raise ValueError(
-            f"{folder}: no data set, or one whose building has not ended ({INFO_FILE} is missing); "
-            "`upi-trm supervised data build` makes one, or goes on with it"
-        )
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: not valid JSON: {error}") from None
-    if not isinstance(record, dict) or record.get("format") != FORMAT:
-        found = record.get("format") if isinstance(record, dict) else record
-        raise ValueError(f"{path}: format must be {FORMAT}, got {found!r}")
-    wanted = {item.name: item.type for item in fields(DatasetInfo)}
-    if set(record) != set(wanted):
-        wrong = sorted(set(record) ^ set(wanted))
-        raise ValueError(f"{path}: fields missing or unknown: {', '.join(wrong)}")
-    for key in ("vocab_size", "num_positions", "num_puzzles"):
-        if type(record[key]) is not int or record[key] < 1:
-            raise ValueError(f"{path}: {key} must be a positive integer, got {record[key]!r}")
-    for key in ("counts", "options", "notes", "files"):
-        if not isinstance(record[key], dict):
-            raise ValueError(f"{path}: {key} must be an object, got {record[key]!r}")
-    for key, count in record["counts"].items():
-        if key not in SPLITS or type(count) is not int or count < 1:
-            raise ValueError(f"{path}: counts: {key!r} must be a split with examples, got {count}")
-    return DatasetInfo(**record)
-
-
-def check_files(folder: str | Path, info: DatasetInfo) -> None:
-    """Compare every file of a data set with what `dataset.json` says of it.
-
-    Raises:
-        ValueError: names the first file that is missing or differs.
-    """
-    for name, expected in info.files.items():
-        path = Path(folder) / name
-        if not path.is_file():
-            raise ValueError(f"{path}: missing")
-        with path.open("rb") as file:
-            found = hashlib.file_digest(file, "sha256").hexdigest()
-        if found != expected["sha256"]:
-            raise ValueError(
-                f"{path}: damaged: sha256 is {found}, {INFO_FILE} says {expected['sha256']}"
-            )
+        decoded = self.codec.decode(batch.inputs.cpu().numpy(), predicted.cpu().numpy())
+        return self.codec.domain.check(*decoded)
 
 
 def info_of(codec: BoardCodec, *, name: str, counts: Mapping[str, int], **more: Any) -> DatasetInfo:
@@ -274,6 +211,31 @@ def read_array(path: Path) -> NDArray[Any]:
     except (ValueError, EOFError, OSError) as error:
         raise ValueError(f"{path}: not readable as an array: {error}") from None
     return array
+
+
+def read_split(
+    folder: Path, split: str, info: DatasetInfo, names: Sequence[str]
+) -> dict[str, NDArray[Any]]:
+    """The memory-mapped arrays of a split by name, the first axis of which is that of examples.
+
+    Args:
+        folder: of the data set.
+        split: one of `info.counts`.
+        info: what the data set holds.
+        names: of the arrays' files.
+
+    Raises:
+        ValueError: names the file that is missing, no array, or of another length.
+    """
+    arrays = {}
+    for name in names:
+        path = folder / split / f"{name}.npy"
+        arrays[name] = read_array(path)
+        if len(arrays[name]) != info.counts[split]:
+            raise ValueError(
+                f"{path} has {len(arrays[name])} examples, dataset.json says {info.counts[split]}"
+            )
+    return arrays
 
 
 def check_tokens(tokens: NDArray[Any], info: DatasetInfo, *, name: str) -> None:
@@ -319,7 +281,7 @@ def check_indices(indices: Sequence[int] | NDArray[Any], count: int) -> NDArray[
 def token_batch(
     inputs: Tokens, labels: Tokens, puzzle: NDArray[np.int64], example: NDArray[np.int64]
 ) -> TokenBatch:
-    """Arrays as tensors of their own, padding labels as `IGNORE`."""
+    """Arrays as tensors of their own, padding labels as `IGNORE`; arguments as `TokenBatch` has."""
     targets = torch.from_numpy(labels.astype(np.int64))
     return TokenBatch(
         inputs=torch.from_numpy(inputs.astype(np.int64)),

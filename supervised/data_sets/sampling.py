@@ -2,7 +2,7 @@
 
 Every pass visits each example once, in a new order. Several processes share the order and take
 every world-th example each, so that no two see the same one in a pass. Input: a `TokenDataset` and
-generators; output: `TokenBatch`es for `trm_objective` and `dis`.
+generators; output: `TokenBatch`es for `supervised.objectives`.
 """
 
 from collections.abc import Mapping
@@ -30,7 +30,7 @@ class SampleStream:
 
         Args:
             dataset: at least `world` examples.
-            order: shuffles each pass; must stand at the same place in every process.
+            order: shuffles each pass; must be in the same state in every process.
             images: draws an image of each sample under the rules' symmetries; None = as stored.
             rank: this process.
             world: number of processes.
@@ -60,7 +60,7 @@ class SampleStream:
         return self.dataset.batch(np.concatenate(chosen or [self._pass[:0]]), self._images)
 
     def state(self) -> dict[str, Any]:
-        """Where the stream stands; the generators are saved by whoever made them."""
+        """How far the stream is; whoever made the generators saves them."""
         return {"pass": self._pass, "position": self._position, "drawn": self.drawn}
 
     def load_state(self, state: Mapping[str, Any]) -> None:

@@ -2,8 +2,8 @@
 
 A model predicts every test input under many symmetries of its task; each prediction is cropped to a
 grid, mapped back, and votes. Candidates are ranked by votes, then by mean halting probability;
-pass@K asks whether the label is among the first K. Tasks come from `plan_envs.arc.instances`, their
-symmetries from `plan_envs.arc.rules`; out go pass@K with intervals and a submission of two attempts.
+pass@K asks whether the label is among the first K. Input: tasks, their symmetries and a
+`Predictor`; output: pass@K with intervals, and a submission of two attempts.
 
 Only votes are kept, never logits, and those of one task at a time: a job works through its tasks
 and leaves one small JSON file, and an evaluation that was killed goes on with the missing files.
@@ -27,12 +27,12 @@ from plan_envs.arc.symmetry import ArcSymmetry
 from plan_envs.arc.tasks import ArcTask
 from plan_envs.domain import Int8Array
 from supervised.data_sets.arc import crop
-from trm.compute.jobs import Backend, Job, JobResult, map_jobs
+from trm.compute.jobs import Job
 from trm.experiments.intervals import wilson_interval
 from trm.runs.durable import replace_durably
 
 FORMAT_VERSION: Final = 1
-"""Of voting.json and of the files of results."""
+"""Version of voting.json and of the files of results."""
 
 PASS_AT: Final = (1, 2, 5, 10, 100, 1000)
 """The K of pass@K."""
@@ -63,9 +63,9 @@ class Query:
 Predictor = Callable[
     [Sequence[Query]], tuple[Int[np.ndarray, "batch cell"], Float[np.ndarray, " batch"]]
 ]
-"""A model, as voting sees it: tokens of predicted canvases, and halting probabilities in [0, 1].
+"""What voting asks of a model: tokens of predicted canvases, and halting probabilities in [0, 1].
 
-It never sees an output of a test input.
+A model never sees an output of a test input.
 """
 
 Symmetries = Callable[[ArcTask], Sequence[ArcSymmetry]]
@@ -96,7 +96,7 @@ class InputResult:
     votes: int
     label_votes: int
     candidates: int
-    """Distinct ones, the empty one among them."""
+    """Number of distinct candidates, the empty one among them."""
     empty_votes: int
     """Predictions without a grid."""
     attempts: list[list[list[int]]]
@@ -127,20 +127,20 @@ class VotingReport:
     """Per test input."""
     mean_candidates: float
     empty_share: float
-    """Of all votes."""
+    """Share of all votes that are for no grid."""
 
 
 # --- Votes
 
 
 class Ballot:
-    """The votes on one test input: a count and a sum for each distinct grid."""
+    """The votes on one test input: a count and a sum of halting probabilities for each grid."""
 
     def __init__(self) -> None:
         self._votes: dict[bytes, tuple[int, float]] = {}
 
     def add(self, board: Int8[np.ndarray, " 900"], halting: float) -> None:
-        """One vote for a grid; an empty board votes too, for no grid."""
+        """One vote for a grid; an empty board is a vote for no grid."""
         count, total = self._votes.get(key := board.tobytes(), (0, 0.0))
         self._votes[key] = count + 1, total + halting
 
@@ -149,13 +149,10 @@ class Ballot:
 
         An empty candidate has its place like any other, as in the published evaluators.
         """
-        candidates = [
-            (count, total / count, board) for board, (count, total) in self._votes.items()
-        ]
-        candidates.sort(key=lambda candidate: (-candidate[0], -candidate[1], candidate[2]))
+        ranked = sorted((-n, -total / n, board) for board, (n, total) in self._votes.items())
         return [
-            Candidate(board=np.frombuffer(board, np.int8), votes=count, halting=halting)
-            for count, halting, board in candidates
+            Candidate(board=np.frombuffer(board, np.int8), votes=-votes, halting=-halting)
+            for votes, halting, board in ranked
         ]
 
 
@@ -211,19 +208,16 @@ def _check_predictions(tokens: Any, halting: Any, count: int) -> None:
 def _result(
     task: ArcTask, test: int, label: Int8Array | None, ranking: Sequence[Candidate]
 ) -> InputResult:
-    place = None
-    if label is not None:
-        wanted = board_of(label, LARGEST)
-        found = (k for k, item in enumerate(ranking) if np.array_equal(item.board, wanted))
-        place = next(found, None)
-    grids = [candidate.board for candidate in ranking if candidate.board.any()]
+    wanted = None if label is None else board_of(label, LARGEST).tobytes()
+    places = [k for k, item in enumerate(ranking, 1) if item.board.tobytes() == wanted]
+    grids = [item.board for item in ranking if item.board.any()]
     return InputResult(
         task=task.id,
         test=test,
         known=label is not None,
-        rank=None if place is None else place + 1,
-        votes=sum(candidate.votes for candidate in ranking),
-        label_votes=0 if place is None else ranking[place].votes,
+        rank=places[0] if places else None,
+        votes=sum(item.votes for item in ranking),
+        label_votes=ranking[places[0] - 1].votes if places else 0,
         candidates=len(ranking),
         empty_votes=sum(item.votes for item in ranking if not item.board.any()),
         attempts=[grid_of(board, LARGEST).tolist() for board in grids[:ATTEMPTS]],
@@ -247,12 +241,12 @@ def summarise(results: Sequence[InputResult]) -> VotingReport:
         tasks.setdefault(result.task, []).append(result)
     pooled, per_task = {}, {}
     for k in PASS_AT:
-        passed = {
-            task: [result.rank is not None and result.rank <= k for result in some]
-            for task, some in tasks.items()
-        }
-        pooled[k] = _share(math.fsum(map(sum, passed.values())) / len(known), len(known))
-        shares = [sum(some) / len(some) for some in passed.values()]
+        passed = [
+            [result.rank is not None and result.rank <= k for result in some]
+            for some in tasks.values()
+        ]
+        pooled[k] = _share(sum(map(sum, passed)) / len(known), len(known))
+        shares = [sum(some) / len(some) for some in passed]
         per_task[k] = _share(math.fsum(shares) / len(tasks), len(tasks))
     votes = sum(result.votes for result in known)
     return VotingReport(
@@ -293,49 +287,10 @@ def submission_of(results: Sequence[InputResult]) -> Submission:
     return submission
 
 
-def score_submission(submission: Submission, tasks: Sequence[ArcTask]) -> tuple[Share, Share]:
-    """Score as the official scorers do: an input is right if either attempt equals its output.
-
-    Returns:
-        Mean over tasks of the share of inputs that are right (ARC Prize's score), and the share of
-        all inputs that are right (the score of the Kaggle contests). A task that is missing from
-        the submission is wrong; outputs that are not known are left out.
-
-    Raises:
-        ValueError: a task with another number of test inputs than the submission has for it, or an
-            attempt missing.
-    """
-    shares, right = [], []
-    for task in tasks:
-        answers = submission.get(task.id, [{} for _ in task.test])
-        if len(answers) != len(task.test):
-            raise ValueError(
-                f"submission: task {task.id} has {len(task.test)} test inputs, got {len(answers)}"
-            )
-        if task.id in submission and any(
-            set(answer) != {"attempt_1", "attempt_2"} for answer in answers
-        ):
-            raise ValueError(f"submission: task {task.id} must have attempt_1 and attempt_2")
-        hits = [
-            label.tolist() in answer.values()
-            for answer, (_, label) in zip(answers, task.test, strict=True)
-            if label is not None
-        ]
-        if hits:
-            shares.append(sum(hits) / len(hits))
-            right += hits
-    if not right:
-        raise ValueError("submission: no output of a test input is known, so there is no score")
-    return (
-        _share(math.fsum(shares) / len(shares), len(shares)),
-        _share(sum(right) / len(right), len(right)),
-    )
-
-
 # --- Many tasks, in parts that survive a kill
 
 
-def run_voting(
+def voting_jobs(
     out: Path,
     tasks: Sequence[ArcTask],
     *,
@@ -344,33 +299,24 @@ def run_voting(
     identity: Mapping[str, Any],
     tasks_per_job: int = 8,
     batch_size: int = 256,
-    backend: Backend = "local",
-    workers: int | None = None,
-    address: str | None = None,
-    report: Callable[[JobResult], None] = lambda _: None,
-) -> list[JobResult]:
-    """Vote on every task that has no result yet; see `trm.compute.jobs.map_jobs`.
+) -> list[Job]:
+    """Claim a folder for an evaluation; the jobs for `map_jobs` that vote on all tasks.
+
+    `read_results` reads what the jobs left, once all are done.
 
     Args:
         out: the evaluation's folder; made where it is missing.
         tasks: with different ids.
         open_predictors: called in every job; a function that can be imported, or a
             `functools.partial` of one. More than one predictor is an ensemble.
-        symmetries: likewise.
+        symmetries: called in every job, like `open_predictors`.
         identity: what the figures depend on: hash of the weights, number of augmentations, seed...;
             JSON values. The same call with another identity is refused in the same folder.
         tasks_per_job: tasks of one file of results.
         batch_size: queries that a predictor gets at once.
-        backend: "local" or "ray".
-        workers: jobs at once.
-        address: of the Ray cluster.
-        report: is told of every job that starts or ends.
-
-    Returns:
-        One result a job. `read_results` reads what they left, once all are there.
 
     Raises:
-        ValueError: the folder holds another evaluation; tasks of one id.
+        ValueError: the folder holds another evaluation, or two tasks have one id.
     """
     if len({task.id for task in tasks}) < len(tasks) or not tasks:
         raise ValueError("tasks: their ids must differ, and there must be some")
@@ -386,7 +332,7 @@ def run_voting(
         )
         log = out / "logs" / f"{output.stem}.log"
         jobs.append(Job(key=output.stem, work=work, output=output, log=log))
-    return map_jobs(jobs, backend=backend, workers=workers, address=address, report=report)
+    return jobs
 
 
 def vote_on_part(
@@ -397,7 +343,7 @@ def vote_on_part(
     *,
     batch_size: int,
 ) -> None:
-    """The work of a job: vote on some tasks and leave their results."""
+    """The work of a job: vote on some tasks and write their results."""
     predictors = open_predictors()
     results = [
         asdict(result)

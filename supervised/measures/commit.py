@@ -6,8 +6,8 @@ next pass condition on it, at the price of a pass for every token. For boards wh
 1 (Sudoku, N-Queens). Input: a model and a data set; output: what the checker says.
 """
 
+import dataclasses
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import torch
@@ -18,7 +18,7 @@ from plan_envs.queens.instances import count_completions
 from plan_envs.queens.rules import Queens
 from supervised.data_sets.codecs import codec_of
 from supervised.data_sets.datasets import TokenBatch, TokenDataset
-from supervised.measures.evaluation import unroll_steps
+from supervised.measures.evaluation import EvalOptions, unroll_steps
 from trm.nn.stablemax import stablemax_probabilities
 from trm.nn.token_model import TokenModel
 
@@ -45,19 +45,17 @@ class Committed:
 def commit_decode(
     model: TokenModel,
     batch: TokenBatch,
+    options: EvalOptions,
     *,
     writes: int,
-    steps: int,
-    feeds: Literal["input", "prediction"] = "input",
 ) -> tuple[Int[Tensor, "batch position"], Int[Tensor, " batch"]]:
     """Boards with `writes` tokens each, and the passes that each took.
 
     Args:
         model: on the batch's device.
         batch: what is not `BLANK` in its inputs is written already.
+        options: the supervision steps of a pass, and what later steps embed.
         writes: tokens of a complete board (Sudoku: cells, N-Queens: queens).
-        steps: supervision steps of a pass.
-        feeds: as in training.
     """
     board = batch.inputs.clone()
     passes = torch.zeros(len(board), dtype=torch.long, device=board.device)
@@ -66,13 +64,8 @@ def commit_decode(
         if not bool(open_rows.any()):
             return board, passes
         rows = open_rows.nonzero().flatten()
-        part = TokenBatch(
-            inputs=board[rows],
-            labels=batch.labels[rows],
-            puzzle=batch.puzzle[rows],
-            example=batch.example[rows],
-        )
-        for readout in unroll_steps(model, part, steps=steps, feeds=feeds):
+        part = dataclasses.replace(batch, inputs=board).rows(rows)
+        for readout in unroll_steps(model, part, options):
             logits = readout.guided
         probability = stablemax_probabilities(logits)[..., BLANK + 1 :]
         free = (part.inputs == BLANK)[..., None]
@@ -82,16 +75,8 @@ def commit_decode(
         passes[rows] += 1
 
 
-def evaluate_commit(
-    model: TokenModel,
-    dataset: TokenDataset,
-    *,
-    steps: int | None = None,
-    feeds: Literal["input", "prediction"] = "input",
-    num: int | None = None,
-    batch_size: int = 256,
-) -> Committed:
-    """Commit decoding of the first `num` examples of a data set, None = all.
+def evaluate_commit(model: TokenModel, dataset: TokenDataset, options: EvalOptions) -> Committed:
+    """Commit decoding of the first `options.num` examples of a data set, None = all.
 
     Raises:
         ValueError: for a data set of mazes or of ARC: their plans are no blanks to fill.
@@ -101,18 +86,13 @@ def evaluate_commit(
         raise ValueError(f"commit decoding is for Sudoku and N-Queens, not for {name!r}")
     domain = codec_of(name).domain
     writes = domain.n if isinstance(domain, Queens) else dataset.info.num_positions
-    count = len(dataset) if num is None else min(num, len(dataset))
+    count = len(dataset) if options.num is None else min(options.num, len(dataset))
     device = model.start_h.device
     valid, passes, single = [], [], []
-    for first in range(0, count, batch_size):
-        batch = dataset.batch(np.arange(first, min(count, first + batch_size))).to(device)
-        board, taken = commit_decode(
-            model,
-            batch,
-            writes=writes,
-            steps=steps or model.schedule.supervision,
-            feeds=feeds,
-        )
+    for first in range(0, count, options.batch_size):
+        last = min(count, first + options.batch_size)
+        batch = dataset.batch(np.arange(first, last)).to(device)
+        board, taken = commit_decode(model, batch, options, writes=writes)
         valid.append(dataset.verdict(batch, board).solved)
         passes.append(taken.cpu().numpy())
         if isinstance(domain, Queens):

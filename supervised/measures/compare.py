@@ -5,7 +5,6 @@ settings seed by seed: with the data and the order of samples in common, what is
 Input: folders of sweeps or files of records; output: rows, and tables for the terminal.
 """
 
-import json
 import re
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,6 +17,7 @@ from rich.table import Table
 
 from supervised.measures.records import RECORD_VERSION
 from trm.experiments.intervals import student_t_interval
+from trm.runs.files import read_json_object
 from trm.runs.pictures import new_figure, save_figure
 
 Record = Mapping[str, Any]
@@ -63,7 +63,7 @@ class Row:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Difference:
-    """Of a setting to another, over the seeds that both have."""
+    """How far a setting is ahead of another, over the seeds that both have."""
 
     recipe: str
     against: str
@@ -94,16 +94,9 @@ def read_records(paths: Sequence[Path]) -> list[dict[str, Any]]:
 
 
 def _records_in(file: Path) -> Iterator[dict[str, Any]]:
-    try:
-        content = json.loads(file.read_bytes())
-    except OSError as error:
-        raise ValueError(f"{file}: cannot be read: {error.strerror}") from error
-    except ValueError as error:
-        raise ValueError(f"{file}: not valid JSON ({error})") from error
-    records = content.get("records", [content]) if isinstance(content, dict) else [content]
-    for record in records:
-        known = isinstance(record, dict) and record.get("kind") == "supervised"
-        if not known or record.get("format_version") != RECORD_VERSION:
+    content = read_json_object(file)
+    for record in content.get("records", [content]):
+        if record.get("kind") != "supervised" or record.get("format_version") != RECORD_VERSION:
             raise ValueError(f"{file}: not a supervised record of format version {RECORD_VERSION}")
         yield record
 
@@ -123,7 +116,7 @@ def differences(records: Sequence[Record], *, against: str, figure: str) -> list
     Args:
         records: of any number of settings.
         against: a setting; or its first word (its case), whose counterpart shares the others.
-        figure: a share in the records; `exact` stands in where it was not measured.
+        figure: a share in the records; `exact` replaces it where it was not measured.
 
     Raises:
         ValueError: no setting has such a counterpart, or the figure is unknown.
@@ -154,12 +147,9 @@ def _by_recipe(records: Sequence[Record]) -> dict[str, list[Record]]:
 
 def _row(recipe: str, runs: Sequence[Record]) -> Row:
     first = runs[0]
-    spread = {
-        name: _spread([run[name] for run in runs])
-        for name in ("exact", "valid", "commit_valid", "violated", "train_exact")
-    }
-    exact, valid, violated = spread["exact"], spread["valid"], spread["violated"]
-    assert exact is not None and valid is not None and violated is not None
+    figures = ("exact", "valid", "commit_valid", "violated", "train_exact")
+    spreads: dict[str, Any] = {name: _spread([run[name] for run in runs]) for name in figures}
+    of_unique = [(run["committed"] or {}).get("valid_of_unique") for run in runs]
     caches = [run["cache"] for run in runs if run["cache"] is not None]
     return Row(
         recipe=recipe,
@@ -167,22 +157,13 @@ def _row(recipe: str, runs: Sequence[Record]) -> Row:
         seeds=tuple(run["seed"] for run in runs),
         num_instances=first["num_instances"],
         step=max(run["step"] for run in runs),
-        exact=exact,
-        valid=valid,
-        commit_valid=spread["commit_valid"],
-        commit_valid_of_unique=_spread(
-            [
-                None if run["committed"] is None else run["committed"]["valid_of_unique"]
-                for run in runs
-            ]
-        ),
-        violated=violated,
-        peak_exact=_spread([None if run["peak"] is None else run["peak"]["exact"] for run in runs]),
-        train_exact=spread["train_exact"],
+        commit_valid_of_unique=_spread(of_unique),
+        peak_exact=_spread([(run["peak"] or {}).get("exact") for run in runs]),
         train_cpu_seconds=statistics.mean(run["train_cpu_seconds"] for run in runs),
         cache_cpu_seconds=caches[0]["cpu_seconds"] if caches else None,
         parameters=first["parameters"],
         passes=first["passes"],
+        **spreads,
     )
 
 
@@ -190,9 +171,8 @@ def _spread(values: Sequence[float | None]) -> Spread | None:
     known = [value for value in values if value is not None]
     if len(known) < len(values):
         return None
-    return Spread(
-        mean=statistics.mean(known), std=statistics.stdev(known) if len(known) > 1 else None
-    )
+    std = statistics.stdev(known) if len(known) > 1 else None
+    return Spread(mean=statistics.mean(known), std=std)
 
 
 def _difference(
@@ -202,11 +182,14 @@ def _difference(
     pairs = [(run, partners[run["seed"]]) for run in runs if run["seed"] in partners]
     if not pairs:
         raise ValueError(f"--against: {recipe} and {other} have no seed in common")
-    for name in (figure, "exact"):
-        if all(one.get(name) is not None for pair in pairs for one in pair):
-            break
-    else:
+    measured = [
+        name
+        for name in (figure, "exact")
+        if all(one.get(name) is not None for pair in pairs for one in pair)
+    ]
+    if not measured:
         raise ValueError(f"--figure: the records have no {figure!r}")
+    name = measured[0]
     values = [float(run[name]) - float(partner[name]) for run, partner in pairs]
     low, high = student_t_interval(values) if len(values) > 1 else (None, None)
     return Difference(
@@ -222,7 +205,7 @@ def _difference(
 
 
 def tables(rows: Sequence[Row], found: Sequence[Difference]) -> Iterator[Table]:
-    """For the terminal: the rows, without figures that none has, and the differences if any."""
+    """Tables for the terminal: the rows, without figures that no row has, and the differences."""
     table = Table(box=SIMPLE_HEAD)
     table.add_column("recipe", overflow="fold")
     columns = {
@@ -236,7 +219,9 @@ def tables(rows: Sequence[Row], found: Sequence[Difference]) -> Iterator[Table]:
         "train": [_text(row.train_exact) for row in rows],
         "steps": [str(row.step) for row in rows],
         "CPU s": [f"{row.train_cpu_seconds:.0f}" for row in rows],
-        "cache": [_seconds(row.cache_cpu_seconds) for row in rows],
+        "cache": [
+            "" if row.cache_cpu_seconds is None else f"{row.cache_cpu_seconds:.0f}" for row in rows
+        ],
         "passes": [str(row.passes) for row in rows],
     }
     shown = {heading: cells for heading, cells in columns.items() if any(cells)}
@@ -250,13 +235,9 @@ def tables(rows: Sequence[Row], found: Sequence[Difference]) -> Iterator[Table]:
         for name in ("recipe", "against", "figure", "mean", "95%", "ahead in"):
             table.add_column(name, overflow="fold")
         for one in found:
-            interval = (
-                ""
-                if one.low is None or one.high is None
-                else f"{100 * one.low:+.1f} to {100 * one.high:+.1f}"
-            )
-            ahead = f"{one.wins} of {one.pairs}"
-            mean = f"{100 * one.mean:+.1f}"
+            ends = () if one.low is None or one.high is None else (one.low, one.high)
+            interval = " to ".join(f"{100 * end:+.1f}" for end in ends)
+            mean, ahead = f"{100 * one.mean:+.1f}", f"{one.wins} of {one.pairs}"
             table.add_row(one.recipe, one.against, one.figure, mean, interval, ahead)
         yield table
 
@@ -266,7 +247,7 @@ Curve = list[tuple[float, float]]
 
 
 def curves_of(records: Sequence[Record]) -> dict[str, dict[str, list[Curve]]]:
-    """What follows the first word of a setting's name -> that word -> a curve for each seed.
+    """The rest of a setting's name -> the name's first word -> a curve for each seed.
 
     Only the whole time of a run is recorded; its steps are taken to be equally long. Runs without
     evaluations have no curve. Numbers in names are ordered as numbers.
@@ -322,7 +303,3 @@ def _text(spread: Spread | None) -> str:
         return ""
     std = "" if spread.std is None else f" ± {100 * spread.std:.1f}"
     return f"{100 * spread.mean:.1f}{std}"
-
-
-def _seconds(value: float | None) -> str:
-    return "" if value is None else f"{value:.0f}"

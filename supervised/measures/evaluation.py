@@ -16,8 +16,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from supervised.data_sets.datasets import TokenBatch, TokenDataset
-from supervised.measures.reading import advantage_margin, guided_logits, hamming_distance
-from supervised.objectives.objective import exact, sample_losses, token_accuracy
+from supervised.measures.guidance import advantage_margin, guided_logits, hamming_distance
+from supervised.objectives.losses import exact, sample_losses, token_accuracy
 from trm.compute.workers import ALONE, Workers
 from trm.nn.recursion import Latents
 from trm.nn.stablemax import IGNORE
@@ -150,14 +150,13 @@ def evaluate(
         if options.samples > 1:
             chosen.append(_select(runs))
     every = workers.gather((tables, chosen))
-    tables = [table for part, _ in every for table in part]
-    chosen = [table for _, part in every for table in part]
-    whole = {name: torch.cat([table[name] for table in tables], dim=1) for name in tables[0]}
+    whole = _joined([table for part, _ in every for table in part], dim=1)
+    selected = _joined([table for _, part in every for table in part], dim=0)
     return Evaluation(
         num=num,
         curve=tuple(_curve(whole)),
         early_exit=_early_exit(whole),
-        selected=_mean_of(chosen),
+        selected={name: float(values.mean()) for name, values in selected.items()} or None,
     )
 
 
@@ -179,32 +178,33 @@ class Readout:
 def unroll_steps(
     model: TokenModel,
     batch: TokenBatch,
-    *,
-    steps: int,
-    guidance: float = 1.0,
-    noise: float = 0.0,
-    feeds: Literal["input", "prediction"] = "input",
+    options: EvalOptions,
     generator: torch.Generator | None = None,
 ) -> Iterator[Readout]:
-    """The readouts of step 1, 2, ..., `steps`, the model's latents carried from one to the next.
+    """The readouts of step 1, 2, ..., N, the model's latents carried from one to the next.
 
-    Noise is added after a step's logits are read, so that what they say is the noiseless readout.
+    Noise is added after a step's logits are read, so that a readout has none of its own step.
+
+    Args:
+        model: on the batch's device.
+        batch: examples; their labels are not looked at.
+        options: the number of steps, guidance, noise, and what later steps embed.
+        generator: on the CPU, needed with noise.
     """
     latents = model.start(len(batch.inputs))
     inputs, rows = batch.inputs, model.puzzle_table[batch.puzzle]
-    for step in range(1, steps + 1):
+    for step in range(1, (options.steps or model.schedule.supervision) + 1):
         reference = model.read(latents)
         out = model(latents, inputs, rows, step=step)
-        guided = guided_logits(reference, out.logits, weight=guidance)
+        guided = guided_logits(reference, out.logits, weight=options.guidance)
         yield Readout(
             reference=reference, conditional=out.logits, guided=guided, halting=out.halting
         )
         latents = out.latents
-        if noise:
-            latents = Latents(
-                z_h=_noisy(latents.z_h, noise, generator), z_l=_noisy(latents.z_l, noise, generator)
-            )
-        if feeds == "prediction":
+        if options.noise:
+            z_h = _noisy(latents.z_h, options.noise, generator)
+            latents = Latents(z_h=z_h, z_l=_noisy(latents.z_l, options.noise, generator))
+        if options.feeds == "prediction":
             inputs = guided.argmax(dim=-1)
 
 
@@ -225,21 +225,12 @@ def _run(
     options: EvalOptions,
     generator: torch.Generator | None,
 ) -> Table:
-    steps = options.steps or model.schedule.supervision
     rows: dict[str, list[Tensor]] = {}
     labels = batch.labels
     supervised = labels != IGNORE
     count = supervised.sum(dim=1).clamp_min(1)
     before: Tensor | None = None
-    for readout in unroll_steps(
-        model,
-        batch,
-        steps=steps,
-        guidance=options.guidance,
-        noise=options.noise,
-        feeds=options.feeds,
-        generator=generator,
-    ):
+    for readout in unroll_steps(model, batch, options, generator):
         predicted = readout.guided.argmax(dim=-1)
         if before is None:
             before = readout.reference.argmax(dim=-1)
@@ -266,15 +257,12 @@ def _run(
 
 
 def _curve(table: Table) -> Iterator[StepFigures]:
-    halting = table["halting"].sigmoid().mean(dim=1).tolist() if "halting" in table else None
-    names = [name for name in table if name != "halting"]
-    means = {name: table[name].mean(dim=1).tolist() for name in names}
+    means = {name: values.mean(dim=1).tolist() for name, values in table.items()}
+    if "halting" in table:
+        means["halting"] = table["halting"].sigmoid().mean(dim=1).tolist()
     for index in range(len(table["exact"])):
-        yield StepFigures(
-            step=index + 1,
-            halting=None if halting is None else halting[index],
-            **{name: means[name][index] for name in names},
-        )
+        figures: dict[str, Any] = {name: values[index] for name, values in means.items()}
+        yield StepFigures(step=index + 1, **{"halting": None, **figures})
 
 
 def _early_exit(table: Table) -> dict[str, float] | None:
@@ -283,13 +271,14 @@ def _early_exit(table: Table) -> dict[str, float] | None:
     wants = table["halting"] > 0
     wants[-1] = True
     exit_step: Int[Tensor, " example"] = wants.int().argmax(dim=0)
-    at_exit = {name: table[name].gather(0, exit_step[None])[0] for name in ("exact", "valid")}
-    steps = float(exit_step.double().mean()) + 1
-    return {**{name: float(values.mean()) for name, values in at_exit.items()}, "steps": steps}
+    found = {
+        name: float(table[name].gather(0, exit_step[None])[0].mean()) for name in ("exact", "valid")
+    }
+    return {**found, "steps": float(exit_step.double().mean()) + 1}
 
 
 def _select(runs: list[Table]) -> Table:
-    """Of several runs of the same examples, what either way of selection gives."""
+    """What either way of selection gives, of several runs of the same examples."""
     last = {name: torch.stack([run[name][-1] for run in runs]) for name in ("exact", "valid")}
     found = {
         "valid_by_checker": last["valid"].amax(dim=0),
@@ -302,7 +291,6 @@ def _select(runs: list[Table]) -> Table:
     return found
 
 
-def _mean_of(tables: list[Table]) -> dict[str, float] | None:
-    if not tables:
-        return None
-    return {name: float(torch.cat([t[name] for t in tables]).mean()) for name in tables[0]}
+def _joined(tables: list[Table], *, dim: int) -> Table:
+    names = tables[0] if tables else {}
+    return {name: torch.cat([table[name] for table in tables], dim=dim) for name in names}

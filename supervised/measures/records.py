@@ -1,4 +1,7 @@
-"""The evaluation record of a supervised run: what it is worth, and what it cost."""
+"""The evaluation record of a supervised run: its figures on unseen examples, and what it cost.
+
+Sweeps keep a record for each run (`supervised.plugin`); `compare` puts records side by side.
+"""
 
 import dataclasses
 import re
@@ -9,23 +12,20 @@ from typing import Any, Final
 from supervised.recipe import SupervisedRecipe
 
 RECORD_VERSION: Final = 1
-"""Of the records."""
-
+"""Version of the records."""
 
 GUIDANCES: Final = (0.5, 1.0, 2.0)
 """Weights w of l_u + w (l_c - l_u) that the record of a DIS run has figures for."""
-
 
 COMMITTED: Final = ("sudoku4x4", "queens")
 """Domains, as their names begin, whose boards may have several completions, so that a single pass
 mixes them; commit decoding takes a pass for every blank, too many for a larger board's record."""
 
-
 _SEED_SUFFIX: Final = re.compile(r"-seed\d+(-\d{8}-\d{6})?$")
 
 
 def make_record(folder: Path, num: int) -> dict[str, Any]:
-    """What the newest checkpoint of a run is worth on the test split, and what it cost.
+    """Evaluate the newest checkpoint of a run on the test split, and add what the run cost.
 
     Args:
         folder: of a run of kind "supervised".
@@ -55,7 +55,9 @@ def make_record(folder: Path, num: int) -> dict[str, Any]:
     plain = found[1.0]
     committed = None
     if run.info.env.startswith(COMMITTED):
-        committed = dataclasses.asdict(evaluate_commit(model, dataset, feeds=feeds, num=num))
+        committed = dataclasses.asdict(
+            evaluate_commit(model, dataset, EvalOptions(feeds=feeds, num=num))
+        )
     metrics = run.read_metrics()
     evaluated = [line for line in metrics if "exact" in line]
     best = max(evaluated, key=lambda line: line["exact"], default=None)
@@ -114,7 +116,7 @@ def _cache_of(recipe: SupervisedRecipe) -> dict[str, Any] | None:
     """What the teacher's cache cost, which the student's own time does not hold."""
     if recipe.distill is None or recipe.distill.cache is None:
         return None
-    from supervised.planner.teacher_cache import cache_info
+    from supervised.planner.cache_audit import cache_info
 
     info = cache_info(Path(recipe.distill.cache))
     return {"cpu_seconds": info.cpu_seconds, "teacher_steps": info.teacher_steps}

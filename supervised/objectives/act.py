@@ -2,8 +2,8 @@
 
 The batch has slots. Each call takes one supervision step in every slot; a slot whose sequence has
 halted first pulls a new sample and starts from the initial latents, so a sample costs only as many
-steps as it needs and none that is drawn is dropped. The loss is that of the present step; there is
-one optimiser step a call.
+steps as it needs, and no sample that is drawn is dropped. The loss is that of the present step;
+there is one optimiser step a call.
 """
 
 from collections.abc import Mapping
@@ -16,20 +16,10 @@ from torch import Tensor, nn
 
 from supervised.data_sets.datasets import TokenBatch
 from supervised.data_sets.sampling import SampleStream
-from supervised.objectives.objective import (
-    Figures,
-    Step,
-    batch_of,
-    batch_state,
-    exact,
-    latents_of,
-    latents_state,
-    sample_losses,
-    token_accuracy,
-)
+from supervised.objectives.losses import exact, sample_losses, token_accuracy
+from supervised.objectives.supervision_step import CarriedBatch, Step
 from supervised.planner.distill import Distillation
 from trm.experiments.sections import check_within
-from trm.nn.recursion import Latents
 from trm.nn.token_model import TokenModel
 from trm.runs.recipe import Retired
 
@@ -51,7 +41,8 @@ class ActConfig:
     """Probability, at every step, that halting needs a number of steps drawn from 2..N_sup."""
     continue_loss: bool = False
     """HRM: a second logit is regressed on the value of going on, which costs one more forward pass
-    a step, and a sequence halts once halting is worth more. False: it halts on a positive logit."""
+    a step, and a sequence halts once halting has the larger value. False: it halts on a positive
+    logit."""
 
     def __post_init__(self) -> None:
         """Check ranges."""
@@ -87,36 +78,29 @@ class ActObjective:
             raise ValueError("act needs model.step_embedding false: slots are at different steps")
         self.model, self.stream, self.config, self.noise = model, stream, config, noise
         self.distillation = distillation
-        self.figures = Figures()
-        self._batch: TokenBatch | None = None
-        self._latents: Latents = model.start(batch_size)
-        device = self._latents.z_h.device
-        self._steps = torch.zeros(batch_size, dtype=torch.long, device=device)
-        self._halted = torch.ones(batch_size, dtype=torch.bool, device=device)
-
-    @property
-    def halted(self) -> Bool[Tensor, " batch"]:
-        """Slots that pull a new sample at the next step."""
-        return self._halted
-
-    @property
-    def steps(self) -> Int[Tensor, " batch"]:
+        self.carried = CarriedBatch(model, batch_size)
+        self.figures = self.carried.figures
+        device = model.start_h.device
+        self.steps: Int[Tensor, " batch"] = torch.zeros(batch_size, dtype=torch.long, device=device)
         """Supervision steps that the sample of each slot has had."""
-        return self._steps
+        self.halted: Bool[Tensor, " batch"] = torch.ones(
+            batch_size, dtype=torch.bool, device=device
+        )
+        """Slots that pull a new sample at the next step."""
 
     def step(self) -> Step:
         """One supervision step in every slot."""
         batch = self._refill()
         rows = self.model.puzzle_rows(batch.puzzle)
-        out = self.model(self._latents, batch.inputs, rows)
+        out = self.model(self.carried.latents, batch.inputs, rows)
         assert out.halting is not None
-        self._latents = out.latents.detach()
-        self._steps = self._steps + 1
+        self.carried.latents = out.latents.detach()
+        self.steps = self.steps + 1
         predicted = out.logits.detach().argmax(dim=-1)
         right = exact(predicted, batch.labels)
         token_loss = sample_losses(out.logits, batch.labels, kind="stablemax")
         halting_loss = _binary(out.halting[:, 0], right.float())
-        self._halted = self._decide(out.halting.detach())
+        self.halted = self._decide(out.halting.detach())
         auxiliary = halting_loss
         if self.config.continue_loss:
             auxiliary = auxiliary + _binary(out.halting[:, 1], self._value_of_going_on())
@@ -127,36 +111,44 @@ class ActObjective:
             self.figures.add("distill_loss", distilled, where=self.distillation.available)
             self.figures.add("taught", self.distillation.available.float())
         loss = losses.mean()
-        self._report(predicted, batch.labels, token_loss, halting_loss, out.halting[:, 0])
+        self.figures.add("token_loss", token_loss)
+        self.figures.add("halting_loss", halting_loss)
+        # The other figures are those of the slots that halt, as in the official code.
+        for name, values in (
+            ("exact", right.float()),
+            ("token_accuracy", token_accuracy(predicted, batch.labels)),
+            ("halting_accuracy", ((out.halting[:, 0] > 0) == right).float()),
+            ("steps", self.steps.float()),
+        ):
+            self.figures.add(name, values, where=self.halted)
         return Step(loss=loss, puzzle=batch.puzzle, rows=rows)
 
     def _refill(self) -> TokenBatch:
         """New samples and initial latents where a sequence has halted."""
-        count = int(self._halted.sum())
-        device = self._halted.device
+        carried, halted = self.carried, self.halted
+        count = int(halted.sum())
         if count:
             new = self.stream.take(count)
             if self.distillation is not None:
-                self.distillation.refill(self._halted, new)
-            new = new.to(device)
-            if self._batch is None:
-                self._batch = new
+                self.distillation.refill(halted, new)
+            new = new.to(halted.device)
+            if carried.samples is None:
+                carried.samples = new
             else:
-                parts = batch_state(self._batch)
-                for name, fresh in batch_state(new).items():
-                    parts[name] = parts[name].clone()
-                    parts[name][self._halted] = fresh
-                self._batch = TokenBatch(**parts)
-            start = self.model.start(len(self._halted))
-            self._latents = self._latents.restarted(self._halted, start)
-            self._steps = self._steps.masked_fill(self._halted, 0)
-        assert self._batch is not None
-        return self._batch
+                parts = {name: part.clone() for name, part in carried.samples.parts().items()}
+                for name, fresh in new.parts().items():
+                    parts[name][halted] = fresh
+                carried.samples = TokenBatch(**parts)
+            start = self.model.start(len(halted))
+            carried.latents = carried.latents.restarted(halted, start)
+            self.steps = self.steps.masked_fill(halted, 0)
+        assert carried.samples is not None
+        return carried.samples
 
     def _decide(self, halting: Float[Tensor, "batch two"]) -> Bool[Tensor, " batch"]:
         """Which sequences end with this step."""
         most = self.model.schedule.supervision
-        last = self._steps >= most
+        last = self.steps >= most
         if most == 1:
             return last
         bar = halting[:, 1] if self.config.continue_loss else torch.zeros_like(halting[:, 0])
@@ -165,57 +157,34 @@ class ActObjective:
         explores = torch.rand(size, generator=self.noise) < self.config.exploration
         least = torch.randint(2, most + 1, size, generator=self.noise)
         needed = torch.where(explores, least, 0).to(wants.device)
-        return (last | wants) & (self._steps >= needed)
+        return (last | wants) & (self.steps >= needed)
 
     @torch.no_grad()
     def _value_of_going_on(self) -> Float[Tensor, " batch"]:
         """HRM's target of the continue logit, from one more forward pass of what is carried now."""
-        assert self._batch is not None
-        batch, latents = self._batch, self._latents
-        after = self.model(latents, batch.inputs, self.model.puzzle_rows(batch.puzzle))
+        batch = self.carried.samples
+        assert batch is not None
+        rows = self.model.puzzle_rows(batch.puzzle)
+        after = self.model(self.carried.latents, batch.inputs, rows)
         assert after.halting is not None
         halt, go_on = after.halting.unbind(dim=1)
-        last = self._steps >= self.model.schedule.supervision
+        last = self.steps >= self.model.schedule.supervision
         return torch.sigmoid(torch.where(last, halt, torch.maximum(halt, go_on)))
-
-    def _report(
-        self,
-        predicted: Tensor,
-        labels: Tensor,
-        token_loss: Tensor,
-        halting_loss: Tensor,
-        halting: Tensor,
-    ) -> None:
-        """Losses of all slots; the rest of those that halt, as the official code does."""
-        right = exact(predicted, labels)
-        self.figures.add("token_loss", token_loss)
-        self.figures.add("halting_loss", halting_loss)
-        for name, values in (
-            ("exact", right.float()),
-            ("token_accuracy", token_accuracy(predicted, labels)),
-            ("halting_accuracy", ((halting > 0) == right).float()),
-            ("steps", self._steps.float()),
-        ):
-            self.figures.add(name, values, where=self._halted)
 
     def state(self) -> dict[str, Any]:
         """The slots, their latents and the figures gathered since the last log."""
         return {
-            "batch": None if self._batch is None else batch_state(self._batch),
-            "latents": latents_state(self._latents),
-            "steps": self._steps,
-            "halted": self._halted,
-            "figures": self.figures.state(),
+            **self.carried.state(),
+            "steps": self.steps,
+            "halted": self.halted,
             "distillation": None if self.distillation is None else self.distillation.state(),
         }
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Take up a state."""
-        device = self._halted.device
-        self._batch = None if state["batch"] is None else batch_of(state["batch"], device)
-        self._latents = latents_of(state["latents"], device)
-        self._steps, self._halted = state["steps"].to(device), state["halted"].to(device)
-        self.figures.load_state(state["figures"], device)
+        self.carried.load_state(state)
+        device = self.halted.device
+        self.steps, self.halted = state["steps"].to(device), state["halted"].to(device)
         if self.distillation is not None:
             self.distillation.load_state(state["distillation"])
 

@@ -12,24 +12,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Int
 from torch import Tensor
 
 from supervised.data_sets.codecs import codec_of
-from supervised.data_sets.datasets import TokenBatch, TokenDataset
+from supervised.data_sets.datasets import TokenDataset
 from supervised.data_sets.sampling import SampleStream
-from supervised.objectives.objective import (
-    Figures,
-    LossKind,
-    Step,
-    batch_of,
-    batch_state,
-    exact,
-    latents_of,
-    latents_state,
-    sample_losses,
-    token_accuracy,
-)
+from supervised.objectives.losses import LossKind, exact, sample_losses, token_accuracy
+from supervised.objectives.supervision_step import CarriedBatch, Step
 from supervised.objectives.targets import (
     CorruptedAs,
     Corruption,
@@ -40,7 +29,6 @@ from supervised.objectives.targets import (
     TargetGenerator,
     random_order,
 )
-from trm.nn.recursion import Latents
 from trm.nn.token_model import TokenModel
 
 
@@ -59,7 +47,7 @@ class DisConfig:
     corruption_power: float = 1.0
     """1 = linear, as in the paper."""
     file: str | None = None
-    """Of `targets: file`; JSON lines, see `supervised.objectives.targets.FileTargets`."""
+    """The file of `targets: file`; JSON lines, see `supervised.objectives.targets.FileTargets`."""
     weights: Literal["uniform", "linear"] = "linear"
     """w_s of the steps' losses: 1, or proportional to s with mean 1 (the paper; the authors' code
     has none)."""
@@ -136,10 +124,9 @@ class DisObjective:
         self.model, self.stream, self.config, self.noise = model, stream, config, noise
         self.batch_size = batch_size
         self.targets = config.generator(stream.dataset)
-        self.figures = Figures()
+        self.carried = CarriedBatch(model, batch_size)
+        self.figures = self.carried.figures
         self._step = 0
-        self._latents: Latents = model.start(batch_size)
-        self._batch: TokenBatch | None = None
         self._frames: Tensor | None = None
         self._inputs: Tensor | None = None
 
@@ -149,12 +136,12 @@ class DisObjective:
         if self._step in (0, steps):
             self._restart()
         self._step += 1
-        batch, frames, inputs = self._batch, self._frames, self._inputs
+        batch, frames, inputs = self.carried.samples, self._frames, self._inputs
         assert batch is not None and frames is not None and inputs is not None
-        before = self._latents
+        before = self.carried.latents
         rows = self.model.puzzle_rows(batch.puzzle)
         out = self.model(before, inputs, rows, step=self._step)
-        self._latents = out.latents.detach()
+        self.carried.latents = out.latents.detach()
         losses = sample_losses(out.logits, frames[self._step], kind=config.loss)
         if config.terms == "dual":
             anchor = self.model.read(before)
@@ -171,34 +158,25 @@ class DisObjective:
         return Step(loss=loss, puzzle=batch.puzzle, rows=rows, complete=complete)
 
     def _restart(self) -> None:
-        device = self.model.start_h.device
-        self._batch = self.stream.take(self.batch_size).to(device)
-        self._frames = self.targets.frames(self._batch, self.model.schedule.supervision, self.noise)
-        self._inputs = self._batch.inputs
-        self._latents = self.model.start(self.batch_size)
+        samples = self.stream.take(self.batch_size).to(self.model.start_h.device)
+        self._frames = self.targets.frames(samples, self.model.schedule.supervision, self.noise)
+        self._inputs = samples.inputs
+        self.carried.samples, self.carried.latents = samples, self.model.start(self.batch_size)
         self._step = 0
 
     def state(self) -> dict[str, Any]:
         """The slots, their latents and targets, and the figures gathered since the last log."""
         return {
+            **self.carried.state(),
             "step": self._step,
-            "latents": latents_state(self._latents),
-            "batch": None if self._batch is None else batch_state(self._batch),
             "frames": self._frames,
             "inputs": self._inputs,
-            "figures": self.figures.state(),
         }
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Take up a state."""
-        device = self.model.start_h.device
+        self.carried.load_state(state)
         self._step = state["step"]
-        self._latents = latents_of(state["latents"], device)
-        self._batch = None if state["batch"] is None else batch_of(state["batch"], device)
-        self._frames = _on(state["frames"], device)
-        self._inputs = _on(state["inputs"], device)
-        self.figures.load_state(state["figures"], device)
-
-
-def _on(tensor: Int[Tensor, "..."] | None, device: torch.device) -> Tensor | None:
-    return None if tensor is None else tensor.to(device)
+        if state["frames"] is not None:
+            device = self.model.start_h.device
+            self._frames, self._inputs = (state[name].to(device) for name in ("frames", "inputs"))

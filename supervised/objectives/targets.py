@@ -116,7 +116,7 @@ def random_order(batch: TokenBatch, generator: torch.Generator) -> Float[Tensor,
 
 
 class InputPath:
-    """From the input to the label: frame s shows the first s / N of the edits that it takes.
+    """A path from the input to the label: frame s shows the first s / N of the edits that it takes.
 
     With `random_order` this is what the authors' code runs (REFERENCE.md C2), with `SolverOrder`
     a path of programmable edits (DIS Sec. 4.4, generator 1). Nested, hence monotone.
@@ -190,7 +190,7 @@ class SolverOrder:
         return torch.from_numpy(order).to(batch.labels.device)
 
     def _choices(self, legal: NDArray[Any]) -> NDArray[Any]:
-        """For each action the number of legal actions in its group, 0 without groups."""
+        """The number of legal actions in the group of each action, 0 without groups."""
         if self._group is None:
             return np.zeros(legal.shape, np.float32)
         membership = np.zeros((legal.shape[1], int(self._group.max()) + 1), np.float32)
@@ -221,7 +221,7 @@ class FileTargets:
             if not 0 <= example < len(dataset):
                 raise ValueError(f"{where} is none of the {len(dataset)} of the data set")
             if example in self._paths:
-                raise ValueError(f"{where} stands there twice")
+                raise ValueError(f"{where} is listed twice")
             batch = dataset.batch([example])
             for target in targets:
                 if len(target) != batch.inputs.shape[1]:

@@ -3,8 +3,8 @@
 To the base loss of each example, w times a distillation loss is added, at every refinement step
 that the example is active for (Eq. 15): cross-entropy to the teacher's tokens (hard, Eq. 17) or KL
 to its StableMax distribution (soft, Eq. 18). Both are means over an example's supervised tokens,
-like the base loss. Entries come from `supervised.planner.teacher_cache`; an example without one is trained
-on its labels alone.
+like the base loss. Entries come from `teacher_cache`; an example without one is trained on its
+labels alone.
 """
 
 from collections.abc import Mapping
@@ -79,6 +79,12 @@ def soft_losses(
     """T^2 KL(StableMax(z_teacher / T) || StableMax(z_student / T)) (Eq. 18), nats, float64.
 
     A mean over the supervised tokens of each example; 0 where it has no entry.
+
+    Args:
+        logits: z_student.
+        labels: tokens, `IGNORE` where not supervised.
+        targets: z_teacher, and where there are entries.
+        temperature: T.
     """
     if targets.logits is None:
         raise ValueError("distill.kind must be hard: the cache holds tokens alone")

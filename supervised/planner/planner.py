@@ -1,8 +1,8 @@
-"""Stage I of TRM-Planner (paper 003, Sec. 4): the steps of a frozen teacher worth distilling from.
+"""Stage I of TRM-Planner (paper 003, Sec. 4): which steps of a frozen teacher to distil from.
 
 A teacher is unrolled T_max steps, whatever its halting head says, in R noisy rollouts; labels score
 every step; each rollout gives one candidate, and K of these become the entries that
-`supervised.planner.teacher_cache` stores. Input: a model of `trm.nn.token_model` and batches of
+`supervised.planner.cache_building` stores. Input: a model of `trm.nn.token_model` and batches of
 `supervised.data_sets.datasets`.
 
 The paper's beam over stop/continue decisions (Algorithm 1) always holds exactly one element that
@@ -14,8 +14,8 @@ of the tests. A beam of one returns the last step, which is the control "rollout
 
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Final, Literal
+from dataclasses import dataclass, fields
+from typing import Literal
 
 import numpy as np
 import torch
@@ -50,13 +50,13 @@ class PlannerConfig:
     noise: float = 0.02
     """sigma: standard deviation of what is added to both latents after each step."""
     quality_weight: float = 1.0
-    """alpha, of exp(-loss)."""
+    """alpha, the weight of exp(-loss)."""
     halting_weight: float = 0.0
-    """beta, of the halting probability."""
+    """beta, the weight of the halting probability."""
     step_cost: float = 0.01
     """lambda, subtracted for every step."""
     exact_weight: float = 0.0
-    """Of 1[every supervised token is right], which the paper's score lacks. With 1, and
+    """Weight of 1[every supervised token is right], which the paper's score lacks. With 1, and
     halting_weight = step_cost = 0, exact steps come first, then the least loss."""
     entries: int = 2
     """K: entries kept for an example, at most one a rollout."""
@@ -65,7 +65,7 @@ class PlannerConfig:
     score_share: float = 0.7
     """lambda_sel of MMR: weight of the score, the rest is the distance's."""
     seed: int = 0
-    """Of noise and random steps."""
+    """Seed of noise and random steps."""
 
     def __post_init__(self) -> None:
         """Check the ranges."""
@@ -101,18 +101,23 @@ class Candidates:
     exact: Bool[Tensor, "batch candidate"]
     """Whether every supervised token is right."""
     score: Float[Tensor, "batch candidate"]
-    """Of the planner, float64."""
+    """The planner's score, float64."""
 
     def chosen(self, index: Int[Tensor, "batch entry"]) -> "Candidates":
         """The candidates of these numbers, in this order."""
         rows = torch.arange(len(index), device=index.device)[:, None]
-        return Candidates(
-            step=self.step[rows, index],
-            logits=self.logits[rows, index],
-            loss=self.loss[rows, index],
-            exact=self.exact[rows, index],
-            score=self.score[rows, index],
-        )
+        return Candidates(**{name: part[rows, index] for name, part in self._parts().items()})
+
+    def replaced(self, where: Bool[Tensor, "batch candidate"], other: "Candidates") -> "Candidates":
+        """`other` where True."""
+        mixed = {}
+        for name, part in self._parts().items():
+            chosen = where.view(*where.shape, *[1] * (part.ndim - where.ndim))
+            mixed[name] = torch.where(chosen, getattr(other, name), part)
+        return Candidates(**mixed)
+
+    def _parts(self) -> dict[str, Tensor]:
+        return {item.name: getattr(self, item.name) for item in fields(self)}
 
 
 def teacher_on(
@@ -160,11 +165,10 @@ def plan(
         for rollout in range(config.rollouts)
     ]
     found = Candidates(
-        step=torch.stack([r.step for r in rollouts], dim=1),
-        logits=torch.stack([r.logits for r in rollouts], dim=1),
-        loss=torch.stack([r.loss for r in rollouts], dim=1),
-        exact=torch.stack([r.exact for r in rollouts], dim=1),
-        score=torch.stack([r.score for r in rollouts], dim=1),
+        **{
+            item.name: torch.cat([getattr(one, item.name) for one in rollouts], dim=1)
+            for item in fields(Candidates)
+        }
     )
     if config.selector == "score" or config.rollouts == 1:
         return found.chosen(select_by_score(found.score, config.entries))
@@ -177,27 +181,6 @@ def plan(
 # --- One rollout
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Step:
-    """One step of every example of a batch; names as in `Candidates`."""
-
-    step: Int[Tensor, " batch"]
-    logits: Float[Tensor, "batch position vocab"]
-    loss: Float[Tensor, " batch"]
-    exact: Bool[Tensor, " batch"]
-    score: Float[Tensor, " batch"]
-
-    def replaced(self, where: Bool[Tensor, " batch"], other: "_Step") -> "_Step":
-        """`other` where True."""
-        return _Step(
-            step=torch.where(where, other.step, self.step),
-            logits=torch.where(where[:, None, None], other.logits, self.logits),
-            loss=torch.where(where, other.loss, self.loss),
-            exact=torch.where(where, other.exact, self.exact),
-            score=torch.where(where, other.score, self.score),
-        )
-
-
 def _roll_out(
     latents: Latents,
     advance: Advance,
@@ -206,15 +189,15 @@ def _roll_out(
     *,
     keys: Sequence[bytes],
     rollout: int,
-) -> _Step:
-    """The chosen step of one rollout, by a running argmax.
+) -> Candidates:
+    """The chosen step of one rollout, its only candidate, by a running argmax.
 
     The tie rule is the beam's: a step that equals the best so far replaces it only if that is the
     step just before.
     """
     noise = RolloutNoise(keys, rollout=rollout, config=config)
     drawn = noise.random_steps().to(labels.device) if config.choice == "random" else None
-    best: _Step | None = None
+    best: Candidates | None = None
     for number in range(1, config.steps + 1):
         output = advance(latents, number)
         latents = noise.added(output.latents)
@@ -222,7 +205,7 @@ def _roll_out(
         if best is None or config.choice == "last":
             best = now
         elif drawn is not None:
-            best = best.replaced(drawn == number, now)
+            best = best.replaced(drawn[:, None] == number, now)
         else:
             tie = (now.score == best.score) & (best.step == number - 1)
             best = best.replaced((now.score > best.score) | tie, now)
@@ -230,8 +213,8 @@ def _roll_out(
     return best
 
 
-def _scored(output: StepOutput, labels: Tensor, number: int, config: PlannerConfig) -> _Step:
-    """A step with its loss and score (Eq. 9, 10)."""
+def _scored(output: StepOutput, labels: Tensor, number: int, config: PlannerConfig) -> Candidates:
+    """A step as the only candidate of each example, with its loss and score (Eq. 9, 10)."""
     loss, exact = step_quality(output.logits, labels)
     score = config.quality_weight * torch.exp(-loss) - config.step_cost * number
     if config.halting_weight:
@@ -240,12 +223,12 @@ def _scored(output: StepOutput, labels: Tensor, number: int, config: PlannerConf
         score = score + config.halting_weight * torch.sigmoid(output.halting[:, 0].double())
     if config.exact_weight:
         score = score + config.exact_weight * exact
-    return _Step(
-        step=torch.full_like(labels[:, 0], number),
-        logits=output.logits.float(),
-        loss=loss,
-        exact=exact,
-        score=score,
+    return Candidates(
+        step=torch.full_like(labels[:, :1], number),
+        logits=output.logits.float()[:, None],
+        loss=loss[:, None],
+        exact=exact[:, None],
+        score=score[:, None],
     )
 
 
@@ -257,9 +240,6 @@ def step_quality(
     loss = masked_mean(stablemax_cross_entropy(logits, labels), supervised)
     right = (logits.argmax(dim=-1) == labels) | ~supervised
     return loss, right.all(dim=-1)
-
-
-_NOISE: Final = "planner"
 
 
 class RolloutNoise:
@@ -290,7 +270,7 @@ class RolloutNoise:
 
 
 def _stream(key: bytes, rollout: int, seed: int) -> np.random.Generator:
-    text = b"/".join([_NOISE.encode(), str(seed).encode(), str(rollout).encode(), key])
+    text = b"/".join([b"planner", str(seed).encode(), str(rollout).encode(), key])
     digest = hashlib.blake2b(text, digest_size=16).digest()
     return np.random.Generator(np.random.Philox(key=int.from_bytes(digest, "little")))
 
@@ -327,6 +307,12 @@ def select_by_mmr(
     What the paper leaves open is decided so: scores are scaled to [0, 1] by the least and largest
     of the example's candidates, all to 0 where these are equal; the distance (at most ln 2) is not
     scaled; ties go to the candidate of the lower number, the earlier rollout.
+
+    Args:
+        score: of each candidate.
+        distance: of every two candidates of an example, see `js_distances`.
+        entries: how many are chosen.
+        score_share: lambda_sel, the weight of the score; the rest is the distance's.
     """
     low, high = score.min(dim=1, keepdim=True).values, score.max(dim=1, keepdim=True).values
     scaled = torch.where(high > low, (score - low) / torch.where(high > low, high - low, 1.0), 0.0)
@@ -347,67 +333,3 @@ def select_by_score(
 ) -> Int[Tensor, "batch entry"]:
     """The candidates of the highest scores; ties go to the lower number."""
     return score.sort(dim=1, descending=True, stable=True).indices[:, :entries]
-
-
-# --- Does the step matter at all?
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class TargetSensitivity:
-    """How much targets depend on the step they are taken from (Table 6)."""
-
-    num_examples: int
-    steps: int
-    """T_max."""
-    share_not_last: float
-    """Pr[t* != T_max], t* being the first step of the least loss."""
-    median_step: float
-    """Of t*."""
-    quartiles: tuple[float, float]
-    """Of t*: the ends of its interquartile range."""
-    mean_gap: float
-    """Of Delta, the loss at T_max minus the least loss, nats."""
-    median_gap: float
-    share_exact_elsewhere: float
-    """Examples that some step solves, but not the last one."""
-    loss_by_step: tuple[float, ...]
-    """Mean loss after each step."""
-    exact_by_step: tuple[float, ...]
-    """Share of exact examples after each step."""
-
-
-@torch.no_grad()
-def unrolled_quality(
-    start: Latents, advance: Advance, labels: Int[Tensor, "batch position"], steps: int
-) -> tuple[Float[Tensor, "batch step"], Bool[Tensor, "batch step"]]:
-    """Loss and exactness of every step of an unroll without noise."""
-    latents, found = start, []
-    for number in range(1, steps + 1):
-        output = advance(latents, number)
-        latents = output.latents
-        found.append(step_quality(output.logits, labels))
-    losses, exact = zip(*found, strict=True)
-    return torch.stack(losses, dim=1), torch.stack(exact, dim=1)
-
-
-def target_sensitivity(
-    loss: Float[Tensor, "example step"], exact: Bool[Tensor, "example step"]
-) -> TargetSensitivity:
-    """The figures of Table 6, and what loss and exactness do over the steps."""
-    losses, solved = loss.cpu().double().numpy(), exact.cpu().numpy()
-    best = losses.argmin(axis=1) + 1
-    gap = losses[:, -1] - losses.min(axis=1)
-    low, high = np.quantile(best, [0.25, 0.75])
-    steps = losses.shape[1]
-    return TargetSensitivity(
-        num_examples=len(losses),
-        steps=steps,
-        share_not_last=float((best != steps).mean()),
-        median_step=float(np.median(best)),
-        quartiles=(float(low), float(high)),
-        mean_gap=float(gap.mean()),
-        median_gap=float(np.median(gap)),
-        share_exact_elsewhere=float((solved.any(axis=1) & ~solved[:, -1]).mean()),
-        loss_by_step=tuple(float(value) for value in losses.mean(axis=0)),
-        exact_by_step=tuple(float(value) for value in solved.mean(axis=0)),
-    )

@@ -1,7 +1,6 @@
-"""Sweeps of supervised runs: what a spec stands for, what is prepared, records, comparison."""
+"""Sweeps of supervised runs: what a spec becomes, what is prepared, what a record holds."""
 
 import json
-import os
 import shutil
 from importlib.metadata import EntryPoint
 from pathlib import Path
@@ -10,15 +9,17 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from supervised import plugin as sweeping
 from supervised.cli import supervised
-from supervised.measures import compare as comparing
-from supervised.measures.compare import differences, read_records, rows_of
+from supervised.measures.records import make_record
+from supervised.plugin import LEARNER
+from supervised.trainer import train
+from trm.compute.device import Placement
 from trm.experiments import sweep_run as sweep
-from trm.experiments.learners import SweepCommand
+from trm.experiments.learners import LEARNER_GROUP, find_command
 from trm.experiments.sweep_cli import sweep as sweep_command
 from trm.experiments.sweep_run import point_states, run_sweep, train_point
 from trm.experiments.sweep_spec import Sweep, place_sweep, plan_sweep
+from trm.runs.files import RunError
 from trm.runs.run import Run
 
 RECIPE = """
@@ -54,13 +55,10 @@ eval_num: 5
 
 
 @pytest.fixture(autouse=True)
-def entry_points(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Those of this tree, whatever the installed package has."""
-    points = [
-        EntryPoint(f"supervised.{name}", f"supervised.plugin:{name}", "upi_trm.sweeps")
-        for name in ("train", "distill")
-    ]
-    monkeypatch.setattr("trm.experiments.sweep_run.entry_points", lambda group: points)
+def learners(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The learner of this tree, whatever the installed package has."""
+    points = [EntryPoint("supervised", "supervised.plugin:LEARNER", LEARNER_GROUP)]
+    monkeypatch.setattr("trm.experiments.learners.entry_points", lambda group: points)
 
 
 def write_spec(folder: Path, text: str) -> Path:
@@ -78,9 +76,20 @@ def planned(folder: Path, text: str) -> Sweep:
 # --- From the file to points
 
 
-def test_the_commands_tell_all_that_a_sweep_must_know() -> None:
-    for command in (sweeping.train, sweeping.distill):
-        assert set(SweepCommand.__dataclass_fields__) == set(type(command).__dataclass_fields__)
+def test_each_command_of_the_learner_can_be_swept() -> None:
+    for words in LEARNER.commands:
+        command, named, further = find_command(f"{words} {{teacher}}")
+        assert (named, further) == (words.split(), ["{teacher}"])
+        assert command.compare == ("supervised", "compare")
+
+
+def test_no_policy_that_plays_edits_is_loaded_from_a_supervised_run(tmp_path: Path) -> None:
+    recipe = write_spec(tmp_path, TRAINED).with_name("small.yaml")
+    run = train(recipe_path=recipe, steps=1, out=tmp_path / "run", placement=Placement(threads=1))
+    assert run is not None
+    for load in (LEARNER.load_policy, LEARNER.load_probabilities, LEARNER.load_networks):
+        with pytest.raises(RunError, match=r"run\.json: kind is 'supervised'.*supervised eval"):
+            load(run, placement=Placement(), step=None)
 
 
 def test_a_recipe_names_its_data_and_a_run_goes_on_as_it_was_begun(tmp_path: Path) -> None:
@@ -186,7 +195,7 @@ def test_a_point_is_trained_evaluated_and_gone_on_with(
     # As if killed before its last checkpoint.
     shutil.rmtree(tmp_path / "out" / point.name / "checkpoints" / "step-000000004")
     with pytest.raises(RuntimeError, match="stopped after 2 of 4 steps"):
-        sweeping.make_record(tmp_path / "out" / point.name, 5)
+        make_record(tmp_path / "out" / point.name, 5)
     again = do(tmp_path / "again.json")
     same = ("exact", "valid", "curve", "validation", "commit_valid", "sample_passes")
     assert {name: again[name] for name in same} == {name: first[name] for name in same}
@@ -227,137 +236,3 @@ def test_a_preparation_that_fails_ends_the_sweep_with_its_last_words(tmp_path: P
     manifest = json.loads((tmp_path / "out" / "manifest.json").read_bytes())
     assert [line["state"] for line in manifest["prepare"]] == ["failed", "pending"]
     assert manifest["points"][0]["state"] == "pending"
-
-
-# --- Comparing
-
-
-def record_of(recipe: str, seed: int, exact: float, **more: Any) -> dict[str, Any]:
-    return {
-        "format_version": sweeping.RECORD_VERSION,
-        "kind": "supervised",
-        "recipe": recipe,
-        "seed": seed,
-        "data": "boards",
-        "num_instances": 100,
-        "step": 10,
-        "exact": exact,
-        "valid": exact,
-        "commit_valid": None,
-        "committed": None,
-        "violated": 1 - exact,
-        "peak": {"step": 5, "exact": exact},
-        "train_exact": None,
-        "train_cpu_seconds": 2.0,
-        "validation": [{"step": 5, "exact": 0.0, "valid": exact / 2}],
-        "cache": {"cpu_seconds": 7.0, "teacher_steps": 1},
-        "parameters": 9,
-        "passes": 18,
-        **more,
-    }
-
-
-def test_rows_are_means_over_seeds_and_differences_are_paired(tmp_path: Path) -> None:
-    records = [
-        *(record_of("dis,folder=class", seed, 0.5 + 0.1 * seed) for seed in range(3)),
-        *(
-            record_of("final,folder=class", seed, 0.4 + 0.1 * seed + 0.03 * seed)
-            for seed in (2, 1, 0)
-        ),
-        record_of("dis,folder=random", 0, 1.0),
-    ]
-    first, second, third = rows_of(records)
-    assert (first.recipe, first.seeds, second.seeds) == ("dis,folder=class", (0, 1, 2), (0, 1, 2))
-    assert (first.exact.mean, first.exact.std) == pytest.approx((0.6, 0.1))
-    assert (third.exact.std, first.commit_valid, first.cache_cpu_seconds) == (None, None, 7.0)
-    (found,) = differences(records, against="final", figure="commit_valid")
-    assert (found.recipe, found.against, found.figure) == (
-        *("dis,folder=class", "final,folder=class"),
-        "exact",
-    )
-    # Differences 0.10, 0.07, 0.04: mean 0.07, s = 0.03, t(2) = 4.3027.
-    assert (found.mean, found.wins, found.pairs) == (pytest.approx(0.07), 3, 3)
-    assert (found.low, found.high) == pytest.approx(
-        (0.07 - 4.3027 * 0.03 / 3**0.5, 0.07 + 4.3027 * 0.03 / 3**0.5), abs=1e-5
-    )
-    assert [table.row_count for table in comparing.tables([first, second, third], [found])] == [
-        3,
-        1,
-    ]
-
-    kept = tmp_path / "kept.json"
-    files = tmp_path / "sweep" / "records"
-    files.mkdir(parents=True)
-    for place, record in enumerate(records):
-        (files / f"{place}.json").write_text(json.dumps(record))
-    words = [
-        "compare",
-        str(tmp_path / "sweep"),
-        "--against",
-        "final",
-        "--json",
-        "--save",
-        str(kept),
-    ]
-    call = CliRunner().invoke(supervised, words)
-    assert call.exit_code == 0, call.output
-    shown = json.loads(call.stdout)
-    assert [row["recipe"] for row in shown["rows"]] == [first.recipe, second.recipe, third.recipe]
-    assert shown["differences"][0]["wins"] == 3
-    assert read_records([kept]) == records
-
-
-def test_curves_are_by_time_in_panels_in_the_order_of_numbers(tmp_path: Path) -> None:
-    records = [
-        record_of("dis,width=128", 0, 0.5),
-        record_of("dis,width=32", 0, 0.25),
-        record_of("final,width=32", 0, 0.75),
-        record_of("final,width=32", 1, 1.0),
-        record_of("blind,width=8", 0, 1.0, validation=[]),
-    ]
-    curves = comparing.curves_of(records)
-    # Ten steps took two seconds, the evaluation came after five.
-    assert curves == {
-        "width=32": {"dis": [[(1.0, 0.125)]], "final": [[(1.0, 0.375)], [(1.0, 0.5)]]},
-        "width=128": {"dis": [[(1.0, 0.25)]]},
-    }
-    assert list(curves) == ["width=32", "width=128"]
-
-    with pytest.raises(ValueError, match="--plot: no run was evaluated"):
-        comparing.save_plot(records[-1:], tmp_path / "none.png")
-    pytest.importorskip("matplotlib", reason="the extra plot (matplotlib) is not installed")
-    kept, picture = tmp_path / "kept.json", tmp_path / "curves.png"
-    kept.write_text(json.dumps({"records": records}))
-    call = CliRunner().invoke(supervised, ["compare", str(kept), "--plot", str(picture)])
-    assert call.exit_code == 0, call.output
-    assert picture.read_bytes().startswith(b"\x89PNG")
-    with pytest.raises(ValueError, match=r"--plot: .*curves\.xyz"):
-        comparing.save_plot(records, tmp_path / "curves.xyz")
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        (None, "cannot be read"),
-        ("{", "not valid JSON"),
-        ("[1]", "not a supervised record"),
-        ('{"kind": "supervised", "format_version": 99}', "of format version"),
-    ],
-)
-def test_what_is_no_record_is_refused_by_name(
-    tmp_path: Path, text: str | None, message: str
-) -> None:
-    path = tmp_path / "one.json"
-    if text is not None:
-        path.write_text(text)
-    with pytest.raises(ValueError, match=message) as refused:
-        read_records([path])
-    assert str(refused.value).startswith(os.fspath(path))
-
-
-def test_a_counterpart_that_is_not_there_is_named() -> None:
-    records = [record_of("dis", 0, 0.5), record_of("final", 1, 0.5)]
-    with pytest.raises(ValueError, match=r"no row is 'finl'.*\['dis', 'final'\]"):
-        differences(records, against="finl", figure="exact")
-    with pytest.raises(ValueError, match="dis and final have no seed in common"):
-        differences(records, against="final", figure="exact")

@@ -296,7 +296,7 @@ def test_a_checkpoint_with_a_key_too_many_too_few_or_of_another_shape_is_refused
     for change, message in (
         ({"model.inner.extra": torch.zeros(1)}, r"inner\.extra: the recipe's model has no"),
         ({"model.inner.H_init": torch.zeros(3)}, r"shape \[3\], the recipe's model has \[64\]"),
-        ({"H_init": torch.zeros(64)}, "stands there twice"),
+        ({"H_init": torch.zeros(64)}, "appears twice"),
     ):
         torch.save(whole | change, path)
         with pytest.raises(ValueError, match=message):

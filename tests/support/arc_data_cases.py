@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from supervised.data_sets.arc import arc_plan
-from supervised.data_sets.builders import build_dataset
+from supervised.data_sets.arc_plan import arc_plan
+from supervised.data_sets.building import build_dataset
 
 Grid = list[list[int]]
 

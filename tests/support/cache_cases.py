@@ -1,4 +1,4 @@
-"""A tiny teacher and data set for the tests of `supervised.planner.teacher_cache`; jobs can import it."""
+"""A tiny teacher and data set for the tests of the teacher's cache; jobs can import it."""
 
 import dataclasses
 import functools
@@ -12,17 +12,15 @@ import torch
 
 from plan_envs.sudoku.instances import sudoku_instances
 from plan_envs.sudoku.rules import Sudoku
-from supervised.data_sets.datasets import BoardDataset, TokenDataset
-from supervised.planner import teacher_cache
-from supervised.planner.planner import PlannerConfig
-from supervised.planner.teacher_cache import (
-    CacheManifest,
+from supervised.data_sets.datasets import BoardDataset, TokenBatch, TokenDataset
+from supervised.planner.cache_building import build_shard, manifest_of
+from supervised.planner.cache_manifest import (
     CacheRecipe,
     StorageConfig,
-    build_shard,
-    data_hash,
-    teacher_hash,
+    claim_folder,
+    example_keys,
 )
+from supervised.planner.planner import Candidates, PlannerConfig, plan, teacher_on
 from trm.nn.recursion import RecursionSchedule
 from trm.nn.token_model import TokenModel, TokenModelConfig, TokenShape
 
@@ -76,23 +74,34 @@ def with_storage(**fields: object) -> CacheRecipe:
 def build_here(
     folder: Path,
     recipe: CacheRecipe = RECIPE,
-    source: Callable[[], object] = open_source,
+    source: Callable[[], tuple[TokenModel, TokenDataset]] = open_source,
     shards: int | None = None,
 ) -> Path:
     """A cache built in this process, without jobs; only the first `shards`, if given."""
-    model, data = source()  # type: ignore[misc]
-    manifest = CacheManifest(
-        format_version=teacher_cache.FORMAT_VERSION,
-        teacher=teacher_hash(model),
-        data=data_hash(data),
-        recipe=teacher_cache.dump_recipe(recipe),
-        num_examples=len(data),
-        num_positions=16,
-        vocab_size=6,
-        entries=recipe.planner.entries,
-        shard_examples=recipe.storage.examples,
-    )
-    teacher_cache._claim(folder, manifest)
+    manifest = manifest_of(*source(), recipe)
+    claim_folder(folder, manifest)
     for number in range(manifest.num_shards if shards is None else shards):
-        build_shard(folder, recipe, source, number)  # type: ignore[arg-type]
+        build_shard(folder, recipe, source, number)
     return folder
+
+
+def planned(recipe: CacheRecipe = RECIPE) -> tuple[TokenBatch, Candidates]:
+    """All examples and what the planner gives for them, in the batches of the shards."""
+    data, model = dataset(), teacher()
+    parts = []
+    for shard in range(0, EXAMPLES, recipe.storage.examples):
+        end = min(shard + recipe.storage.examples, EXAMPLES)
+        for first in range(shard, end, recipe.batch_size):
+            batch = data.batch(range(first, min(first + recipe.batch_size, end)))
+            start, advance = teacher_on(model, batch.inputs, batch.puzzle)
+            keys = example_keys(batch)
+            parts.append(plan(start, advance, batch.labels, recipe.planner, keys=keys))
+    fields = {
+        f.name: torch.cat([getattr(part, f.name) for part in parts])
+        for f in dataclasses.fields(Candidates)
+    }
+    return data.batch(range(EXAMPLES)), Candidates(**fields)
+
+
+def shard_files(folder: Path) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in sorted((folder / "shards").iterdir())}

@@ -16,15 +16,9 @@ from plan_envs.catalogue import resolve_task
 from plan_envs.instances import InstanceSet
 from plan_envs.maze.rules import Maze
 from plan_envs.queens.rules import enumerate_solutions
-from supervised.data_sets.codecs import codec_of, verdict
-from supervised.data_sets.datasets import (
-    IGNORE,
-    BoardDataset,
-    check_files,
-    check_indices,
-    read_info,
-)
-from supervised.data_sets.opening import open_dataset
+from supervised.data_sets.codecs import codec_of
+from supervised.data_sets.datasets import IGNORE, BoardDataset, check_indices
+from supervised.data_sets.folders import check_files, open_dataset, read_info
 
 TASKS = ("sudoku4x4-hard", "sudoku6x6", "sudoku9x9", "nqueens8", "nqueens5", "maze10")
 VOCABULARIES = {"sudoku4x4": 6, "sudoku6x6": 8, "sudoku9x9": 11, "queens8x8": 3, "maze10x10": 6}
@@ -106,7 +100,8 @@ NO_WAYS = {
 def test_a_maze_is_judged_by_the_cells_marked_as_path(predicted: str, valid: bool) -> None:
     ids = {"#": 1, " ": 2, "S": 3, "G": 4, "o": 5}
     inputs, tokens = (np.array([[ids[c] for c in text]]) for text in (MAZE, predicted))
-    found = verdict(codec_of("maze3x3"), inputs, tokens)
+    codec = codec_of("maze3x3")
+    found = codec.domain.check(*codec.decode(inputs, tokens))
     assert found.solved.tolist() == [valid]
     assert (found.details["shortest"] == float(valid)).all()
 

@@ -13,7 +13,7 @@ from plan_envs.queens.instances import count_completions
 from supervised.data_sets.datasets import BoardDataset
 from supervised.measures.commit import commit_decode, evaluate_commit
 from supervised.measures.evaluation import EvalOptions, evaluate, unroll_steps
-from supervised.measures.reading import advantage_margin, guided_logits, hamming_distance
+from supervised.measures.guidance import advantage_margin, guided_logits, hamming_distance
 from trm.compute.workers import Workers
 from trm.nn.recursion import RecursionSchedule
 from trm.nn.stablemax import IGNORE
@@ -152,10 +152,10 @@ def test_processes_that_share_the_examples_get_the_figures_of_all(num: int) -> N
 def test_guidance_one_is_the_model_and_zero_repeats_the_step_before() -> None:
     data = sudoku(3)
     model, batch = model_for(data), data.batch([0, 1, 2])
-    plain = list(unroll_steps(model, batch, steps=3))
+    plain = list(unroll_steps(model, batch, EvalOptions(steps=3)))
     for readout in plain:
         assert torch.equal(readout.guided, readout.conditional)
-    undone = list(unroll_steps(model, batch, steps=3, guidance=0.0))
+    undone = list(unroll_steps(model, batch, EvalOptions(steps=3, guidance=0.0)))
     for readout in undone:
         assert torch.equal(readout.guided, readout.reference)
     assert torch.equal(plain[0].conditional, plain[1].reference)
@@ -210,7 +210,7 @@ def test_commit_decoding_places_one_queen_a_pass_until_the_board_is_full() -> No
     found = []
     for row in range(12):
         model.labels = boards.labels[row : row + 1]
-        board, passes = commit_decode(model, data.batch([row]), writes=8, steps=2)
+        board, passes = commit_decode(model, data.batch([row]), EvalOptions(steps=2), writes=8)
         assert torch.equal(board, boards.labels[row : row + 1])
         found.append(int(passes))
     assert found == (8 - given).tolist()
@@ -221,7 +221,7 @@ def test_a_committed_board_is_judged_by_the_checker_and_among_the_unique_ones() 
     task = resolve_task("nqueens8")
     data = BoardDataset.of(task.domain, task.instances("test", num=30))
     model = model_for(data)
-    found = evaluate_commit(model, data, batch_size=7)
+    found = evaluate_commit(model, data, EvalOptions(batch_size=7))
     assert found.num == 30 and found.valid < 0.5  # an untrained model
     batch = data.batch(np.arange(30))
     counts = count_completions((batch.inputs.numpy() - 1).astype(np.int8), n=8)
@@ -234,4 +234,4 @@ def test_commit_decoding_is_refused_where_blanks_are_no_token() -> None:
     task = resolve_task("maze10")
     data = BoardDataset.of(task.domain, task.instances("test", num=2))
     with pytest.raises(ValueError, match="is for Sudoku and N-Queens, not for 'maze10x10'"):
-        evaluate_commit(model_for(data), data)
+        evaluate_commit(model_for(data), data, EvalOptions())

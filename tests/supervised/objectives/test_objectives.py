@@ -15,7 +15,7 @@ from supervised.data_sets.datasets import DatasetInfo, TokenBatch
 from supervised.data_sets.sampling import SampleStream
 from supervised.objectives.act import ActConfig, ActObjective
 from supervised.objectives.dis import DisConfig, DisObjective
-from supervised.objectives.objective import sample_losses
+from supervised.objectives.losses import sample_losses
 from trm.nn.recursion import RecursionSchedule
 from trm.nn.stablemax import IGNORE
 from trm.nn.token_model import TokenModel, TokenModelConfig, TokenShape
@@ -165,11 +165,11 @@ def test_a_new_sample_starts_from_the_initial_latents_and_others_go_on() -> None
     objective.step()
     before = objective.state()
     before = {name: before[name] for name in ("batch", "latents")}
-    objective._halted = torch.tensor([True, False, True])
+    objective.halted = torch.tensor([True, False, True])
     example = before["batch"]["example"].clone()
     with torch.no_grad():
         start = model.start(3)
-        latents = objective._latents.restarted(objective.halted, start)
+        latents = objective.carried.latents.restarted(objective.halted, start)
         expected_examples = objective.stream
     loss = objective.step().loss
     now = objective.state()["batch"]["example"]
@@ -230,10 +230,10 @@ def test_the_continue_logit_is_regressed_on_the_value_of_the_next_step() -> None
     state = objective.state()
     batch = TokenBatch(**state["batch"])
     with torch.no_grad():
-        after = model(objective._latents, batch.inputs, model.puzzle_rows(batch.puzzle))
+        after = model(objective.carried.latents, batch.inputs, model.puzzle_rows(batch.puzzle))
     best = after.halting.amax(dim=1).sigmoid()
     assert torch.allclose(objective._value_of_going_on(), best)
-    objective._steps = torch.full((3,), 3)
+    objective.steps = torch.full((3,), 3)
     assert torch.allclose(objective._value_of_going_on(), after.halting[:, 0].sigmoid())
 
 

@@ -1,9 +1,11 @@
-"""`upi-trm supervised train | eval | compare | info | import`, for the group of `supervised.cli`.
+"""`upi-trm supervised eval | compare | diagnose | vote`: how good runs are.
 
-Everything that costs time to import (torch, numba) stands inside the commands.
+`supervised.cli` adds them to its group. Everything that costs time to import (torch, numba) is
+imported inside the commands.
 """
 
 import dataclasses
+import functools
 import json
 import sys
 from pathlib import Path
@@ -11,68 +13,25 @@ from typing import Any
 
 import click
 
+from supervised.commands.options import (
+    checkpoint_option,
+    checkpoint_step,
+    count_option,
+    float32_placement,
+    run_argument,
+    run_jobs,
+    show_record,
+)
 from trm.experiments.options import (
+    job_options,
     json_option,
     make_placement,
-    overrides_option,
     placement_options,
-    refuse_with_resume,
-    run_options,
 )
-
-RECIPE_HELP = "Name of a shipped recipe, or a YAML file."
-
-
-@click.command()
-@click.option("--recipe", help=RECIPE_HELP)
-@overrides_option
-@click.option("--steps", type=click.IntRange(1), help="Optimiser steps.  [default: the recipe's]")
-@run_options
-@placement_options
-@click.pass_context
-def train(
-    ctx: click.Context,
-    /,
-    *,
-    recipe: str | None,
-    overrides: tuple[str, ...],
-    steps: int | None,
-    seed: int,
-    out: Path | None,
-    resume: Path | None,
-    **where: Any,
-) -> None:
-    """Train on labels; --resume goes on.
-
-    Ctrl-C saves and ends cleanly. Under torchrun the batch is shared among the processes.
-    """
-    placement = make_placement(**where, resumed=resume is not None)
-    from supervised import trainer
-    from supervised.recipe import find_recipe
-
-    if resume is not None:
-        refuse_with_resume(ctx, ("recipe", "overrides", "seed", "out"))
-        outcome = trainer.resume(resume, steps=steps, placement=placement)
-    elif recipe is None:
-        raise click.UsageError("--recipe is missing (or --resume RUN)")
-    else:
-        path = find_recipe(recipe)
-        outcome = trainer.train(
-            recipe_path=path,
-            overrides=overrides,
-            name=path.stem,
-            steps=steps,
-            seed=seed,
-            out=out,
-            placement=placement,
-        )
-    if outcome.is_main:
-        path = outcome.run.path
-        click.echo(f"The run is in {path}; upi-trm supervised eval {path} measures it")
 
 
 @click.command("eval")
-@click.argument("run_path", metavar="RUN", type=click.Path(path_type=Path))
+@run_argument
 @click.option("--split", default="test", show_default=True, help="train, validation or test.")
 @click.option("--data", "folder", type=click.Path(path_type=Path), help="Another data set.")
 @click.option("--num", type=click.IntRange(1), help="Examples.  [default: 1000, or all of --data]")
@@ -82,25 +41,21 @@ def train(
     "--noise",
     type=click.FloatRange(0),
     default=0.0,
-    show_default=True,
-    metavar="S",
     help="Deviation of noise added to the latents after each step.",
 )
-@click.option(
+@count_option(
     "--samples",
-    type=click.IntRange(1),
-    default=1,
-    show_default=True,
-    metavar="M",
-    help="Noisy runs of each example, selected by the halting head and by the checker.",
+    1,
+    "Noisy runs of each example, selected by the halting head and by the checker.",
+    least=1,
 )
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the noise.")
+@count_option("--seed", 0, "Seed of the noise.")
 @click.option(
     "--commit",
     is_flag=True,
     help="Besides, write the most confident token and run again (Sudoku, N-Queens).",
 )
-@click.option("--checkpoint", help="A step, or best.  [default: the newest]")
+@checkpoint_option
 @json_option
 @placement_options
 def evaluate_run(
@@ -115,7 +70,7 @@ def evaluate_run(
     samples: int,
     seed: int,
     commit: bool,
-    checkpoint: str | None,
+    step: int | str | None,
     as_json: bool,
     **where: Any,
 ) -> None:
@@ -124,13 +79,12 @@ def evaluate_run(
     placement.apply()
     import torch
 
-    from supervised.data_sets.opening import open_dataset
+    from supervised.data_sets.folders import open_dataset
     from supervised.measures.evaluation import EvalOptions, evaluate
     from supervised.models import RUN_KIND, load_model, open_data
     from trm.runs.run import Run
 
     run = Run.open(run_path, kind=RUN_KIND)
-    step = int(checkpoint) if checkpoint and checkpoint.isdecimal() else checkpoint
     model, recipe = load_model(run, step=step, placement=placement)
     if folder is not None:
         dataset = open_dataset(folder, split)
@@ -147,23 +101,19 @@ def evaluate_run(
             f"{folder}: {info.num_positions} positions of {info.vocab_size} tokens, the run's model"
             f" takes {model.shape.num_positions} of {model.shape.vocab_size}"
         )
-    options = EvalOptions(
-        steps=steps,
-        guidance=guidance,
-        noise=noise,
-        samples=samples,
-        feeds="input" if recipe.dis is None else recipe.dis.feeds,
-        num=num,
+    plain = EvalOptions(
+        steps=steps, feeds="input" if recipe.dis is None else recipe.dis.feeds, num=num
     )
+    options = dataclasses.replace(plain, guidance=guidance, noise=noise, samples=samples)
     with placement.autocast():
         found = evaluate(model, dataset, options, generator=torch.Generator().manual_seed(seed))
     record = found.to_json_dict()
-    _show(found)
+    _show_curve(found)
     if commit:
         from supervised.measures.commit import evaluate_commit
 
         with placement.autocast():
-            committed = evaluate_commit(model, dataset, steps=steps, feeds=options.feeds, num=num)
+            committed = evaluate_commit(model, dataset, plain)
         record["commit"] = dataclasses.asdict(committed)
         text = ", ".join(f"{k} {v:.3f}" for k, v in record["commit"].items() if v is not None)
         click.echo(f"commit: {text}", err=True)
@@ -173,13 +123,13 @@ def evaluate_run(
         click.echo(json.dumps({**named, **asked, **record}))
 
 
-def _show(found: Any) -> None:
+def _show_curve(found: Any) -> None:
     """The curve as a table on stderr."""
     from rich.console import Console
     from rich.table import Table
 
     table = Table(title=f"{found.num} examples", title_justify="left")
-    headings = {
+    forms = {
         "step": "d",
         "exact": ".1%",
         "valid": ".1%",
@@ -190,10 +140,10 @@ def _show(found: Any) -> None:
         "margin": ".3f",
         "halting": ".2f",
     }
-    for heading in headings:
+    for heading in forms:
         table.add_column(heading, justify="right")
     for point in found.curve:
-        values = ((getattr(point, name), form) for name, form in headings.items())
+        values = ((getattr(point, name), form) for name, form in forms.items())
         table.add_row(*("" if value is None else format(value, form) for value, form in values))
     console = Console(stderr=True)
     console.print(table)
@@ -268,41 +218,110 @@ def compare(
 
 
 @click.command()
-@click.argument("recipe")
-@overrides_option
+@run_argument
+@count_option("--num", 128, "Examples.", least=1)
+@count_option("--seed", 0, "Seed that draws the examples.")
+@checkpoint_option
 @json_option
-def info(*, recipe: str, overrides: tuple[str, ...], as_json: bool) -> None:
-    """Say what a RECIPE costs: parameters, forward passes, FLOPs, memory."""
-    from supervised.commands.costs import costs_of
-    from supervised.recipe import SupervisedRecipe, find_recipe, token_shape
-    from trm.runs.recipe import load_recipe
-
-    loaded = load_recipe(SupervisedRecipe, find_recipe(recipe), overrides)
-    record = dataclasses.asdict(costs_of(loaded, token_shape(loaded)))
-    if as_json:
-        click.echo(json.dumps({"recipe": recipe, **record}))
-        return
-    for name, value in record.items():
-        click.echo(f"{name:<24} {value:,}")
-
-
-@click.command("import")
-@click.argument("checkpoint", type=click.Path(path_type=Path))
-@click.option("--recipe", required=True, help=RECIPE_HELP)
-@overrides_option
-@click.option("--out", type=click.Path(path_type=Path), help="Run folder to make.")
-def import_checkpoint(
-    *, checkpoint: Path, recipe: str, overrides: tuple[str, ...], out: Path | None
+@placement_options
+def diagnose(
+    *, run_path: Path, num: int, seed: int, step: int | str | None, as_json: bool, **where: Any
 ) -> None:
-    """Make a run of an official CHECKPOINT, to evaluate it."""
-    from supervised.commands.official import import_model
-    from supervised.models import save_import
-    from supervised.recipe import SupervisedRecipe, find_recipe, token_shape
-    from trm.runs.recipe import load_recipe
+    """Say how much a RUN's targets depend on the step that they are taken from (Table 6)."""
+    placement = make_placement(**where)
+    placement.apply()
+    from supervised.commands.run_sources import open_teacher
+    from supervised.planner.target_sensitivity import measure_sensitivity
 
-    path = find_recipe(recipe)
-    loaded = load_recipe(SupervisedRecipe, path, overrides)
-    model = import_model(checkpoint, loaded, token_shape(loaded))
-    out = Path("runs") / f"{path.stem}-imported" if out is None else out
-    save_import(model, loaded, out, source=checkpoint.name)
-    click.echo(f"{model.num_parameters:,} parameters; the run is in {out}")
+    model, dataset = open_teacher(run_path, checkpoint=step, placement=placement)
+    with placement.autocast():
+        found = measure_sensitivity(model, dataset, num=num, seed=seed)
+    show_record(dataclasses.asdict(found), as_json=as_json)
+
+
+@click.command()
+@run_argument
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder of results.")
+@click.option("--data", "folder", type=click.Path(path_type=Path), help="Data set of the tasks.")
+@count_option("--augmentations", 1000, "Symmetries beside the identity, as far as a task has them.")
+@click.option("--tasks", "num_tasks", type=click.IntRange(1), help="The first ones; else all.")
+@click.option(
+    "--checkpoint",
+    "steps",
+    type=checkpoint_step,
+    metavar="STEP",
+    multiple=True,
+    help="A step, or best; several vote together (an ensemble).  [default: the newest]",
+)
+@count_option("--batch-size", 64, "Inputs that a model sees at once.", least=1)
+@count_option("--tasks-per-job", 8, "Tasks of one job.", least=1)
+@click.option("--submission", type=click.Path(path_type=Path), help="Write the official file here.")
+@job_options
+@json_option
+@placement_options
+def vote(
+    *,
+    run_path: Path,
+    out: Path,
+    folder: Path | None,
+    augmentations: int,
+    num_tasks: int | None,
+    steps: tuple[int | str, ...],
+    batch_size: int,
+    tasks_per_job: int,
+    submission: Path | None,
+    workers: int | None,
+    backend: str,
+    address: str | None,
+    as_json: bool,
+    **where: Any,
+) -> None:
+    """Evaluate a RUN on ARC: pass@K by voting over augmented copies; goes on after a kill."""
+    placement = float32_placement("voting computes", **where)
+    from supervised.commands import run_sources
+    from supervised.data_sets.arc_guards import evaluation_tasks
+    from supervised.data_sets.folders import read_info
+    from supervised.measures.arc_voting import read_results, submission_of, summarise, voting_jobs
+    from supervised.models import RUN_KIND, load_model
+    from supervised.planner.cache_manifest import teacher_hash
+    from supervised.recipe import SupervisedRecipe
+    from trm.runs.durable import replace_durably
+    from trm.runs.run import Run
+
+    run = Run.open(run_path, kind=RUN_KIND)
+    trained = run_sources.arc_folder_of(run.load_recipe(SupervisedRecipe))
+    folder = (trained if folder is None else folder).resolve()
+    click.echo(run_sources.protocol_line(trained, folder), err=True)
+    voters: list[int | str | None] = [*steps] or [None]
+    jobs = voting_jobs(
+        out,
+        evaluation_tasks(folder)[:num_tasks],
+        open_predictors=functools.partial(
+            run_sources.open_predictors, run_path.resolve(), voters, folder, placement
+        ),
+        symmetries=functools.partial(run_sources.symmetries_of, folder=folder, num=augmentations),
+        identity={
+            "weights": [teacher_hash(load_model(run, step=step)[0]) for step in voters],
+            "data": read_info(folder).hash,
+            "augmentations": augmentations,
+        },
+        tasks_per_job=tasks_per_job,
+        batch_size=batch_size,
+    )
+    run_jobs(jobs, workers=workers, backend=backend, address=address)
+    found = read_results(out)
+    if submission is not None:
+        replace_durably(submission, (json.dumps(submission_of(found)) + "\n").encode())
+    record = dataclasses.asdict(summarise(found))
+    for name in ("per_task", "pooled"):
+        record[name] = {f"pass@{k}": share for k, share in record[name].items()}
+    named = {"run": str(run_path), "checkpoints": len(voters), "augmentations": augmentations}
+    if as_json:
+        show_record({**named, **record}, as_json=True)
+        return
+    for name in ("per_task", "pooled"):
+        for k, share in record.pop(name).items():
+            click.echo(
+                f"{name:<9} {k:<10} {share['value']:.4f}  [{share['low']:.4f}, {share['high']:.4f}]"
+            )
+    show_record({**named, **record})

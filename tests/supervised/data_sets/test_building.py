@@ -17,11 +17,9 @@ from plan_envs.maze.rules import Maze
 from plan_envs.queens.instances import enumerate_solutions, symmetry_class
 from plan_envs.sudoku.instances import format_line, split_of, sudoku_instances
 from supervised.cli import supervised
-from supervised.data_sets import builders
-from supervised.data_sets.builders import (
+from supervised.data_sets import board_plans, building
+from supervised.data_sets.board_plans import (
     EXTREME_ROWS,
-    BuildPlan,
-    build_dataset,
     choose_rows,
     extreme_index,
     maze_hard_plan,
@@ -30,8 +28,9 @@ from supervised.data_sets.builders import (
     sudoku_extreme_plan,
     sudoku_plan,
 )
-from supervised.data_sets.datasets import BoardDataset, TokenDataset, check_files, read_info
-from supervised.data_sets.opening import open_dataset
+from supervised.data_sets.building import BuildPlan, build_dataset
+from supervised.data_sets.datasets import BoardDataset, TokenDataset
+from supervised.data_sets.folders import check_files, open_dataset, read_info
 from trm.runs.lock import locked
 
 SMALL = {"train": 30, "validation": 5, "test": 5}
@@ -95,9 +94,9 @@ def test_a_seed_gives_one_data_set_and_another_seed_another(
 def test_a_build_killed_at_any_write_goes_on_and_ends_the_same(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(builders._PIECE, "sudoku", 12)  # 3 training pieces
+    monkeypatch.setitem(board_plans.PIECE_SIZES, "sudoku", 12)  # 3 training pieces
     whole = build_dataset(tmp_path / "whole", small_sudoku())
-    write = builders.replace_durably
+    write = building.replace_durably
     for survived in range(13):  # writes: the request, 5 pieces, 6 arrays, the description
         out, left = tmp_path / f"killed{survived}", survived
 
@@ -108,12 +107,12 @@ def test_a_build_killed_at_any_write_goes_on_and_ends_the_same(
             left -= 1
             write(path, data)
 
-        monkeypatch.setattr(builders, "replace_durably", dying)
+        monkeypatch.setattr(building, "replace_durably", dying)
         with pytest.raises(KeyboardInterrupt):
             build_dataset(out, small_sudoku())
         with pytest.raises(ValueError, match="building has not ended"):
             read_info(out)
-        monkeypatch.setattr(builders, "replace_durably", write)
+        monkeypatch.setattr(building, "replace_durably", write)
         assert build_dataset(out, small_sudoku()).hash == whole.hash
         names = [path.name for path in sorted(out.iterdir())]
         assert names == ["dataset.json", "test", "train", "validation"]
@@ -133,7 +132,7 @@ def test_a_killed_build_makes_no_piece_twice(tmp_path: Path) -> None:
 
         return wrapped
 
-    pieces = [builders.Piece(key=p.key, make=counted(p.key, p.make)) for p in plan.pieces]
+    pieces = {key: counted(key, make) for key, make in plan.pieces.items()}
     slow = BuildPlan(name=plan.name, options=plan.options, pieces=pieces, finish=plan.finish)
     with pytest.raises(KeyboardInterrupt):
         build_dataset(tmp_path / "d", slow)
@@ -238,8 +237,8 @@ def test_the_committed_index_chooses_the_training_puzzles(
 ) -> None:
     path = write_csv(tmp_path / "train.csv")
     test = write_csv(tmp_path / "test.csv", split="test")
-    monkeypatch.setattr(builders, "EXTREME_ROWS", 40)
-    monkeypatch.setattr(builders, "extreme_index", lambda: (31, 7, 8))
+    monkeypatch.setattr(board_plans, "EXTREME_ROWS", 40)
+    monkeypatch.setattr(board_plans, "extreme_index", lambda: (31, 7, 8))
     plan = sudoku_extreme_plan(source=str(path), test_source=str(test), train=3, validation=37)
     info = build_dataset(tmp_path / "d", plan)
     assert info.counts == {"train": 3, "validation": 37, "test": 40}

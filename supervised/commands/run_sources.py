@@ -17,14 +17,12 @@ from plan_envs.arc.symmetry import ArcSymmetry
 from plan_envs.arc.tasks import ArcTask
 from supervised.data_sets.arc import ArcIdentifiers, encode_boards
 from supervised.data_sets.arc_guards import refuse_arc_leaks
-from supervised.data_sets.datasets import TokenDataset, read_info
+from supervised.data_sets.datasets import TokenDataset
+from supervised.data_sets.folders import read_info
 from supervised.measures.arc_voting import Predictor, Query
 from supervised.models import RUN_KIND, load_model, open_data
 from supervised.planner.planner import (
-    TargetSensitivity,
-    target_sensitivity,
     teacher_on,
-    unrolled_quality,
 )
 from supervised.recipe import SupervisedRecipe
 from trm.compute.device import Placement
@@ -52,21 +50,6 @@ def open_teacher(
     model, _ = load_model(run, step=checkpoint, placement=placement)
     recipe = run.load_recipe(SupervisedRecipe, [f"data.{assignment}" for assignment in data])
     return model.eval(), open_data(recipe.data, "train", seed=run.info.seed)
-
-
-def diagnose(
-    model: TokenModel, dataset: TokenDataset, *, num: int, seed: int, batch_size: int = 256
-) -> TargetSensitivity:
-    """Table 6 on `num` examples drawn by `seed` (all, if there are fewer)."""
-    rng = np.random.default_rng(seed)
-    chosen = np.sort(rng.choice(len(dataset), size=min(num, len(dataset)), replace=False))
-    found = []
-    for first in range(0, len(chosen), batch_size):
-        batch = dataset.batch(chosen[first : first + batch_size]).to(model.start_h.device)
-        start, advance = teacher_on(model, batch.inputs, batch.puzzle)
-        found.append(unrolled_quality(start, advance, batch.labels, model.schedule.supervision))
-    losses, exact = zip(*found, strict=True)
-    return target_sensitivity(torch.cat(losses), torch.cat(exact))
 
 
 # --- ARC

@@ -1,4 +1,4 @@
-"""Reading the recursion: guidance, advantage margin, distance to the label (DIS Sec. 3, 4, App. A).
+"""Guided logits of a supervision step, and what the step gains (DIS Sec. 3, 4, App. A).
 
 Every supervision step has two readouts: the reference logits l_u before it and the conditional
 logits l_c after it. All statements are about softmax, as the paper's are, although models are
@@ -35,6 +35,12 @@ def advantage_margin(
 
     It is -dL/dw of the softmax cross-entropy L(w) of the label under l_w: where it is positive, a
     little more guidance makes the label more likely.
+
+    Args:
+        reference: l_u, logits before the step.
+        conditional: l_c, logits after the step.
+        labels: tokens, `IGNORE` where not supervised.
+        weight: w.
     """
     residual = (conditional - reference).double()
     policy = (reference.double() + weight * residual).softmax(dim=-1)

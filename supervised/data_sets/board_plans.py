@@ -1,21 +1,15 @@
-"""Builds token data sets: seeded, piece by piece, so that a killed build goes on where it was.
+"""What the data sets of Sudoku, N-Queens and Maze are built from: seeded plans for `building`.
 
-A `BuildPlan` names the pieces of a data set; `build_dataset` makes those that are not on disk yet,
-joins them, and writes `dataset.json` last. Plans of Sudoku, N-Queens and Maze are here, those of
-ARC in `supervised.data_sets.arc`. Puzzles come from `plan_envs` (generators, files, the hub), which also
-keeps the splits apart.
+Puzzles come from `plan_envs` (generators, CSV files, the hub), which also keeps the splits apart;
+out go `BuildPlan`s whose pieces are tokens. `arc_plan` has the data sets of ARC.
 """
 
 import hashlib
-import io
-import json
-import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
 from functools import cache, partial
 from importlib import resources
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypedDict, Unpack
 
 import numpy as np
 from jaxtyping import Int64
@@ -24,7 +18,7 @@ from numpy.typing import NDArray
 from plan_envs.catalogue import resolve_task
 from plan_envs.domain import PlanDomain
 from plan_envs.hub import HUB_NAMES, HUB_SPLITS, read_instances
-from plan_envs.instances import SPLITS, InstanceSet, progress_bar, stream_key
+from plan_envs.instances import SPLITS, InstanceSet, stream_key
 from plan_envs.maze.instances import maze_instances
 from plan_envs.maze.instances import split_of as split_of_mazes
 from plan_envs.maze.rules import Maze
@@ -37,10 +31,9 @@ from plan_envs.queens.instances import (
 from plan_envs.queens.rules import Queens
 from plan_envs.sudoku.instances import split_of as split_of_sudokus
 from plan_envs.sudoku.rules import Sudoku
+from supervised.data_sets.building import Arrays, BuildPlan
 from supervised.data_sets.codecs import Tokens, codec_of
-from supervised.data_sets.datasets import INFO_FILE, DatasetInfo, check_files, info_of, read_info
-from trm.runs.durable import replace_durably
-from trm.runs.lock import locked
+from supervised.data_sets.datasets import DatasetInfo, info_of
 
 HOLD_OUTS: Final = ("random", "solution", "class")
 """Ways to keep test boards of N-Queens apart from training; see `queens_plan`."""
@@ -51,79 +44,24 @@ SUDOKU_EXTREME, MAZE_HARD = HUB_NAMES
 EXTREME_ROWS: Final = 3_831_994
 """Rows of Sudoku-Extreme's train.csv, from which the committed index was drawn."""
 
-_WORK: Final = ".building"
-"""Folder of the pieces, below the data set's; gone when it is complete."""
-
-_PIECE: Final = {"sudoku": 10_000, "queens": 10_000, "maze": 50}
-"""Puzzles of a generated piece: seconds of work."""
-
-Arrays = Mapping[str, NDArray[Any]]
-"""Name -> array."""
+PIECE_SIZES: Final = {"sudoku": 10_000, "queens": 10_000, "maze": 50}
+"""Puzzles of a generated piece, which take seconds to make."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Piece:
-    """A part of a data set that is made in one go."""
+class Examples(TypedDict, total=False):
+    """How many examples a data set has; each plan has defaults of its own."""
 
-    key: str
-    """Unique in its plan; the name of its file while the data set is built."""
-    make: Callable[[], Arrays]
-    """Makes it; depends on the plan's options alone."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class BuildPlan:
-    """What to make, and how the pieces become files."""
-
-    name: str
-    """Name of the builder."""
-    options: Mapping[str, Any]
-    """What decides the content, as JSON can hold it; equal options build equal data sets."""
-    pieces: Sequence[Piece]
-    """In the order in which they are made."""
-    finish: Callable[[Mapping[str, Arrays]], tuple[DatasetInfo, Arrays]]
-    """Pieces by key -> description (without files) and arrays by path below the folder."""
-
-
-def build_dataset(out: str | Path, plan: BuildPlan, *, progress: bool = False) -> DatasetInfo:
-    """Build a data set in a folder, or go on with a build that was killed there.
-
-    Every file is written whole and renamed, `dataset.json` last; a data set that is complete is
-    left as it is.
-
-    Args:
-        out: folder to make.
-        plan: what to make.
-        progress: show a bar on stderr.
-
-    Raises:
-        ValueError: if the folder holds another data set, or a build with other options, or if
-            another process is building there.
-    """
-    out = Path(out)
-    request = json.loads(json.dumps({"name": plan.name, "options": plan.options}))
-    if (out / INFO_FILE).exists():
-        return _complete(out, request)
-    if out.exists() and not (out / _WORK).is_dir() and any(out.iterdir()):
-        raise ValueError(f"{out}: not empty, and no data set: name another folder")
-    work = out / _WORK
-    work.mkdir(parents=True, exist_ok=True)
-    with locked(out, "is building there", file=f"{_WORK}/lock"):
-        _check_request(work, request)
-        with progress_bar(len(plan.pieces), f"pieces of {plan.name}", shown=progress) as advance:
-            for piece in plan.pieces:
-                path = work / f"{piece.key}.npz"
-                if not path.exists():
-                    replace_durably(path, _npz_bytes(piece.make()))
-                advance(1)
-        info, arrays = plan.finish(
-            {piece.key: _read_npz(work / f"{piece.key}.npz") for piece in plan.pieces}
-        )
-        files = {path: _write_array(out / path, array) for path, array in arrays.items()}
-        info = replace(info, options=request["options"], files=files)
-        replace_durably(out / INFO_FILE, json.dumps(asdict(info), indent=1).encode())
-    shutil.rmtree(work, ignore_errors=True)
-    return info
+    train: int
+    """Number of training puzzles, 1 or more; fewer where a file has fewer."""
+    validation: int
+    """Number of validation puzzles; 0 = none."""
+    test: int | None
+    """Number of test puzzles; 0 = none; None, for plans that read files, = all."""
+    seed: int
+    """Seed of everything: the puzzles or the choice of rows, and the images."""
+    images: int
+    """Random images of each training puzzle, stored behind it; 0 leaves augmentation to
+    `TokenDataset.batch`."""
 
 
 def sudoku_plan(
@@ -132,85 +70,37 @@ def sudoku_plan(
     givens: tuple[int, int] | None = None,
     blanks: tuple[int, int] | None = None,
     unique: bool = True,
-    train: int = 10_000,
-    validation: int = 1000,
-    test: int = 1000,
-    seed: int = 0,
-    images: int = 0,
+    **examples: Unpack[Examples],
 ) -> BuildPlan:
-    """Generated Sudoku; the arguments are those of `plan_envs.sudoku.instances`.
+    """Generated Sudoku, splits disjoint up to symmetry; see `plan_envs.sudoku.instances`.
 
     Args:
         side: 4, 6, 9 or 16.
-        givens: range of givens; None = as the generator has it.
+        givens: range of givens; None leaves it to the generator.
         blanks: range of blanks, instead of `givens`.
-        unique: exactly one solution each.
-        train: number of training puzzles; likewise the others. Splits are disjoint up to symmetry.
-        validation: 0 = none.
-        test: 0 = none.
-        seed: of everything.
-        images: random images of each training puzzle, stored behind it; 0 leaves augmentation to
-            `TokenDataset.batch`.
+        unique: whether every puzzle has exactly one solution.
+        **examples: see `Examples`.
     """
     task = resolve_task(f"sudoku{side}x{side}")
-    options = {
-        "side": side,
-        "givens": givens,
-        "blanks": blanks,
-        "unique": unique,
-        **_sizes(train, validation, test),
-        "seed": seed,
-        "images": images,
-    }
-
-    def generate(split: str, num: int, part_seed: int) -> InstanceSet:
-        return task.generator(
-            side=side,
-            split=split,
-            num=num,
-            seed=part_seed,
-            givens=givens,
-            blanks=blanks,
-            unique=unique,
-        )
-
-    return _generated("sudoku", task.domain, options, generate)
+    own = {"side": side, "givens": givens, "blanks": blanks, "unique": unique}
+    sizes = _sizes(examples, train=10_000, validation=1000, test=1000)
+    return _generated("sudoku", task.domain, own | sizes, partial(task.generator, **own))
 
 
 def maze_plan(
-    *,
-    size: int = 30,
-    path: tuple[int, int | None] | None = None,
-    train: int = 1000,
-    validation: int = 100,
-    test: int = 1000,
-    seed: int = 0,
-    images: int = 0,
+    *, size: int = 30, path: tuple[int, int | None] | None = None, **examples: Unpack[Examples]
 ) -> BuildPlan:
-    """Generated mazes with long shortest paths; see `plan_envs.maze.instances`.
+    """Generated mazes with long shortest paths, splits disjoint up to symmetry.
 
     Args:
         size: rows and columns.
-        path: range of the cells on a shortest path; None = as the generator has it.
-        train: number of training mazes; likewise the others. Splits are disjoint up to symmetry.
-        validation: 0 = none.
-        test: 0 = none.
-        seed: of everything.
-        images: dihedral images of each training maze, stored behind it.
+        path: range of the cells on a shortest path; None leaves it to `plan_envs.maze.instances`.
+        **examples: see `Examples`; images are dihedral.
     """
     task = resolve_task(f"maze{size}")
-    options = {
-        "size": size,
-        "path": path,
-        **_sizes(train, validation, test),
-        "seed": seed,
-        "images": images,
-    }
-
-    def generate(split: str, num: int, part_seed: int) -> InstanceSet:
-        return task.generator(size=size, split=split, num=num, seed=part_seed, path=path)
-
-    return _generated("maze", task.domain, options, generate)
+    own = {"size": size, "path": path}
+    sizes = _sizes(examples, train=1000, validation=100, test=1000)
+    return _generated("maze", task.domain, own | sizes, partial(task.generator, **own))
 
 
 def queens_plan(
@@ -218,15 +108,11 @@ def queens_plan(
     n: int = 8,
     hold_out: str = "random",
     given: tuple[int, int] = (1, 7),
-    train: int = 7200,
-    validation: int = 200,
-    test: int = 200,
-    seed: int = 0,
-    images: int = 0,
+    **examples: Unpack[Examples],
 ) -> BuildPlan:
     """N-Queens with some queens given (DIS, Sec. 5.1), held out in one of three ways.
 
-    - "random": boards drawn alike for every split, as the paper does; test boards come back in
+    - "random": boards are drawn alike for every split, as in the paper; test boards come back in
       training (the notes say how many), and training has every solution.
     - "solution": a fifth of the solutions, and a tenth for validation, only make boards of their
       split; their mirror images may be trained on.
@@ -237,11 +123,7 @@ def queens_plan(
         n: rows of the board; 4..12.
         hold_out: how splits are kept apart.
         given: range of the number of given queens, drawn uniformly.
-        train: number of training boards; likewise the others.
-        validation: 0 = none.
-        test: 0 = none.
-        seed: of everything.
-        images: random images of each training board, stored behind it.
+        **examples: see `Examples`.
 
     Raises:
         ValueError: for an unknown way, or a range of queens that the board does not have.
@@ -250,22 +132,16 @@ def queens_plan(
         raise ValueError(f"hold_out must be one of {', '.join(HOLD_OUTS)}, got {hold_out!r}")
     if not 0 <= given[0] <= given[1] < n:
         raise ValueError(f"given must be (low, high) with 0 <= low <= high < {n}, got {given}")
-    options = {
-        "n": n,
-        "hold_out": hold_out,
-        "given": given,
-        **_sizes(train, validation, test),
-        "seed": seed,
-        "images": images,
-    }
+    options: dict[str, Any] = {"n": n, "hold_out": hold_out, "given": given}
+    options |= _sizes(examples, train=7200, validation=200, test=200)
 
-    def generate(split: str, num: int, part_seed: int) -> InstanceSet:
+    def generate(split: str, num: int, seed: int) -> InstanceSet:
         if hold_out == "class":
-            return queens_instances(n=n, split=split, num=num, seed=part_seed, given=given)
+            return queens_instances(n=n, split=split, num=num, seed=seed, given=given)
         pool = enumerate_solutions(n)
         if hold_out == "solution":
-            pool = pool[_deal_solutions(len(pool), seed) == SPLITS.index(split)]
-        rng = np.random.default_rng([stream_key(f"queens/{hold_out}/{split}"), part_seed])
+            pool = pool[_deal_solutions(len(pool), options["seed"]) == SPLITS.index(split)]
+        rng = np.random.default_rng([stream_key(f"queens/{hold_out}/{split}"), seed])
         solutions = pool[rng.integers(len(pool), size=num)]
         return InstanceSet.of(split, keep_queens(solutions, given, rng), solutions)
 
@@ -276,11 +152,7 @@ def sudoku_extreme_plan(
     *,
     source: str = SUDOKU_EXTREME,
     test_source: str | None = None,
-    train: int = 1000,
-    validation: int = 1000,
-    test: int | None = None,
-    seed: int = 0,
-    images: int = 0,
+    **examples: Unpack[Examples],
 ) -> BuildPlan:
     """Sudoku-Extreme (TRM, Sec. 5): 1,000 training puzzles, the same ones for everybody.
 
@@ -293,31 +165,20 @@ def sudoku_extreme_plan(
         source: name of the public set on the hub, or a CSV file in its format.
         test_source: CSV file of test puzzles; None = that of the public set, or a share of the
             file.
-        train: number of training puzzles; fewer if the file has fewer.
-        validation: likewise.
-        test: likewise; None = all.
-        seed: of the choice and the images.
-        images: random images of each training puzzle, stored behind it (the reference: 1,000).
+        **examples: see `Examples`; the reference stores 1,000 images.
     """
     return _from_files(
         "sudoku-extreme",
         Sudoku(9),
         source,
         test_source,
-        {**_sizes(train, validation, test), "seed": seed, "images": images},
+        _sizes(examples, train=1000, validation=1000, test=None),
         lambda puzzles: split_of_sudokus(puzzles.solutions, side=9),
     )
 
 
 def maze_hard_plan(
-    *,
-    source: str = MAZE_HARD,
-    test_source: str | None = None,
-    train: int = 1000,
-    validation: int = 100,
-    test: int | None = None,
-    seed: int = 0,
-    images: int = 0,
+    *, source: str = MAZE_HARD, test_source: str | None = None, **examples: Unpack[Examples]
 ) -> BuildPlan:
     """Maze-30x30-Hard (TRM, Sec. 5), from the hub or a CSV file; arguments as sudoku-extreme's.
 
@@ -325,14 +186,15 @@ def maze_hard_plan(
     mazes are generated ones like them (`plan_envs.maze.instances`: 110 cells or more). A single
     file without tests lends its own instead.
     """
+    options = _sizes(examples, train=1000, validation=100, test=None)
     return _from_files(
         "maze-hard",
         Maze(30),
         source,
         test_source,
-        {**_sizes(train, validation, test), "seed": seed, "images": images},
+        options,
         lambda mazes: split_of_mazes(mazes.instances, size=30),
-        lambda num: maze_instances(size=30, split="validation", num=num, seed=seed),
+        lambda num: maze_instances(size=30, split="validation", num=num, seed=options["seed"]),
     )
 
 
@@ -354,41 +216,47 @@ def extreme_index() -> tuple[int, ...]:
     return tuple(int(line) for line in lines if line and not line.startswith("#"))
 
 
-def _sizes(train: int, validation: int, test: int | None) -> dict[str, int | None]:
-    """Numbers of examples, checked."""
-    for name, value, least in (("train", train, 1), ("validation", validation, 0)):
-        if value < least:
+def _sizes(examples: Examples, **defaults: int | None) -> dict[str, Any]:
+    """The numbers of examples that were asked for over a plan's defaults, checked."""
+    options: dict[str, Any] = {**defaults, "seed": 0, "images": 0, **examples}
+    for name, value in options.items():
+        least = 1 if name == "train" else 0
+        if value is not None and value < least:
             raise ValueError(f"{name} must be >= {least}, got {value}")
-    if test is not None and test < 0:
-        raise ValueError(f"test must be >= 0, got {test}")
-    return {"train": train, "validation": validation, "test": test}
+    return options
 
 
 def _generated(
     name: str,
     domain: PlanDomain,
     options: Mapping[str, Any],
-    generate: Callable[[str, int, int], InstanceSet],
+    generate: Callable[..., InstanceSet],
     *,
     notes: Callable[[PlanDomain, Arrays], Mapping[str, Any]] | None = None,
 ) -> BuildPlan:
-    """A plan whose pieces are generated, each with a seed of its own."""
-    _check_common(options)
-    most = _PIECE[domain.spec.name.rstrip("0123456789x")]
+    """A plan whose pieces are generated, each with a seed of its own.
+
+    Args:
+        name: of the builder.
+        domain: rules of the puzzles.
+        options: of the puzzles, and what `_sizes` returned.
+        generate: makes the puzzles of a piece from its `split`, `num` and `seed`.
+        notes: describes the finished data set.
+    """
+    most = PIECE_SIZES[domain.spec.name.rstrip("0123456789x")]
 
     def make(split: str, num: int, seed: int) -> Arrays:
-        return _tokens(generate(split, num, seed), domain, split, options["images"], seed)
+        puzzles = generate(split=split, num=num, seed=seed)
+        return _tokens(puzzles, domain, split, options["images"], seed)
 
-    pieces = []
+    pieces = {}
     for split in SPLITS:
         for part, start in enumerate(range(0, options[split], most)):
             num = min(most, options[split] - start)
-            seed = options["seed"] if part == 0 else _part_seed(options["seed"], part)
-            pieces.append(Piece(key=f"{split}-{part:05d}", make=partial(make, split, num, seed)))
+            seed = options["seed"] if part == 0 else _seed_of(options["seed"], part)
+            pieces[f"{split}-{part:05d}"] = partial(make, split, num, seed)
 
-    def finish(made: Mapping[str, Arrays]) -> tuple[DatasetInfo, Arrays]:
-        return _finish_boards(name, domain, made, notes)
-
+    finish = partial(_finish_boards, name, domain, notes)
     return BuildPlan(name=name, options=options, pieces=pieces, finish=finish)
 
 
@@ -401,18 +269,17 @@ def _from_files(
     split_of: Callable[[InstanceSet], Sequence[str]],
     validation_like: Callable[[int], InstanceSet] | None = None,
 ) -> BuildPlan:
-    """A plan that reads a public set; its files are known by name and content.
+    """A plan that reads a public set, whose files it knows by name and content.
 
     Args:
         name: of the builder.
-        domain: what the puzzles are of.
+        domain: rules of the puzzles.
         source: of training puzzles, and of the others where no more is said.
         test_source: of test puzzles; None = that of the hub, or a share of `source`.
-        options: sizes, seed and images.
+        options: what `_sizes` returned.
         split_of: deals a single source to the splits.
-        validation_like: makes validation puzzles; None = further rows of `source`.
+        validation_like: makes so many validation puzzles; None = further rows of `source`.
     """
-    _check_common(options)
     if test_source is None and source in HUB_NAMES:
         test_source = f"{source}:{HUB_SPLITS[1]}"
     seed = options["seed"]
@@ -443,16 +310,9 @@ def _from_files(
         tokens = _tokens(found.subset(taken), domain, split, options["images"], seed)
         return {**tokens, "rows": taken}
 
-    pieces = [
-        Piece(key=f"{split}-00000", make=partial(make, split))
-        for split in SPLITS
-        if options[split] != 0
-    ]
-
-    def finish(made: Mapping[str, Arrays]) -> tuple[DatasetInfo, Arrays]:
-        notes = _index_notes if name == "sudoku-extreme" else None
-        return _finish_boards(name, domain, made, notes)
-
+    pieces = {f"{split}-00000": partial(make, split) for split in SPLITS if options[split] != 0}
+    notes = _index_notes if name == "sudoku-extreme" else None
+    finish = partial(_finish_boards, name, domain, notes)
     sources = {"source": _named(source), "test_source": test_source and _named(test_source)}
     return BuildPlan(name=name, options={**sources, **options}, pieces=pieces, finish=finish)
 
@@ -465,7 +325,10 @@ def _deal(
     *,
     public: bool,
 ) -> Iterator[tuple[str, NDArray[np.int64]]]:
-    """Rows of each split of one file, chosen by seed; from shares if the file lends the tests."""
+    """Rows of each split of one file, chosen by seed.
+
+    A file that lends the tests too is cut into the shares that `split_of` gives, first.
+    """
     sizes = {split: options[split] for split in SPLITS}
     order = _row_order(len(rows), sizes["train"], options["seed"], public=public)
     if not with_test:
@@ -522,8 +385,8 @@ def _tokens(
 def _finish_boards(
     name: str,
     domain: PlanDomain,
-    made: Mapping[str, Arrays],
     notes: Callable[[PlanDomain, Arrays], Mapping[str, Any]] | None,
+    made: Mapping[str, Arrays],
 ) -> tuple[DatasetInfo, Arrays]:
     files: dict[str, NDArray[Any]] = {}
     counts: dict[str, int] = {}
@@ -568,13 +431,7 @@ def _deal_solutions(num: int, seed: int) -> NDArray[np.int64]:
     return np.where(rank < tested, 2, np.where(rank < tested + held, 1, 0))
 
 
-def _check_common(options: Mapping[str, Any]) -> None:
-    for name in ("seed", "images"):
-        if options[name] < 0:
-            raise ValueError(f"{name} must be >= 0, got {options[name]}")
-
-
-def _part_seed(seed: int, part: int) -> int:
+def _seed_of(seed: int, part: int) -> int:
     return stream_key(f"supervised/part/{seed}/{part}")
 
 
@@ -585,53 +442,3 @@ def _named(source: str) -> dict[str, str] | str:
         return source
     with path.open("rb") as file:
         return {"file": path.name, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
-
-
-def _complete(out: Path, request: Mapping[str, Any]) -> DatasetInfo:
-    """The data set that is there already, if it is what was asked for."""
-    info = read_info(out)
-    if {"name": info.name, "options": info.options} != request:
-        raise ValueError(f"{out}: holds another data set ({_difference(info, request)})")
-    check_files(out, info)
-    return info
-
-
-def _difference(info: DatasetInfo, request: Mapping[str, Any]) -> str:
-    if info.name != request["name"]:
-        return f"name is {info.name!r}, not {request['name']!r}"
-    asked = request["options"]
-    names = [key for key in {**info.options, **asked} if info.options.get(key) != asked.get(key)]
-    return f"{names[0]} is {info.options.get(names[0])!r}, not {asked.get(names[0])!r}"
-
-
-def _check_request(work: Path, request: Mapping[str, Any]) -> None:
-    path = work / "request.json"
-    if path.exists():
-        if json.loads(path.read_text()) != request:
-            raise ValueError(
-                f"{work.parent}: an unfinished build has other options ({path}); "
-                "ask for the same, name another folder, or delete it"
-            )
-        return
-    replace_durably(path, json.dumps(request).encode())
-
-
-def _npz_bytes(arrays: Arrays) -> bytes:
-    content = io.BytesIO()
-    np.savez(content, **arrays)  # type: ignore[arg-type]
-    return content.getvalue()
-
-
-def _read_npz(path: Path) -> Arrays:
-    with np.load(path, allow_pickle=False) as archive:
-        return dict(archive)
-
-
-def _write_array(path: Path, array: NDArray[Any]) -> dict[str, Any]:
-    """Write an .npy file; its size and SHA-256."""
-    content = io.BytesIO()
-    np.save(content, np.ascontiguousarray(array), allow_pickle=False)
-    data = content.getvalue()
-    path.parent.mkdir(exist_ok=True)
-    replace_durably(path, data)
-    return {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}

@@ -1,23 +1,21 @@
-"""What the two ways of training share: one step of either, its figures, losses and carried batch.
+"""What ACT and DIS share: a supervision step, the batch that is carried along, reported figures.
 
-`trm_objective.ActObjective` and `dis.DisObjective` are `Objective`s; `trainer` asks one for a step,
-goes backward, and lets the optimisers act when the step is complete.
+`act.ActObjective` and `dis.DisObjective` are `Objective`s. `supervised.trainer` asks one for a
+`Step`, goes backward, and lets the optimisers act when the step is complete; a checkpoint holds the
+objective's state.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 
 from supervised.data_sets.datasets import TokenBatch
 from trm.nn.recursion import Latents
-from trm.nn.stablemax import IGNORE, masked_mean, stablemax_cross_entropy
-
-LossKind = Literal["stablemax", "softmax"]
-"""Which probabilities the cross-entropy is of; the papers train with StableMax."""
+from trm.nn.token_model import TokenModel
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -63,7 +61,7 @@ class Figures:
     def add(
         self, name: str, values: Tensor, *, where: Bool[Tensor, " batch"] | None = None
     ) -> None:
-        """Add values of a batch, or those of the samples `where` alone."""
+        """Add the values of a batch; only those of the samples `where`, if it is given."""
         values = values.detach().double()
         if where is not None:
             values, count = torch.where(where, values, 0.0), where.sum()
@@ -81,60 +79,40 @@ class Figures:
         return means
 
     def state(self) -> dict[str, Any]:
-        """For a checkpoint."""
+        """What a checkpoint keeps."""
         return {"sums": dict(self._sums), "counts": dict(self._counts)}
 
     def load_state(self, state: Mapping[str, Any], device: torch.device) -> None:
-        """From a checkpoint."""
+        """Take up a state."""
         self._sums = {name: value.to(device) for name, value in state["sums"].items()}
         self._counts = {name: value.to(device) for name, value in state["counts"].items()}
 
 
-def sample_losses(
-    logits: Float[Tensor, "batch position vocab"],
-    labels: Int[Tensor, "batch position"],
-    *,
-    kind: LossKind,
-) -> Float[Tensor, " batch"]:
-    """Mean cross-entropy over the supervised tokens of each sample, 0 where there is none."""
-    if kind == "stablemax":
-        token = stablemax_cross_entropy(logits, labels)
-    else:
-        token = nn.functional.cross_entropy(
-            logits.float().transpose(1, 2), labels, ignore_index=IGNORE, reduction="none"
-        )
-    return masked_mean(token, labels != IGNORE)
+class CarriedBatch:
+    """The samples that are carried from step to step, their latents, and what was reported of them.
 
+    Args:
+        model: gives the initial latents and the device.
+        size: number of samples; there are none at first.
+    """
 
-def exact(
-    predicted: Int[Tensor, "batch position"], labels: Int[Tensor, "batch position"]
-) -> Bool[Tensor, " batch"]:
-    """Whether every supervised token is right."""
-    return ((predicted == labels) | (labels == IGNORE)).all(dim=1)
+    def __init__(self, model: TokenModel, size: int) -> None:
+        self.samples: TokenBatch | None = None
+        self.latents: Latents = model.start(size)
+        self.figures = Figures()
+        self._device = model.start_h.device
 
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps."""
+        return {
+            "batch": None if self.samples is None else self.samples.parts(),
+            "latents": {"z_h": self.latents.z_h, "z_l": self.latents.z_l},
+            "figures": self.figures.state(),
+        }
 
-def token_accuracy(
-    predicted: Int[Tensor, "batch position"], labels: Int[Tensor, "batch position"]
-) -> Float[Tensor, " batch"]:
-    """Share of the supervised tokens of each sample that are right."""
-    return masked_mean((predicted == labels).float(), labels != IGNORE)
-
-
-def batch_state(batch: TokenBatch) -> dict[str, Tensor]:
-    """A batch as tensors by name."""
-    return {name: getattr(batch, name) for name in ("inputs", "labels", "puzzle", "example")}
-
-
-def batch_of(state: Mapping[str, Tensor], device: torch.device) -> TokenBatch:
-    """The batch that `batch_state` was given."""
-    return TokenBatch(**state).to(device)
-
-
-def latents_state(latents: Latents) -> dict[str, Tensor]:
-    """Latents as tensors by name."""
-    return {"z_h": latents.z_h, "z_l": latents.z_l}
-
-
-def latents_of(state: Mapping[str, Tensor], device: torch.device) -> Latents:
-    """The latents that `latents_state` was given."""
-    return Latents(z_h=state["z_h"].to(device), z_l=state["z_l"].to(device))
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Take up a state."""
+        batch, latents = state["batch"], state["latents"]
+        self.samples = None if batch is None else TokenBatch(**batch).to(self._device)
+        self.latents = Latents(**{name: z.to(self._device) for name, z in latents.items()})
+        self.figures.load_state(state["figures"], self._device)

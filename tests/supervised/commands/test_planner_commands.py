@@ -12,17 +12,14 @@ from arc_data_cases import build as build_arc
 from arc_data_cases import write_tasks
 from click.testing import CliRunner, Result
 
-from plan_envs.sudoku.instances import sudoku_instances
-from plan_envs.sudoku.rules import Sudoku
 from supervised.cli import supervised
-from supervised.commands.opening import ArcPredictor, open_teacher
+from supervised.commands.run_sources import ArcPredictor, open_teacher
 from supervised.data_sets.arc import ArcIdentifiers
 from supervised.data_sets.arc_guards import evaluation_tasks
-from supervised.data_sets.datasets import BoardDataset, TokenBatch
-from supervised.data_sets.images import FixedImages
-from supervised.measures.arc_voting import score_submission, vote_on_task
-from supervised.models import RUN_KIND, load_model
-from supervised.planner.teacher_cache import CacheRecipe, TeacherCache, teacher_hash
+from supervised.data_sets.datasets import TokenBatch
+from supervised.measures.arc_voting import vote_on_task
+from supervised.planner.cache_manifest import CacheRecipe, teacher_hash
+from supervised.planner.teacher_cache import TeacherCache
 from supervised.recipe import SupervisedRecipe, cache_recipes, find_recipe, recipe_names
 from supervised.trainer import resume, train
 from trm.compute.device import Placement
@@ -201,25 +198,6 @@ def test_diagnosis_has_the_figures_of_table_6(folder: Path) -> None:
     assert found["mean_gap"] <= found["loss_by_step"][-1]
 
 
-# --- Fixed images
-
-
-def test_fixed_images_are_the_same_in_every_batch_and_seeded() -> None:
-    data = BoardDataset.of(Sudoku(4), sudoku_instances(side=4, num=5, blanks=(6, 8), seed=0))
-    images = FixedImages(data, 3, seed=1)
-    assert len(images) == 20
-    whole = images.batch(range(20))
-    for row in (0, 7, 13):
-        assert torch.equal(images.batch([row]).inputs[0], whole.inputs[row])
-    assert torch.equal(whole.inputs[::4], data.batch(range(5)).inputs)
-    assert whole.example.tolist() == [k for k in range(5) for _ in range(4)]
-    assert images.verdict(whole, whole.labels).solved.all()
-    other = FixedImages(data, 3, seed=2).batch(range(20))
-    assert not torch.equal(other.inputs, whole.inputs)
-    with pytest.raises(ValueError, match="the images are fixed"):
-        images.batch([0], np.random.default_rng(0))
-
-
 # --- Shipped recipes
 
 
@@ -287,8 +265,6 @@ def test_voting_on_a_run_is_that_of_its_model(arc: Path, tmp_path: Path) -> None
     assert record["pooled"]["pass@2"]["value"] == sum(passed) / 2
     submission = json.loads((tmp_path / "submission.json").read_text())
     assert {task: len(rows) for task, rows in submission.items()} == {"cc": 1, "dd": 2}
-    per_task, _ = score_submission(submission, tasks)
-    assert per_task.value >= record["per_task"]["pass@2"]["value"]
     other = CliRunner().invoke(supervised, [str(w) for w in (*words, "--checkpoint", 1)])
     assert "another evaluation: weights is" in str(other.exception)
 

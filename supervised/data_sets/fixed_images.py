@@ -1,4 +1,4 @@
-"""A fixed list of augmented copies, where a new image every time would not do.
+"""A fixed list of augmented copies, for students of a teacher cache.
 
 A teacher cache holds entries of the inputs that it was built of; students that are to use them must
 see the same images. The list depends on seed, example and number of the copy alone.
@@ -8,13 +8,19 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from jaxtyping import Int
 from numpy.typing import NDArray
 from torch import Tensor
 
 from plan_envs.domain import Verdict
 from plan_envs.instances import stream_key
-from supervised.data_sets.datasets import DatasetInfo, TokenBatch, TokenDataset, check_indices
+from supervised.data_sets.datasets import (
+    DatasetInfo,
+    TokenBatch,
+    TokenDataset,
+    check_indices,
+)
 
 
 class FixedImages:
@@ -31,11 +37,7 @@ class FixedImages:
         if copies < 0:
             raise ValueError(f"copies must be >= 0, got {copies}")
         self._dataset, self._rows, self._seed = dataset, copies + 1, seed
-
-    @property
-    def info(self) -> DatasetInfo:
-        """That of the examples."""
-        return self._dataset.info
+        self.info: DatasetInfo = dataset.info
 
     def __len__(self) -> int:
         """Examples and images."""
@@ -51,17 +53,11 @@ class FixedImages:
         if generator is not None:
             raise ValueError("generator must be None: the images are fixed")
         chosen = check_indices(indices, len(self))
-        batch = self._dataset.batch(chosen // self._rows)
-        images = {
-            int(place): self._dataset.batch([int(row) // self._rows], self._rng(int(row)))
-            for place, row in enumerate(chosen)
-            if row % self._rows
-        }
-        parts = {}
-        for name in ("inputs", "labels", "puzzle", "example"):
-            parts[name] = getattr(batch, name).clone()
-            for place, image in images.items():
-                parts[name][place] = getattr(image, name)[0]
+        rows = [
+            self._dataset.batch([row // self._rows], self._rng(row) if row % self._rows else None)
+            for row in chosen.tolist()
+        ]
+        parts = {name: torch.cat([row.parts()[name] for row in rows]) for name in rows[0].parts()}
         return TokenBatch(**parts)
 
     def verdict(self, batch: TokenBatch, predicted: Int[Tensor, "batch position"]) -> Verdict:

@@ -1,0 +1,90 @@
+"""Words, options and output that the sub-commands of `upi-trm supervised` share."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+
+from trm.experiments.options import Decorator, make_placement
+
+RECIPE_HELP = "Name of a shipped recipe, or a YAML file."
+
+run_argument: Decorator = click.argument("run_path", metavar="RUN", type=click.Path(path_type=Path))
+steps_option: Decorator = click.option(
+    "--steps", type=click.IntRange(1), help="Optimiser steps.  [default: the recipe's]"
+)
+
+
+def count_option(name: str, default: int | None, text: str, *, least: int = 0) -> Decorator:
+    """An option for a number of things; None as its default means all of them."""
+    shown = "all" if default is None else True
+    kind = click.IntRange(least)
+    return click.option(name, type=kind, default=default, show_default=shown, help=text)
+
+
+def checkpoint_step(text: str) -> int | str:
+    """A step of a run; tags such as "best" stay words."""
+    return int(text) if text.isdecimal() else text
+
+
+checkpoint_option: Decorator = click.option(
+    "--checkpoint",
+    "step",
+    type=checkpoint_step,
+    metavar="STEP",
+    help="A step, or best.  [default: the newest]",
+)
+
+
+def float32_placement(what: str, **where: Any) -> Any:
+    """A placement, applied, for commands whose figures must be the same on every machine.
+
+    Args:
+        what: begins the error, e.g. "voting computes".
+        **where: values of `placement_options`.
+
+    Raises:
+        click.UsageError: for another precision, or `--compile`.
+    """
+    if where["precision"] != "float32" or where["compiled"]:
+        raise click.UsageError(f"{what} in float32, without --compile")
+    placement = make_placement(**where)
+    placement.apply()
+    return placement
+
+
+def run_jobs(jobs: Any, **options: Any) -> None:
+    """Run jobs, with a line on stderr for each one that ends.
+
+    Args:
+        jobs: of `trm.compute.jobs`.
+        **options: values of `job_options`.
+
+    Raises:
+        ValueError: some failed; says how many, and why the first one did.
+        KeyboardInterrupt: some were stopped.
+    """
+    from trm.compute.jobs import map_jobs
+
+    def report(result: Any) -> None:
+        if result.state != "running":
+            click.echo(f"{result.key}: {result.state} {result.detail}".rstrip(), err=True)
+
+    results = map_jobs(jobs, report=report, **options)
+    failed = [result for result in results if result.state == "failed"]
+    if failed:
+        raise ValueError(f"{len(failed)} of {len(results)} jobs failed, e.g. {failed[0].detail}")
+    if any(result.state == "stopped" for result in results):
+        raise KeyboardInterrupt
+
+
+def show_record(record: Mapping[str, Any], *, as_json: bool = False) -> None:
+    """Figures by name: one JSON object on one line, or a line each."""
+    if as_json:
+        click.echo(json.dumps(record))
+        return
+    for name, value in record.items():
+        shown = f"{value:,}" if isinstance(value, int) else "-" if value is None else value
+        click.echo(f"{name:<24} {shown}")

@@ -1,0 +1,154 @@
+"""`upi-trm supervised train | distill | import | info`: from recipes to runs.
+
+`supervised.cli` adds them to its group. Everything that costs time to import (torch, numba) is
+imported inside the commands.
+"""
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from supervised.commands.options import RECIPE_HELP, show_record, steps_option
+from trm.experiments.options import (
+    json_option,
+    make_placement,
+    overrides_option,
+    placement_options,
+    refuse_with_resume,
+    run_options,
+)
+
+
+@click.command()
+@click.option("--recipe", help=RECIPE_HELP)
+@overrides_option
+@steps_option
+@run_options
+@placement_options
+@click.pass_context
+def train(
+    ctx: click.Context,
+    /,
+    *,
+    recipe: str | None,
+    overrides: tuple[str, ...],
+    steps: int | None,
+    seed: int,
+    out: Path | None,
+    resume: Path | None,
+    **where: Any,
+) -> None:
+    """Train on labels; --resume goes on.
+
+    Ctrl-C saves and ends cleanly. Under torchrun the batch is shared among the processes.
+    """
+    placement = make_placement(**where, resumed=resume is not None)
+    from supervised import trainer
+    from supervised.recipe import find_recipe
+
+    if resume is not None:
+        refuse_with_resume(ctx, ("recipe", "overrides", "seed", "out"))
+        _say_where(trainer.resume(resume, steps=steps, placement=placement))
+    elif recipe is None:
+        raise click.UsageError("--recipe is missing (or --resume RUN)")
+    else:
+        path = find_recipe(recipe)
+        _train(path, overrides, steps=steps, seed=seed, out=out, placement=placement)
+
+
+@click.command()
+@click.argument("teacher", metavar="TEACHER", type=click.Path(path_type=Path))
+@click.option("--recipe", required=True, help=RECIPE_HELP)
+@click.option("--cache", "folder", type=click.Path(path_type=Path), help="Cache of the teacher.")
+@overrides_option
+@steps_option
+@click.option(
+    "--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of the student."
+)
+@click.option("--out", type=click.Path(path_type=Path), help="Run folder to make.")
+@placement_options
+def distill(
+    *,
+    teacher: Path,
+    recipe: str,
+    folder: Path | None,
+    overrides: tuple[str, ...],
+    steps: int | None,
+    seed: int,
+    out: Path | None,
+    **where: Any,
+) -> None:
+    """Train a student of the run TEACHER (TRM-Planner, stage II).
+
+    A recipe without the section distill is a control and takes no cache. `train --resume` goes on
+    with a student. `--set distill.cache=CACHE` means the same as `--cache CACHE`.
+    """
+    placement = make_placement(**where)
+    from supervised.recipe import SupervisedRecipe, find_recipe
+    from trm.runs.recipe import load_recipe
+
+    path = find_recipe(recipe)
+    section = load_recipe(SupervisedRecipe, path, overrides).distill
+    if section is None and folder is not None:
+        raise click.UsageError("--cache: the recipe uses none")
+    if section is not None and section.cache is None and folder is None:
+        raise click.UsageError("--cache is missing: the recipe distils")
+    named = [f"teacher={json.dumps(str(teacher.resolve()))}"]
+    if folder is not None:
+        named.append(f"distill.cache={json.dumps(str(folder.resolve()))}")
+    _train(path, [*overrides, *named], steps=steps, seed=seed, out=out, placement=placement)
+
+
+@click.command()
+@click.argument("recipe")
+@overrides_option
+@json_option
+def info(*, recipe: str, overrides: tuple[str, ...], as_json: bool) -> None:
+    """Say what a RECIPE costs: parameters, forward passes, FLOPs, memory."""
+    from supervised.commands.costs import costs_of
+    from supervised.recipe import SupervisedRecipe, find_recipe, token_shape
+    from trm.runs.recipe import load_recipe
+
+    loaded = load_recipe(SupervisedRecipe, find_recipe(recipe), overrides)
+    record = dataclasses.asdict(costs_of(loaded, token_shape(loaded)))
+    show_record({"recipe": recipe, **record} if as_json else record, as_json=as_json)
+
+
+@click.command("import")
+@click.argument("checkpoint", type=click.Path(path_type=Path))
+@click.option("--recipe", required=True, help=RECIPE_HELP)
+@overrides_option
+@click.option("--out", type=click.Path(path_type=Path), help="Run folder to make.")
+def import_checkpoint(
+    *, checkpoint: Path, recipe: str, overrides: tuple[str, ...], out: Path | None
+) -> None:
+    """Make a run of an official CHECKPOINT, to evaluate it."""
+    from supervised.commands.official import import_model
+    from supervised.models import save_import
+    from supervised.recipe import SupervisedRecipe, find_recipe, token_shape
+    from trm.runs.recipe import load_recipe
+
+    path = find_recipe(recipe)
+    loaded = load_recipe(SupervisedRecipe, path, overrides)
+    model = import_model(checkpoint, loaded, token_shape(loaded))
+    out = Path("runs") / f"{path.stem}-imported" if out is None else out
+    save_import(model, loaded, out, source=checkpoint.name)
+    click.echo(f"{model.num_parameters:,} parameters; the run is in {out}")
+
+
+def _train(path: Path, overrides: Sequence[str], **options: Any) -> None:
+    """Train the run of a recipe's file; `options` are further arguments of `trainer.train`."""
+    from supervised.trainer import train
+
+    _say_where(train(recipe_path=path, overrides=overrides, name=path.stem, **options))
+
+
+def _say_where(outcome: Any) -> None:
+    """Where the run is, in the process that wrote it."""
+    if outcome.is_main:
+        path = outcome.run.path
+        click.echo(f"The run is in {path}; upi-trm supervised eval {path} measures it")
