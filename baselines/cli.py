@@ -76,7 +76,7 @@ def train(
     placement = make_placement(
         device=device, compiled=compiled, threads=threads, resumed=resume is not None
     )
-    from plan_envs.sudoku.kernels import announce_compilation
+    from plan_envs.compiled.disk_cache import announce_compilation
 
     announce_compilation()
     from baselines import train as trainer

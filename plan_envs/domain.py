@@ -229,6 +229,28 @@ class Symmetry(Protocol):
         ...
 
 
+def is_shaped(reward: RewardKind) -> bool:
+    """True for shaped rewards and False for sparse ones.
+
+    Raises:
+        ValueError: for another word.
+    """
+    if reward not in ("shaped", "sparse"):
+        raise ValueError(f"reward must be 'shaped' or 'sparse', got {reward!r}")
+    return reward == "shaped"
+
+
+def absorbs_dead(dead_end: DeadEnd) -> bool:
+    """True when entering a dead plan ends the episode, False when play goes on.
+
+    Raises:
+        ValueError: for another word.
+    """
+    if dead_end not in ("absorb", "continue"):
+        raise ValueError(f"dead_end must be 'absorb' or 'continue', got {dead_end!r}")
+    return dead_end == "absorb"
+
+
 def potential(score: NDArray[Any], max_score: float) -> NDArray[np.float64]:
     """Phi(s) = clip(score, 0, max_score) / max_score, in [0, C_max] (UPI-TRM Sec. 2)."""
     return np.clip(np.asarray(score, np.float64), 0.0, max_score) / max_score

@@ -21,7 +21,9 @@ from plan_envs.domain import (
     Int8Array,
     PlanDomain,
     RewardKind,
+    absorbs_dead,
     edit_reward,
+    is_shaped,
     potential,
 )
 
@@ -53,10 +55,8 @@ class EngineOptions:
         """Check the ranges."""
         if not 0 < self.gamma <= 1:
             raise ValueError(f"gamma must lie in (0, 1], got {self.gamma}")
-        if self.reward not in ("shaped", "sparse"):
-            raise ValueError(f"reward must be 'shaped' or 'sparse', got {self.reward!r}")
-        if self.dead_end not in ("absorb", "continue"):
-            raise ValueError(f"dead_end must be 'absorb' or 'continue', got {self.dead_end!r}")
+        is_shaped(self.reward)
+        absorbs_dead(self.dead_end)
         if self.limit < 0:
             raise ValueError(f"limit must be >= 0, got {self.limit}")
 

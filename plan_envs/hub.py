@@ -129,7 +129,7 @@ def _read_csv(path: Path, family: str, *, size: int | None, limit: int | None) -
 
         return read_maze_csv(path, size=size, limit=limit)
     if family == "queens":
-        from plan_envs.queens.rules import read_queens_csv
+        from plan_envs.queens.instances import read_queens_csv
 
         return read_queens_csv(path, limit=limit)
     raise ValueError(

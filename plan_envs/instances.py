@@ -317,11 +317,12 @@ def _read_npz(path: Path, names: Iterable[str]) -> dict[str, NDArray[Any]]:
 
 def content_keys(instances: Int8Array) -> NDArray[np.uint64]:
     """Stable 64-bit content hash of every row, shape [num]; equal on every machine."""
-    return np.array(_content_keys(np.ascontiguousarray(instances, np.int8)))
+    return np.array(hash_rows(np.ascontiguousarray(instances, np.int8)))
 
 
 @njit(cache=True)
-def _content_keys(instances: Any) -> Any:
+def hash_rows(instances: Any) -> Any:
+    """The kernel of `content_keys`."""
     num, size = instances.shape
     keys = np.empty(num, np.uint64)
     for i in range(num):

@@ -4,7 +4,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from plan_envs.boards import as_boards
+from plan_envs.checks import as_boards
 from plan_envs.domain import Int8Array
 
 NUM_COLOURS: Final = 10

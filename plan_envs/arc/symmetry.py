@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from plan_envs.arc import kernels
 from plan_envs.arc.grids import NUM_COLOURS
-from plan_envs.boards import as_boards
+from plan_envs.checks import as_boards
 from plan_envs.domain import Int8Array
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from plan_envs.boards import neighbours_of
+from plan_envs.cells import neighbours_of
 from plan_envs.compiled.packed_engine import Layout, PooledEngine
 from plan_envs.maze import engine_kernels as kernels
 from plan_envs.maze.rules import Maze

@@ -27,7 +27,7 @@ class QueensEngine(PooledEngine):
         """Same arguments as `make_engine`; every environment starts finished, to be reset."""
         super().__init__(domain, num_envs, pool, options)
         if domain == Queens(8, "fill", "constraint"):
-            self._step_share = kernels.step_share_8x8
+            self._step_all = kernels.step_all_8x8
 
     @staticmethod
     def layout(domain: Queens) -> Layout:

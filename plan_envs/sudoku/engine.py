@@ -27,7 +27,7 @@ class SudokuEngine(PooledEngine):
         """Same arguments as `make_engine`; every environment starts finished, to be reset."""
         super().__init__(domain, num_envs, pool, options)
         if domain == Sudoku(9, "digits", "fill", "constraint"):
-            self._step_share = kernels.step_share_9x9
+            self._step_all = kernels.step_all_9x9
 
     @staticmethod
     def layout(domain: Sudoku) -> Layout:

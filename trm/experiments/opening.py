@@ -29,7 +29,7 @@ class CheckpointName(click.ParamType):  # type: ignore[type-arg]  # generic only
 
 def ready_placement(**flags: Any) -> Any:
     """What the four flags say, once the environments are sure to be ready."""
-    from plan_envs.sudoku.kernels import announce_compilation
+    from plan_envs.compiled.disk_cache import announce_compilation
 
     placement = make_placement(**flags)
     announce_compilation()

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from plan_envs.catalogue import resolve_task
 from plan_envs.instances import InstanceSet
 from plan_envs.maze.rules import Maze
-from plan_envs.queens.rules import enumerate_solutions
+from plan_envs.queens.instances import enumerate_solutions
 from supervised.data_sets.codecs import codec_of, verdict
 from supervised.data_sets.datasets import (
     IGNORE,
