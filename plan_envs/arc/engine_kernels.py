@@ -1,9 +1,9 @@
 """Numba kernels of `plan_envs.arc.engine`: a paint touches one cell and two legal edits.
 
-The row of an environment (`plan_envs.compiled.packed_kernels`) has its target behind its legal edits.
-Instances stay where they are, in the pool: a row has the index of its instance (SOURCE), or -1 when
-that lies in `own`, which has a row for each environment. `resets` = (own, pool, integers of an
-instance), both flat.
+The row of an environment (`plan_envs.compiled.packed_kernels`) has its target behind its legal
+edits. Instances stay where they are, in the pool: a row has the index of its instance (SOURCE), or
+-1 when that lies in `own`, which has a row for each environment. `resets` = (own, pool, integers of
+an instance), both flat.
 """
 # mypy: ignore-errors
 

@@ -1,6 +1,6 @@
-"""Numba kernels of `plan_envs.arc.rules`: canvases, edits, checker and successors of batches of plans.
+"""Numba kernels of `plan_envs.arc.rules`: canvases, edits, checker and successors of plans.
 
-Their input are the checked arrays of `Arc`, their output goes into arrays that it allocated. A
+`KernelDomain` hands them checked arrays, and allocates the arrays that they fill. A
 board is a flat row of size * size cells; its canvas is the rectangle of non-zero cells at its top
 left, (height, width), and (0, 0) for an empty board. `rules` = (size, target, looks): `target` is
 the place in an instance at which the hidden board begins, and `looks` says that the score looks at

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -85,8 +85,8 @@ class Arc(KernelDomain):
     start: Start = "input"
     shaping: Shaping = "none"
 
-    _kernels = kernels
-    _details = ("exact", "agreement")
+    _kernels: ClassVar[Any] = kernels
+    _details: ClassVar[tuple[str, ...]] = ("exact", "agreement")
 
     def __post_init__(self) -> None:
         """Check the options."""
@@ -299,22 +299,17 @@ class Arc(KernelDomain):
 
 def _oracle(domain: Arc, instances: "InstanceSet") -> "Policy":
     """The policy that heads straight for the stored target; see `Arc.reference_policies`."""
-    from plan_envs.instances import content_keys
+    from plan_envs.instances import solutions_by_content
 
     size = domain.size
     paints, submit = NUM_COLOURS * size * size, domain.spec.num_actions - 1
-    keys = content_keys(instances.instances[:, : domain.spec.observed_size])
-    order = np.argsort(keys)
+    goals_of = solutions_by_content(instances, domain.spec.observed_size)
 
     def policy(
         boards: Int8Array, plans: Int8Array, mask: Int8Array, rng: np.random.Generator
     ) -> NDArray[np.int32]:
         del mask, rng
-        wanted = content_keys(boards)
-        place = order[np.minimum(np.searchsorted(keys[order], wanted), len(order) - 1)]
-        if (keys[place] != wanted).any():
-            raise ValueError(f"oracle: an instance is not in the set {instances.name!r}")
-        goals = instances.solutions[place]
+        goals = goals_of(boards)
         cell = (plans != goals).argmax(axis=1)
         actions = NUM_COLOURS * cell + goals[np.arange(len(goals)), cell] - 1
         now, then = (np.stack(_sizes(some, size)) for some in (plans, goals))

@@ -106,6 +106,16 @@ class ArcSymmetry:
 
 
 def canvases(name: str, boards: Int8Array, size: int) -> Int8Array:
+    """Boards that show a rectangle of colours at the top left and nothing else, checked.
+
+    Args:
+        name: the name of the argument, for errors.
+        boards: shape [batch, cell].
+        size: rows and columns of a board.
+
+    Raises:
+        ValueError: names the first row that is no canvas.
+    """
     boards = as_boards(name, boards, size * size)
     wrong = kernels.first_malformed(boards, size)
     if wrong >= 0:

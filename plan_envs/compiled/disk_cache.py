@@ -1,4 +1,4 @@
-"""Whether numba has compiled this package on this machine before, and a word to users if it has not.
+"""Whether numba has compiled the kernels on this machine before, and a word to users if not.
 
 Numba keeps the machine code of a kernel in files beside the source, or where NUMBA_CACHE_DIR says.
 The first use of the environments fills these files, which takes about half a minute.

@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from plan_envs.cells import choose_cells
 from plan_envs.checks import as_actions, as_boards, check_batch
 from plan_envs.domain import (
     DeadEnd,
@@ -26,6 +27,9 @@ from plan_envs.domain import (
 
 class KernelDomain(ABC):
     """A `PlanDomain` by the kernels of a module.
+
+    An instance is a board that plans complete, unless a domain replaces `initial`,
+    `keeps_instance` and `advance`.
 
     The module has the following functions. `rules` stands for what `kernel_rules` returns and
     `scratch` for what `_scratch` returns, both spread out into arguments.
@@ -139,6 +143,32 @@ class KernelDomain(ABC):
             return np.zeros(actions.shape, np.bool_)
         stopped: NDArray[np.bool_] = actions == spec.num_actions - 1
         return stopped
+
+    def keeps_instance(self, instances: Int8Array, plans: Int8Array) -> NDArray[np.bool_]:
+        """Whether each plan shows everything that its instance gives, shape [batch]."""
+        instances, plans = self._pair(instances, plans)
+        kept: NDArray[np.bool_] = ((instances == 0) | (instances == plans)).all(axis=1)
+        return kept
+
+    def advance(
+        self,
+        instances: Int8Array,
+        solutions: Int8Array,
+        distance: NDArray[np.int64],
+        rng: np.random.Generator,
+    ) -> Int8Array:
+        """Plans with so much of the solution filled in that at most `distance` edits are left.
+
+        Args:
+            instances: what is given, shape [batch, cell].
+            solutions: a completion of each, shape [batch, cell].
+            distance: cells of the solution to be left out, shape [batch].
+            rng: draws the cells that are filled in, uniformly.
+        """
+        instances, solutions = self._pair(instances, solutions)
+        hidden = (solutions > 0) & (instances == 0)
+        left = choose_cells(hidden, distance, rng)
+        return np.ascontiguousarray(np.where(hidden & ~left, solutions, instances))
 
     def _instances(self, instances: Int8Array) -> Int8Array:
         """The instances, checked."""

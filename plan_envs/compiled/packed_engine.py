@@ -1,8 +1,8 @@
 """Engines whose environments are rows of memory: `plan_envs.engine.Engine` with numba kernels.
 
-Input: a domain and a pool of instances; output: the arrays that the Gymnasium shells hand out. A
-domain supplies the layout of a row and a module of kernels (see `plan_envs.compiled.packed_kernels`); the
-memory, the pool of reset states and pickling are here.
+An engine takes a domain and a pool of instances, and fills the arrays that the Gymnasium
+environments hand out. A domain supplies the layout of a row and a module of kernels (see
+`plan_envs.compiled.packed_kernels`). The memory, the pool of reset states and pickling are here.
 """
 
 from abc import ABC, abstractmethod
@@ -177,11 +177,6 @@ class PooledEngine(PackedEngine):
         super().__init__(domain, num_envs, pool, options)
         self.instances = self._rows.boards[0]
 
-    @staticmethod
-    @abstractmethod
-    def tables(domain: Any) -> NDArray[Any]:
-        """What the domain's `load` kernel looks up."""
-
     def _prepare(
         self, domain: Any, num_envs: int, pool: Int8Array, options: EngineOptions
     ) -> tuple[Any, ...]:
@@ -197,7 +192,9 @@ class _Pool:
     ) -> None:
         self.source = instances
         instances = np.require(instances, np.int8, ("C", "W"))
-        layout, tables = engine.layout(domain), engine.tables(domain)
+        layout = engine.layout(domain)
+        # what the kernel `load` looks up, such as the peers of a cell
+        tables = (*domain.kernel_rules, np.empty(0, np.int8))[1]
         starts = domain.initial(instances)
         row_bytes = Rows(domain.spec, layout, 1, options).data.size
         num_ready = len(instances) if len(instances) * row_bytes <= POOL_BYTES else 0

@@ -1,10 +1,10 @@
 """Numba kernels that all packed engines share: refusing, stepping, resetting, observing, sampling.
 
-Everything that an environment knows lies in one row (`plan_envs.compiled.packed_engine` lays it out): its
-integers (those named here, then the domain's own), then as bytes its instance, plan and legal
-edits. The rows of all environments are one flat vector, `head` as int64 and `data` as int8; `at` is
-where a row begins in `head`. What a domain does differently, it hands over as functions, which
-numba resolves when it compiles the kernels of that domain:
+Everything that an environment knows lies in one row, which `plan_envs.compiled.packed_engine` lays
+out: its integers (those named here, then the domain's own), then as bytes its instance, plan and
+legal edits. The rows of all environments are one flat vector, `head` as int64 and `data` as int8;
+`at` is where a row begins in `head`. What a domain does differently, it hands over as functions,
+which numba resolves when it compiles the kernels of that domain:
 
 - `places(at, rules)` = where in `data` a row's instance, plan and legal edits begin, and the end;
 - `move(head, data, at, rules, action)` = (ended, solved) of a legal action, carried out;

@@ -1,7 +1,7 @@
 """Numba kernels of `plan_envs.maze.engine`: a step touches the cells around the path's head.
 
-The row of an environment (`plan_envs.compiled.packed_kernels`) has, under geodesic shaping, the distance of
-every cell to the goal as int16 before its instance.
+The row of an environment (`plan_envs.compiled.packed_kernels`) has, under geodesic shaping, the
+distance of every cell to the goal as int16 before its instance.
 """
 # mypy: ignore-errors
 

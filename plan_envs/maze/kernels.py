@@ -1,6 +1,6 @@
-"""Numba kernels of `plan_envs.maze.rules`: checker, legal edits, successors and breadth-first search.
+"""Numba kernels of `plan_envs.maze.rules`: checker, legal edits, successors, breadth-first search.
 
-Their input are the checked arrays of `Maze`, their output goes into arrays that it allocated.
+`KernelDomain` hands them checked arrays, and allocates the arrays that they fill.
 `rules` = (size, undo?, geodesic?); `neighbours` int32 [cell, direction] with directions up, down,
 left, right and -1 outside. Breadth-first search runs on a *template*: the maze with a frame of
 walls around it, int16 [(size + 2)**2], BLOCKED at walls and UNSEEN at free cells.

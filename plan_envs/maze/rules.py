@@ -2,12 +2,13 @@
 
 An instance is a square of walls and free cells with a start and a goal, a plan an ordered path from
 the start to its head. `Maze` fulfils `plan_envs.domain.PlanDomain`: pure functions over batches,
-one or two numba calls each (`plan_envs.maze.kernels`). Instances come from `plan_envs.maze.instances`.
+one or two numba calls each (`plan_envs.maze.kernels`). Instances come from
+`plan_envs.maze.instances`.
 """
 
 from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING, Any, Final, Literal, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -74,8 +75,8 @@ class Maze(KernelDomain):
     edits: EditSet = "fill"
     shaping: Shaping = "none"
 
-    _kernels = kernels
-    _details = ("valid", "shortest", "label")
+    _kernels: ClassVar[Any] = kernels
+    _details: ClassVar[tuple[str, ...]] = ("valid", "shortest", "label")
 
     def __post_init__(self) -> None:
         """Check the options."""

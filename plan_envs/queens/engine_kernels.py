@@ -1,8 +1,8 @@
 """Numba kernels of `plan_envs.queens.engine`: an edit changes four bits.
 
-The row of an environment (`plan_envs.compiled.packed_kernels`) has the lines that hold a queen among its
-integers, and behind its legal edits the queens of each line (unused under fill edits and the
-constraint mask, where no two queens share one). From the lines, `refresh` computes all legal
+The row of an environment (`plan_envs.compiled.packed_kernels`) has the lines that hold a queen
+among its integers, and behind its legal edits the queens of each line (unused under fill edits and
+the constraint mask, where no two queens share one). From the lines, `refresh` computes all legal
 squares, eight bytes at a time.
 """
 # mypy: ignore-errors

@@ -1,6 +1,7 @@
-"""Numba kernels of `plan_envs.queens.rules`: checker, legal edits and successors of batches of plans.
+"""Numba kernels of `plan_envs.queens.rules`: checker, legal edits and successors of plans.
 
-Their input are the checked arrays of `Queens`, their output goes into arrays that it allocated.
+`KernelDomain` hands them checked arrays, and allocates the arrays that they fill.
+`rules` = (n, full edits?, constraint mask?).
 What a plan attacks fits into four integers, with one bit a line that holds a queen: `rows`,
 `columns`, `diagonals` (column - row + n - 1) and `antidiagonals` (row + column); shifted by the row
 (`free_squares`), they give the squares of a row that are not attacked. `counts` has the queens of

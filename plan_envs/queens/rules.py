@@ -8,18 +8,25 @@ calls each (`plan_envs.queens.kernels`). Instances come from `plan_envs.queens.i
 import re
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, Final, Literal
+from typing import Any, ClassVar, Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from plan_envs.cells import choose_cells, with_fixed_tables
+from plan_envs.cells import with_fixed_tables
 from plan_envs.checks import check_choices
 from plan_envs.compiled.kernel_domain import KernelDomain
 from plan_envs.domain import DomainSpec, Int8Array
 from plan_envs.queens import kernels
 from plan_envs.queens.instances import SIDES, count_completions, dihedral_cells
-from plan_envs.rendering import CONFLICT_INK, CONFLICT_PAPER, EDIT_INK, GIVEN_INK, Picture
+from plan_envs.rendering import (
+    CONFLICT_INK,
+    CONFLICT_PAPER,
+    EDIT_INK,
+    GIVEN_INK,
+    Picture,
+    conflicts,
+)
 
 EditSet = Literal["fill", "full"]
 MaskRule = Literal["givens", "constraint"]
@@ -63,7 +70,7 @@ class Queens(KernelDomain):
     edits: EditSet = "fill"
     mask: MaskRule = "constraint"
 
-    _kernels = kernels
+    _kernels: ClassVar[Any] = kernels
 
     def __post_init__(self) -> None:
         """Check the options."""
@@ -134,36 +141,10 @@ class Queens(KernelDomain):
                     )
         return None
 
-    def keeps_instance(self, instances: Int8Array, plans: Int8Array) -> NDArray[np.bool_]:
-        """Whether each plan holds the given queens, shape [batch]."""
-        instances, plans = self._pair(instances, plans)
-        kept: NDArray[np.bool_] = np.all(plans >= instances, axis=1)
-        return kept
-
     def distance(self, instances: Int8Array) -> NDArray[np.int64]:
         """Queens that are missing, shape [batch]."""
         missing: NDArray[np.int64] = self.n - self._instances(instances).sum(axis=1, dtype=np.int64)
         return missing
-
-    def advance(
-        self,
-        instances: Int8Array,
-        solutions: Int8Array,
-        distance: NDArray[np.int64],
-        rng: np.random.Generator,
-    ) -> Int8Array:
-        """Plans with so many of the solution's queens that at most `distance` are missing.
-
-        Args:
-            instances: shape [batch, cell].
-            solutions: a completion of each.
-            distance: queens to be left to place, shape [batch].
-            rng: draws the queens that are placed, uniformly.
-        """
-        instances, solutions = self._pair(instances, solutions)
-        hidden = (solutions > 0) & (instances == 0)
-        left = choose_cells(hidden, distance, rng)
-        return np.ascontiguousarray(np.where(hidden & ~left, solutions, instances))
 
     def random_symmetry(self, rng: np.random.Generator) -> "QueensSymmetry":
         """One of the four symmetries that keep the score; see `QueensSymmetry`."""
@@ -173,11 +154,7 @@ class Queens(KernelDomain):
         """A chessboard: given queens black and bold, placed ones blue, attacking ones on red."""
         instance, plan = np.asarray(instance), np.asarray(plan)
         given, queens = instance > 0, plan > 0
-        attacked = np.zeros(len(plan), np.bool_)
-        for labels in self.spec.groups.values():
-            attacked |= (
-                queens & (np.bincount(labels[queens], minlength=labels.max() + 1) > 1)[labels]
-            )
+        attacked = conflicts(self.spec, plan)
         shape = self.spec.grid_shape
         row, column = np.indices(shape)
         ink = np.full((len(plan), 3), EDIT_INK, np.uint8)

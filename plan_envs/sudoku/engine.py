@@ -1,18 +1,13 @@
-"""The Sudoku engine: `plan_envs.engine.Engine` with caches that an edit patches at its peers only.
+"""The Sudoku engine, in which an edit patches the caches of its cell's peers.
 
-Input: a `Sudoku` domain and a pool of instances; output: the arrays that the Gymnasium shells hand
-out. The kernels are in `sudoku_engine_kernels`.
+It takes a `Sudoku` domain and a pool of instances, and fills the arrays that the Gymnasium
+environments hand out. The kernels are in `plan_envs.sudoku.engine_kernels`.
 """
-
-from typing import Any
-
-from numpy.typing import NDArray
 
 from plan_envs.compiled.packed_engine import Layout, PooledEngine
 from plan_envs.domain import Int8Array
 from plan_envs.engine import EngineOptions
 from plan_envs.sudoku import engine_kernels as kernels
-from plan_envs.sudoku.geometry import peers_of
 from plan_envs.sudoku.rules import Sudoku
 
 
@@ -39,8 +34,3 @@ class SudokuEngine(PooledEngine):
             instance=cells,
             behind=cells if usual else cells + cells * domain.side,
         )
-
-    @staticmethod
-    def tables(domain: Sudoku) -> NDArray[Any]:
-        """The peers of every cell."""
-        return peers_of(domain.side)

@@ -1,9 +1,9 @@
 """Numba kernels of `plan_envs.sudoku.engine`: caches that an edit patches at its peers only.
 
-The row of an environment (`plan_envs.compiled.packed_kernels`) has behind its legal edits the number of free
-digits of each cell, and how many peers show each digit. Under fill edits and the constraint mask
-the legal edits of a blank cell are its candidates, the free digits count these, and the last part
-is absent.
+The row of an environment (`plan_envs.compiled.packed_kernels`) has behind its legal edits the
+number of free digits of each cell, and how many peers show each digit. Under fill edits and the
+constraint mask the legal edits of a blank cell are its candidates, the free digits count these, and
+the last part is absent.
 """
 # mypy: ignore-errors
 

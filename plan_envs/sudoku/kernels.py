@@ -1,6 +1,6 @@
-"""Numba kernels of `plan_envs.sudoku.rules`: checker, legal edits and successors of batches of plans.
+"""Numba kernels of `plan_envs.sudoku.rules`: checker, legal edits and successors of plans.
 
-Their input are the checked arrays of `Sudoku`, their output goes into arrays that it allocated.
+`KernelDomain` hands them checked arrays, and allocates the arrays that they fill.
 `rules` = (side, rows of a box, edit set, constraint mask?, tokens codec?); `peers` uint8
 [cell, peer], ascending; a set of digits is an integer with bit digit - 1.
 """

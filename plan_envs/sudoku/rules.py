@@ -7,12 +7,12 @@ numba calls each (`plan_envs.sudoku.kernels`). Instances come from `plan_envs.su
 
 from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from plan_envs.cells import choose_cells, with_fixed_tables
+from plan_envs.cells import with_fixed_tables
 from plan_envs.checks import check_choices
 from plan_envs.compiled.kernel_domain import KernelDomain
 from plan_envs.domain import DomainSpec, Int8Array
@@ -73,8 +73,8 @@ class Sudoku(KernelDomain):
     edits: EditSet | None = None
     mask: MaskRule | None = None
 
-    _kernels = kernels
-    _spare = kernels.TABLE_SIDE
+    _kernels: ClassVar[Any] = kernels
+    _spare: ClassVar[int] = kernels.TABLE_SIDE
 
     def __post_init__(self) -> None:
         """Fill in the defaults of the side and check the options."""
@@ -135,36 +135,10 @@ class Sudoku(KernelDomain):
                     return f"digit {instance[cell]} stands at {places[0]} and at {places[1]}"
         return None
 
-    def keeps_instance(self, instances: Int8Array, plans: Int8Array) -> NDArray[np.bool_]:
-        """Whether each plan shows all givens of its instance."""
-        instances, plans = self._pair(instances, plans)
-        kept: NDArray[np.bool_] = ((instances == 0) | (instances == plans)).all(axis=1)
-        return kept
-
     def distance(self, instances: Int8Array) -> NDArray[np.int64]:
         """Blank cells, shape [batch]."""
         blanks: NDArray[np.int64] = (self._instances(instances) == 0).sum(axis=1)
         return blanks
-
-    def advance(
-        self,
-        instances: Int8Array,
-        solutions: Int8Array,
-        distance: NDArray[np.int64],
-        rng: np.random.Generator,
-    ) -> Int8Array:
-        """Plans with so much of the solution filled in that at most `distance` cells are blank.
-
-        Args:
-            instances: shape [batch, cell].
-            solutions: a completion of each.
-            distance: cells to be left blank, shape [batch].
-            rng: draws the cells that are filled in, uniformly.
-        """
-        instances, solutions = self._pair(instances, solutions)
-        blank = instances == 0
-        left = choose_cells(blank, distance, rng)
-        return np.ascontiguousarray(np.where(blank & ~left, solutions, instances))
 
     def random_symmetry(self, rng: np.random.Generator) -> "SudokuSymmetry":
         """A uniformly random symmetry; see `plan_envs.sudoku.instances.SudokuSymmetry`."""
