@@ -22,7 +22,7 @@ def choose_cells(
 def neighbours_of(size: int) -> NDArray[np.int32]:
     """The cells up, down, left and right of every cell of a square, -1 outside; [cell, direction].
 
-    Shared: not to be written to.
+    All callers share the table, so it must not be written to.
     """
     row, column = np.divmod(np.arange(size * size, dtype=np.int32), np.int32(size))
     found = np.full((size * size, 4), -1, np.int32)

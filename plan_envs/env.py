@@ -1,4 +1,4 @@
-"""The Gymnasium environment of one plan."""
+"""The Gymnasium environment of one plan, over an engine with a fast step of its own."""
 
 import operator
 from collections.abc import Mapping

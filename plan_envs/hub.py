@@ -1,8 +1,8 @@
 """Instances by name: one entry point for files and for the public data sets on the hub.
 
-`read_instances` takes the path of a file, or the name of a data set, and gives an `InstanceSet` of
-the domain that is asked for; `load_hub` downloads a data set once and reads it from the local
-cache from then on. The data sets state no licence, so none of them is shipped.
+`read_instances` takes the path of a file, or the name of a data set, and returns an `InstanceSet`
+of the domain in question; `load_hub` downloads a data set once and reads it from the local cache
+from then on. The data sets state no licence, so none of them is shipped.
 """
 
 import difflib

@@ -1,8 +1,8 @@
-"""Instance sets, for every domain alike: pools of puzzles with one valid completion each.
+"""Instance sets for every domain: pools of puzzles with one valid completion each.
 
-Domains hold no random numbers (DESIGN.md, Environments): a generator or a reader (such as
-`plan_envs.sudoku.instances`) makes an `InstanceSet`, and the Gymnasium shells, the trainers and the
-evaluation draw from it. Generators also share the splits, the seeds and the progress bar below.
+Domains draw no random numbers. A generator or a reader (such as `plan_envs.sudoku.instances`) makes
+an `InstanceSet`, and the environments, the trainers and the evaluation draw from it. What the
+generators and readers of all domains share is here, too: splits, seeds, chunks of work, CSV rows.
 """
 
 import csv
@@ -153,7 +153,7 @@ class InstanceSet:
     def subset(self, index: Any) -> Self:
         """The instances at `index` (a slice, an integer or a boolean array), in that order.
 
-        Arrays are copied, lest a small set keep the memory of a large one.
+        Arrays are copied, so that a small set does not keep the memory of a large one.
         """
         return type(self)(
             name=self.name,

@@ -1,6 +1,6 @@
 """Drawings of a plan: coloured text for a terminal, an RGB frame for a window or a video.
 
-A `Picture` says what stands in every cell and in which colours. A domain with a method
+A `Picture` says what every cell shows and in which colours. A domain with a method
 `picture(instance, plan)` makes its own; for the others `default_picture` makes one from
 `DomainSpec` alone: rules between boxes come from the group "box", conflicts from any constraint
 group. One code draws all pictures as text and as frames; the environments call it in `render()`.

@@ -1,4 +1,8 @@
-"""The Gymnasium environment of many plans at once."""
+"""The Gymnasium environment of many plans at once, equal to as many single ones.
+
+It follows the conventions of Gymnasium's `SyncVectorEnv`; `plan_envs.episodes` says what it shares
+with the single environment.
+"""
 
 from collections.abc import Mapping, Sequence
 from copy import deepcopy

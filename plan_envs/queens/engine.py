@@ -26,7 +26,7 @@ class QueensEngine(PooledEngine):
 
     @staticmethod
     def layout(domain: Queens) -> Layout:
-        """Behind the legal edits: the queens of each line."""
+        """The number of queens in each line lies behind the legal edits."""
         return Layout(
             num_facts=kernels.SIDE - kernels.QUEENS,
             rules=domain.rules,

@@ -1,8 +1,9 @@
 """Queens boards: solutions, symmetry classes, completions, seeded instances, files.
 
-Domains hold no random numbers: boards come from here as an `InstanceSet`, and everything depends on
-(n, split, seed, options, index) alone, so the first k instances of a set do not depend on its size.
-Boards are int8 vectors of n * n squares, 1 = queen.
+Boards leave here as an `InstanceSet`. Everything depends on (n, split, seed, options, index) alone,
+so the first k instances of a set do not depend on its size. The kernels are in
+`plan_envs.queens.generation` and `plan_envs.queens.search`. Boards are int8 vectors of n * n
+squares, 1 = queen.
 """
 
 import operator

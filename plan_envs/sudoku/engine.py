@@ -26,7 +26,7 @@ class SudokuEngine(PooledEngine):
 
     @staticmethod
     def layout(domain: Sudoku) -> Layout:
-        """Behind the legal edits: free digits of cells, and the peers that show each digit."""
+        """Behind the legal edits lie the free digits of cells, and peers that show each digit."""
         cells, usual = domain.spec.num_cells, domain.edits == "fill" and domain.mask == "constraint"
         return Layout(
             num_facts=kernels.SIDE - kernels.FILLED,

@@ -438,7 +438,7 @@ def _solve_batch(boards: Int8Array, limit: int, side: int) -> tuple[NDArray[np.i
 
 
 def _conflict(board: Int8Array, side: int) -> str | None:
-    """Says which digit stands twice in a row, column or box; None if no digit does."""
+    """Which digit a row, column or box shows twice, in words; None if none does."""
     units = tables_of(side).units
     for index, unit in enumerate(units):
         digits, counts = np.unique(board[unit][board[unit] > 0], return_counts=True)
