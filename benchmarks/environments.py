@@ -6,8 +6,7 @@ processor time; ours and theirs are treated alike. Actions are recorded beforeha
 play): only the calls named are timed. The null environment has the spaces of Sudoku9x9 and hands
 out fresh arrays, nothing else: the price of Gymnasium itself.
 
-Two cores: the same calls with one thread and with two, in turn, by the clock; the fastest of each,
-since anything else that runs on the machine takes a core away. Memory: `benchmarks/memory.py`.
+Memory is measured by `benchmarks/memory.py`, in a process of its own.
 
 Other suites are measured in the same run where they are installed (`benchmarks/peers.py`), best in
 an environment of their own: `pip install jumanji arcle` beside this package with its extra `arc`.
@@ -42,7 +41,6 @@ from rich.table import Table
 
 import plan_envs  # noqa: F401 (registers the environments)
 from plan_envs.catalogue import pool_of, resolve_task
-from plan_envs.compiled.threads import set_num_threads
 from plan_envs.domain import PlanDomain
 from plan_envs.env import PlanEditEnv
 from plan_envs.testing import States, random_states
@@ -452,55 +450,6 @@ def measure(
     return records, races
 
 
-def two_cores(only: str, rounds: int) -> list[dict[str, Any]]:
-    """How much faster two threads are than one, for steps and for successors."""
-    calls: dict[str, Callable[[], list[Callable[[], Any]]]] = {
-        f"Sudoku vector of {num}, two threads": partial(_steps_to_time, num, {})
-        for num in (1024, 8192)
-    }
-    calls["Sudoku vector of 8192, overwrite edits, two threads"] = partial(
-        _steps_to_time, 8192, GENERAL
-    )
-    for num in (256, 1024):
-        name = f"Sudoku successors of {num} states, two threads"
-        calls[name] = partial(_successors_to_time, num)
-    records = []
-    for name, prepare in calls.items():
-        if only.lower() in name.lower():
-            to_time = prepare()
-            seconds = {threads: [_fastest(to_time, threads)] for threads in (1, 2)}
-            for _ in range(rounds):
-                for threads, known in seconds.items():
-                    known.append(_fastest(to_time, threads))
-            one, two = (min(seconds[threads]) for threads in (1, 2))
-            records.append({"name": name, "one": one, "two": two, "times_as_fast": one / two})
-    return records
-
-
-def _steps_to_time(num_envs: int, options: dict[str, Any]) -> list[Callable[[], Any]]:
-    env, recorded = recorded_run(ENV_ID, num_envs, 20, **options)
-    return [partial(env.reset, seed=0), *(partial(env.step, actions) for actions in recorded)]
-
-
-def _successors_to_time(num: int) -> list[Callable[[], Any]]:
-    domain, states = some_states("sudoku9x9", num)
-    call = partial(domain.successors, states.instances, states.plans, with_plans=False)
-    return [lambda: None, *[call] * 20]
-
-
-def _fastest(calls: list[Callable[[], Any]], threads: int) -> float:
-    """Seconds by the clock of the fastest of all calls but the first, which only prepares."""
-    set_num_threads(threads)
-    calls[0]()
-    spent = []
-    for call in calls[1:]:
-        begin = time.perf_counter()
-        call()
-        spent.append(time.perf_counter() - begin)
-    set_num_threads(1)
-    return min(spent)
-
-
 def memory(only: str, say: Callable[[str], None]) -> list[dict[str, Any]]:
     """Memory in MB, each figure from a process of its own."""
     targets = {"arc-vector": 200, "sudoku-pool": 50}
@@ -550,12 +499,6 @@ def show(document: dict[str, Any]) -> None:
             target = f">= {race['at_least']:g}: {_verdict(race)}" if race["at_least"] else ""
             table.add_row(race["ours"], race["theirs"], f"{race['times_as_fast']:.3g}", target)
         console.print(table)
-    if document["two_cores"]:
-        table = Table("two cores", "one thread, us", "two threads, us", "times as fast")
-        for record in document["two_cores"]:
-            times = (f"{record[key] * 1e6:.0f}" for key in ("one", "two"))
-            table.add_row(record["name"], *times, f"{record['times_as_fast']:.2f}")
-        console.print(table)
     if document["memory"]:
         table = Table("memory", "MB", "target")
         for record in document["memory"]:
@@ -598,11 +541,7 @@ def main() -> None:
 
     gym.logger.min_level = gym.logger.ERROR  # copy=False is meant
     every_core = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set()
-    doubled, used = [], memory(arguments.only, say)
-    if len(every_core) > 1:
-        doubled = two_cores(arguments.only, rounds)
-    else:
-        say("skipped two cores: there is one")
+    used = memory(arguments.only, say)
     if every_core:
         os.sched_setaffinity(0, {max(every_core)})
     probes = all_probes(0.1 if arguments.quick else 0.3)
@@ -614,7 +553,6 @@ def main() -> None:
         "commit": git_state(Path(__file__).resolve()),
         "records": records,
         "races": races,
-        "two_cores": doubled,
         "memory": used,
         "skipped": skipped,
     }

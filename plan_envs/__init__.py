@@ -13,7 +13,6 @@ from plan_envs.registration import ENV_IDS, register_env
 if TYPE_CHECKING:
     from plan_envs.arc.rules import Arc
     from plan_envs.catalogue import TASKS, Task, register_task, resolve_task
-    from plan_envs.compiled.threads import num_threads, set_num_threads
     from plan_envs.env import PlanEditEnv
     from plan_envs.evaluation import EvalReport, evaluate_policy, reference_policies
     from plan_envs.instances import InstanceSet
@@ -35,11 +34,9 @@ __all__ = [
     "Sudoku",
     "Task",
     "evaluate_policy",
-    "num_threads",
     "reference_policies",
     "register_task",
     "resolve_task",
-    "set_num_threads",
 ]
 
 _HOMES = {
@@ -54,11 +51,9 @@ _HOMES = {
     "Sudoku": "sudoku.rules",
     "Task": "catalogue",
     "evaluate_policy": "evaluation",
-    "num_threads": "compiled.threads",
     "reference_policies": "evaluation",
     "register_task": "catalogue",
     "resolve_task": "catalogue",
-    "set_num_threads": "compiled.threads",
 }
 
 for _env_id, (_task, _horizon) in ENV_IDS.items():

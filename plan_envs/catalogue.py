@@ -1,7 +1,8 @@
 """The tasks by name: which domain, which instances, which Gymnasium id.
 
 `resolve_task` turns a task name or an environment id, with options, into a `Task`; the Gymnasium
-shells, the trainers and the command line start from it. A new domain adds its rows to `TASKS`.
+environments, the trainers and the command line start from it. A new domain adds its rows to
+`TASKS`.
 """
 
 import contextlib
@@ -29,7 +30,7 @@ from plan_envs.sudoku.rules import Sudoku
 TINY_DEMONSTRATIONS: Final = 6
 """Demonstrations that an instance of arc-tiny shows at most."""
 _RANGES: Final = ("givens", "blanks", "given", "path", "walls")
-"""Instance options that are a range (low, high); one number stands for a range of that number."""
+"""Instance options that are a range (low, high); a single number is that range alone."""
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,8 @@
 
 A plan-editing MDP (UPI-TRM Sec. 2) has states s = (x, y): the instance x never changes, the plan y
 is edited one action at a time, a checker scores it. A `PlanDomain` is a set of pure functions over
-batches of small integer arrays; the Gymnasium shells, the trainers and the evaluation all stand on
-these functions alone.
+batches of small integer arrays. The environments, the trainers and the evaluation use these
+functions alone.
 """
 
 import string
@@ -75,9 +75,9 @@ class DomainSpec:
     hidden_layers: int = 0
     """Boards of an instance that only the checker reads."""
     num_instance_values: int = 0
-    """Largest integer of an instance; 0 stands for `num_values`."""
+    """Largest integer of an instance; 0 means `num_values`."""
     symbols: str = ""
-    """One character for each of 0..num_values, for texts and pictures; "" stands for ".123..."."""
+    """One character for each of 0..num_values, for texts and pictures; "" means ".123..."."""
 
     def __post_init__(self) -> None:
         """Fill in the two defaults that depend on `num_values`."""
@@ -150,8 +150,8 @@ class PlanDomain(Protocol):
     `instances` are int8 arrays of shape [batch, instance], `plans` of shape [batch, cell] (see
     `DomainSpec`). Functions never modify their arguments.
 
-    A domain may also have any of the following methods; what needs one that is missing does
-    without, or says so.
+    A domain may also have any of the following methods. Without one of them, what needs it says so
+    or is left out.
 
     - `make_engine(num_envs, pool, options) -> Engine`: a faster engine (`plan_envs.engine`).
     - `read_instance(text) -> instance [instance]`: an instance written as text.
@@ -227,6 +227,28 @@ class Symmetry(Protocol):
     def inverse(self) -> Self:
         """The symmetry that undoes this one."""
         ...
+
+
+def is_shaped(reward: RewardKind) -> bool:
+    """True for shaped rewards and False for sparse ones.
+
+    Raises:
+        ValueError: for another word.
+    """
+    if reward not in ("shaped", "sparse"):
+        raise ValueError(f"reward must be 'shaped' or 'sparse', got {reward!r}")
+    return reward == "shaped"
+
+
+def absorbs_dead(dead_end: DeadEnd) -> bool:
+    """True when entering a dead plan ends the episode, False when play goes on.
+
+    Raises:
+        ValueError: for another word.
+    """
+    if dead_end not in ("absorb", "continue"):
+        raise ValueError(f"dead_end must be 'absorb' or 'continue', got {dead_end!r}")
+    return dead_end == "absorb"
 
 
 def potential(score: NDArray[Any], max_score: float) -> NDArray[np.float64]:

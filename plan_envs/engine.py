@@ -1,10 +1,10 @@
-"""What stands between the Gymnasium shells and a domain: plans in play, resets, random streams.
+"""Engines: plans in play, their resets and their random streams.
 
-An `Engine` holds n plans side by side, carries out edits, counts steps, ends and restarts
-episodes. `PureEngine` does so for any `PlanDomain` through its pure functions alone, so a new
-domain needs no engine; a domain with a method `make_engine` supplies a faster one
-(`plan_envs.sudoku.engine`), which must agree with `PureEngine` in every number (a law test compares
-them step by step).
+An `Engine` holds n plans side by side for a Gymnasium environment. It carries out edits, counts
+steps, and ends and restarts episodes. `PureEngine` does so for any `PlanDomain` through its pure
+functions alone, so a new domain needs no engine of its own. The compiled engines of this package
+(`plan_envs.engines` knows them) agree with `PureEngine` in every number; a law test compares them
+step by step.
 """
 
 import math
@@ -21,7 +21,9 @@ from plan_envs.domain import (
     Int8Array,
     PlanDomain,
     RewardKind,
+    absorbs_dead,
     edit_reward,
+    is_shaped,
     potential,
 )
 
@@ -38,7 +40,7 @@ ILLEGAL: Final = 3
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EngineOptions:
-    """How episodes run; the arguments of the environments that a domain does not know."""
+    """How episodes run: the arguments of the environments that a domain does not know."""
 
     gamma: float = 0.99
     """Discount of the shaping, in (0, 1]."""
@@ -53,15 +55,13 @@ class EngineOptions:
         """Check the ranges."""
         if not 0 < self.gamma <= 1:
             raise ValueError(f"gamma must lie in (0, 1], got {self.gamma}")
-        if self.reward not in ("shaped", "sparse"):
-            raise ValueError(f"reward must be 'shaped' or 'sparse', got {self.reward!r}")
-        if self.dead_end not in ("absorb", "continue"):
-            raise ValueError(f"dead_end must be 'absorb' or 'continue', got {self.dead_end!r}")
+        is_shaped(self.reward)
+        absorbs_dead(self.dead_end)
         if self.limit < 0:
             raise ValueError(f"limit must be >= 0, got {self.limit}")
 
 
-class Refusal(Exception):  # noqa: N818 (no error yet: the shells say what it means)
+class Refusal(Exception):  # noqa: N818 (the environments turn it into an error)
     """A step that an engine refused, and why."""
 
     def __init__(self, reason: int, env: int) -> None:
@@ -215,11 +215,6 @@ class PureEngine:
         self.samplers = np.zeros(num_envs, np.uint64)
         self.steps = np.zeros(num_envs, np.int64)
         self.finished = np.ones(num_envs, np.int64)
-
-    @classmethod
-    def of(cls, domain: PlanDomain) -> Any:
-        """The constructor with its first argument bound."""
-        return lambda num_envs, pool, options: cls(domain, num_envs, pool, options)
 
     def load(self, index: NDArray[np.int64], instances: Int8Array, plans: Int8Array) -> None:
         """Put environments `index` into given states at step 0."""

@@ -4,6 +4,7 @@ The Gymnasium environments ask here, so that rules need not know engines. An eng
 an environment of its domain is made.
 """
 
+from functools import partial
 from importlib import import_module
 from typing import Any, Final
 
@@ -34,11 +35,9 @@ def make_engine(
         options: how episodes run.
     """
     kind = type(domain)
-    own = ENGINES.get(kind.__name__) if kind.__module__.startswith("plan_envs.") else None
-    if own is not None:
-        module, _, name = own.partition(":")
-        factory: Any = getattr(import_module(module), name)
-        engine: Engine = factory(domain, num_envs, pool, options)
-    else:
-        engine = getattr(domain, "make_engine", PureEngine.of(domain))(num_envs, pool, options)
+    own: Any = getattr(domain, "make_engine", None)
+    if kind.__module__.startswith("plan_envs.") and kind.__name__ in ENGINES:
+        module, _, name = ENGINES[kind.__name__].partition(":")
+        own = partial(getattr(import_module(module), name), domain)
+    engine: Engine = (own or partial(PureEngine, domain))(num_envs, pool, options)
     return engine

@@ -1,4 +1,4 @@
-"""The Gymnasium environment of one plan."""
+"""The Gymnasium environment of one plan, over an engine with a fast step of its own."""
 
 import operator
 from collections.abc import Mapping
@@ -10,33 +10,15 @@ from gymnasium import spaces
 from gymnasium.error import ResetNeeded
 from numpy.typing import NDArray
 
+from plan_envs import episodes
 from plan_envs.catalogue import Task
 from plan_envs.domain import DeadEnd, Int8Array, RewardKind, Successors
 from plan_envs.engine import EngineOptions, StepArrays
-from plan_envs.engines import make_engine
-from plan_envs.episodes import (
-    ONLY,
-    RENDER,
-    Illegal,
-    Observation,
-    checked_mode,
-    engine_state,
-    engine_successors,
-    error_of,
-    instances_of,
-    limit_of,
-    load_engine_state,
-    observation_space,
-    read_instance,
-    refuses,
-    render_plan,
-    sample,
-    start_options,
-    start_plans,
-    stream_seeds,
-    task_of,
-)
+from plan_envs.episodes import Episodes, Illegal, Observation
 from plan_envs.instances import InstanceSet
+
+_ONLY = np.zeros(1, np.int64)
+"""The index of the only environment."""
 
 
 class PlanEditEnv(gym.Env[Any, Any]):
@@ -51,8 +33,9 @@ class PlanEditEnv(gym.Env[Any, Any]):
     ## Action Space
 
     `Discrete(num_actions)`; which action means what is the domain's (for Sudoku see
-    `plan_envs.sudoku.rules.Sudoku`; `env.unwrapped.task.domain.spec` has it as tables). 9x9: cell * 9 +
-    digit - 1, 729 actions. 4x4: cell * 6 + token (0 PAD, 1 blank, digit + 1) and STOP = 96.
+    `plan_envs.sudoku.rules.Sudoku`; `env.unwrapped.task.domain.spec` has it as tables). In 9x9
+    Sudoku an action is cell * 9 + digit - 1, 729 in all; in 4x4 it is cell * 6 + token (0 PAD, 1
+    blank, digit + 1), and STOP = 96.
 
     An illegal action leaves the plan unchanged, costs one step and sets `info["illegal_action"]`;
     with `illegal="raise"` it raises `ValueError` instead. A number out of range always raises.
@@ -117,7 +100,7 @@ class PlanEditEnv(gym.Env[Any, Any]):
     - v0: first version.
     """
 
-    metadata: dict[str, Any] = RENDER
+    metadata: dict[str, Any] = episodes.RENDER
 
     def __init__(
         self,
@@ -135,25 +118,22 @@ class PlanEditEnv(gym.Env[Any, Any]):
         **options: Any,
     ) -> None:
         """See the class docstring, Arguments."""
-        self.task = task_of(task, options)
-        self.instances = instances_of(self.task, instances, split)
+        self.task = episodes.task_of(task, options)
         self.engine_options = EngineOptions(
             gamma=gamma,
             reward=reward,
             dead_end=dead_end,
-            limit=limit_of(max_episode_steps),
-            refuse_illegal=refuses(illegal),
+            limit=episodes.limit_of(max_episode_steps),
+            refuse_illegal=episodes.refuses(illegal),
         )
-        self.render_mode = checked_mode(render_mode)
+        self._episodes = Episodes(self.task, 1, instances, split, self.engine_options)
+        self.instances, self._engine = self._episodes.instances, self._episodes.engine
+        self.render_mode = episodes.checked_mode(render_mode)
         spec = self.task.domain.spec
-        self.observation_space = observation_space(spec)
+        self.observation_space = episodes.observation_space(spec)
         self.action_space = spaces.Discrete(spec.num_actions)
         self._copy = copy
-        self._seeded = False
         self._window: _Window | None = None
-        self._engine = make_engine(
-            self.task.domain, 1, self.instances.instances, self.engine_options
-        )
         self._state = StepArrays.empty(1, spec)
         self._bind()
 
@@ -182,16 +162,16 @@ class PlanEditEnv(gym.Env[Any, Any]):
     ) -> tuple[Observation, dict[str, Any]]:
         """Start on an instance of the pool, or on `options["instance"]`, at `options["plan"]`."""
         super().reset(seed=seed)
-        if seed is not None or not self._seeded:
-            self._engine.streams[0], self._engine.samplers[0] = stream_seeds(self.np_random)
-            self._seeded = True
-        chosen, plan = start_options(options)
+        if seed is not None or not self._episodes.seeded[0]:
+            self._episodes.seed(0, self.np_random)
+        chosen, plan = episodes.start_options(options)
         if chosen is None:
-            self._engine.draw(ONLY)
+            self._engine.draw(_ONLY)
         else:
-            board = read_instance(self.task.domain, chosen, self.engine_options.dead_end)[None]
-            start = None if plan is None else np.asarray(plan)[None]
-            self._engine.load(ONLY, board, start_plans(self.task.domain, board, start))
+            board = episodes.read_instance(self.task.domain, chosen, self.engine_options.dead_end)
+            self._episodes.start(
+                _ONLY, board[None], None if plan is None else np.asarray(plan)[None]
+            )
         if self.render_mode == "human":
             self.render()
         return self._observe()
@@ -202,7 +182,7 @@ class PlanEditEnv(gym.Env[Any, Any]):
             operator.index(action)
         )
         if code > 1:
-            raise error_of(code - 1, action, "")
+            raise episodes.error_of(code - 1, action, "")
         if self._copy:
             mask = self._mask.copy()
             observation = {
@@ -240,18 +220,18 @@ class PlanEditEnv(gym.Env[Any, Any]):
         Raises:
             ResetNeeded: if the current plan has no legal edit.
         """
-        action = int(sample(self._engine, rng)[0])
+        action = int(self._episodes.sample(rng)[0])
         if action < 0:
             raise ResetNeeded("the plan has no legal edit: call reset()")
         return action
 
     def successors(self, *, with_plans: bool = True) -> Successors:
         """Every legal edit of the current plan with its outcome; rewards as `step` gives them."""
-        return engine_successors(self, self._engine, with_plans)
+        return self._episodes.successors(with_plans)
 
     def get_state(self) -> dict[str, NDArray[Any]]:
         """A copy of everything that `set_state` restores: plan, counters, random streams."""
-        return engine_state(self._engine, seeded=self._seeded)
+        return self._episodes.state()
 
     def set_state(self, state: Mapping[str, NDArray[Any]]) -> tuple[Observation, dict[str, Any]]:
         """Continue from a state of `get_state`; returns what `reset` would.
@@ -259,7 +239,7 @@ class PlanEditEnv(gym.Env[Any, Any]):
         Raises:
             ValueError: names the entry that does not fit this environment.
         """
-        self._seeded = load_engine_state(self.task.domain, self._engine, state)
+        self._episodes.load_state(state)
         return self._observe()
 
     def render(self) -> Any:
@@ -267,7 +247,7 @@ class PlanEditEnv(gym.Env[Any, Any]):
         if self.render_mode is None:
             gym.logger.warn("render() needs a render_mode, e.g. gym.make(id, render_mode='ansi')")
             return None
-        frame = render_plan(self.task.domain, self.render_mode, self._instance, self._plan)
+        frame = episodes.render_plan(self.task.domain, self.render_mode, self._instance, self._plan)
         if self.render_mode != "human":
             return frame
         if self._window is None:

@@ -15,8 +15,9 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from plan_envs.domain import DeadEnd, Int8Array, PlanDomain
-from plan_envs.instances import InstanceSet, content_keys
+from plan_envs.compiled.bits import draw_below
+from plan_envs.domain import DeadEnd, Int8Array, PlanDomain, absorbs_dead
+from plan_envs.instances import InstanceSet, solutions_by_content
 
 Policy = Callable[[Int8Array, Int8Array, Int8Array, np.random.Generator], NDArray[np.int32]]
 """(instances [batch, observed], plans [batch, cell], mask [batch, action], rng) -> actions [batch].
@@ -100,8 +101,7 @@ def evaluate_policy(
             f"instances of {instances.instances.shape[1]} cells do not fit {spec.name}, "
             f"which has {spec.instance_size}"
         )
-    if dead_end not in ("continue", "absorb"):
-        raise ValueError(f"dead_end must be 'continue' or 'absorb', got {dead_end!r}")
+    absorbs_dead(dead_end)
     if batch_size < 1:
         raise ValueError(f"batch_size must be >= 1, got {batch_size}")
     horizon = spec.horizon if horizon is None else horizon
@@ -169,15 +169,7 @@ def fewest_candidates(domain: PlanDomain) -> Policy:
     conflicting values, erasures or STOP, these are taken only when there is no candidate at all:
     then a uniformly random legal action.
     """
-    tables = _tables(domain)
-
-    def policy(
-        instances: Int8Array, plans: Int8Array, mask: Int8Array, rng: np.random.Generator
-    ) -> NDArray[np.int32]:
-        actions = _pick_candidate(plans, mask, False, _streams(len(mask), rng), tables)
-        return _checked(actions, "fewest-candidates")
-
-    return policy
+    return _filling(domain, "fewest-candidates", use_singles=False)
 
 
 def singles(domain: PlanDomain) -> Policy:
@@ -186,13 +178,19 @@ def singles(domain: PlanDomain) -> Policy:
     A naked single is a cell with one candidate, a hidden single a value with one place in a group
     that a solution must fill (row, column or box; not a diagonal of N-Queens).
     """
+    return _filling(domain, "singles", use_singles=True)
+
+
+def _filling(domain: PlanDomain, name: str, *, use_singles: bool) -> Policy:
+    """The policy of `fewest_candidates` or `singles`; `name` is for errors."""
     tables = _tables(domain)
 
     def policy(
         instances: Int8Array, plans: Int8Array, mask: Int8Array, rng: np.random.Generator
     ) -> NDArray[np.int32]:
-        actions = _pick_candidate(plans, mask, True, _streams(len(mask), rng), tables)
-        return _checked(actions, "singles")
+        del instances
+        streams = _streams(len(mask), rng)
+        return _checked(_pick_candidate(plans, mask, use_singles, streams, tables), name)
 
     return policy
 
@@ -207,19 +205,14 @@ def oracle(domain: PlanDomain, instances: InstanceSet) -> Policy:
         ValueError: from the policy, for an instance that is not in the set.
     """
     tables = _tables(domain)
-    seen = content_keys(instances.instances[:, : domain.spec.observed_size])
-    order = np.argsort(seen)
-    keys = seen[order]
+    solutions_of = solutions_by_content(instances, domain.spec.observed_size)
 
     def policy(
         boards: Int8Array, plans: Int8Array, mask: Int8Array, rng: np.random.Generator
     ) -> NDArray[np.int32]:
-        wanted = content_keys(boards)
-        place = np.minimum(np.searchsorted(keys, wanted), max(len(keys) - 1, 0))
-        if len(keys) == 0 or (keys[place] != wanted).any():
-            raise ValueError(f"oracle: an instance is not in the set {instances.name!r}")
-        solutions = instances.solutions[order[place]]
-        actions = _pick_solution(plans, solutions, mask, _streams(len(mask), rng), tables)
+        actions = _pick_solution(
+            plans, solutions_of(boards), mask, _streams(len(mask), rng), tables
+        )
         return _checked(actions, "oracle")
 
     return policy
@@ -330,24 +323,13 @@ def _tables(domain: PlanDomain) -> _Tables:
 
 
 @njit(cache=True)
-def _below(state: Any, bound: Any) -> Any:
-    """Uniform integer in [0, bound) from a one-element splitmix64 state."""
-    state[0] += np.uint64(0x9E3779B97F4A7C15)
-    x = state[0]
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    x = x ^ (x >> np.uint64(31))
-    return np.int64(((x >> np.uint64(32)) * np.uint64(bound)) >> np.uint64(32))
-
-
-@njit(cache=True)
 def _legal_at_random(mask: Any, state: Any) -> Any:
     count = 0
     for a in range(len(mask)):
         count += mask[a] != 0
     if count == 0:
         return -1
-    skip = _below(state, count)
+    skip = draw_below(state, count)
     for a in range(len(mask)):
         if mask[a] != 0:
             if skip == 0:
@@ -416,7 +398,7 @@ def _single(open_: Any, places: Any, first: Any, last: Any, state: Any, tables: 
                 label = tables.labels[g, v]
                 if tables.must_fill[g] and label >= 0 and places[g, label] == 1:
                     seen += 1
-                    if _below(state, seen) == 0:
+                    if draw_below(state, seen) == 0:
                         chosen = v
                     break
     return chosen
@@ -432,11 +414,11 @@ def _fewest(open_: Any, sizes: Any, labels: Any, state: Any) -> Any:
         if 0 < sizes[label] <= fewest:
             tied = 1 if sizes[label] < fewest else tied + 1
             fewest = sizes[label]
-            if _below(state, tied) == 0:
+            if draw_below(state, tied) == 0:
                 group = label
     if group < 0:
         return -1
-    skip = _below(state, fewest)
+    skip = draw_below(state, fewest)
     for v in range(len(open_)):
         if open_[v] and labels[v] == group:
             if skip == 0:
@@ -459,7 +441,7 @@ def _pick_solution(plans: Any, solutions: Any, mask: Any, streams: Any, tables: 
                 action = tables.write[c * values + solutions[i, c] - 1]
                 if action >= 0 and mask[i, action] != 0:
                     seen += 1
-                    if _below(state, seen) == 0:
+                    if draw_below(state, seen) == 0:
                         chosen = action
         if chosen < 0:
             for c in range(cells):

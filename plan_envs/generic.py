@@ -12,7 +12,6 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from plan_envs.boards import absorbs_dead, is_shaped
 from plan_envs.domain import (
     DeadEnd,
     DomainSpec,
@@ -21,7 +20,9 @@ from plan_envs.domain import (
     RewardKind,
     Successors,
     Verdict,
+    absorbs_dead,
     edit_reward,
+    is_shaped,
     potential,
 )
 

@@ -1,8 +1,8 @@
 """Instances by name: one entry point for files and for the public data sets on the hub.
 
-`read_instances` takes the path of a file, or the name of a data set, and gives an `InstanceSet` of
-the domain that is asked for; `load_hub` downloads a data set once and reads it from the local
-cache from then on. The data sets state no licence, so none of them is shipped.
+`read_instances` takes the path of a file, or the name of a data set, and returns an `InstanceSet`
+of the domain in question; `load_hub` downloads a data set once and reads it from the local cache
+from then on. The data sets state no licence, so none of them is shipped.
 """
 
 import difflib
@@ -129,7 +129,7 @@ def _read_csv(path: Path, family: str, *, size: int | None, limit: int | None) -
 
         return read_maze_csv(path, size=size, limit=limit)
     if family == "queens":
-        from plan_envs.queens.rules import read_queens_csv
+        from plan_envs.queens.instances import read_queens_csv
 
         return read_queens_csv(path, limit=limit)
     raise ValueError(

@@ -1,18 +1,19 @@
-"""Instance sets, for every domain alike: pools of puzzles with one valid completion each.
+"""Instance sets for every domain: pools of puzzles with one valid completion each.
 
-Domains hold no random numbers (DESIGN.md, Environments): a generator or a reader (such as
-`plan_envs.sudoku.instances`) makes an `InstanceSet`, and the Gymnasium shells, the trainers and the
-evaluation draw from it. Generators also share the splits, the seeds and the progress bar below.
+Domains draw no random numbers. A generator or a reader (such as `plan_envs.sudoku.instances`) makes
+an `InstanceSet`, and the environments, the trainers and the evaluation draw from it. What the
+generators and readers of all domains share is here, too: splits, seeds, chunks of work, CSV rows.
 """
 
+import csv
 import hashlib
 import io
+import math
 import os
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from itertools import cycle, pairwise
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -150,111 +151,12 @@ class InstanceSet:
                 )
 
     def subset(self, index: Any) -> Self:
-        """The instances at `index` (a slice, an integer or a boolean array), in that order."""
-        return self._rows(index, self.name)
+        """The instances at `index` (a slice, an integer or a boolean array), in that order.
 
-    def band(self, low: float = -np.inf, high: float = np.inf) -> Self:
-        """The instances rated from `low` to `high`, both included."""
-        if not low <= high:
-            raise ValueError(f"band must be (low, high) with low <= high, got {(low, high)}")
-        inside = (self.ratings >= np.float32(low)) & (self.ratings <= np.float32(high))
-        return self._rows(inside, f"{self.name} ({low:g} <= rating <= {high:g})")
-
-    def bands(
-        self, *, edges: Sequence[float] | None = None, quantiles: int | None = None
-    ) -> list[Self]:
-        """Split the set by difficulty; name one of `edges` and `quantiles`.
-
-        Args:
-            edges: n + 1 ascending ratings for n bands, which may be empty; a band has its lower
-                edge, the last one its upper edge too. Ratings beyond them are left out.
-            quantiles: number of bands with about equally many instances; equal ratings stay
-                together, so there may be fewer bands.
+        Arrays are copied, so that a small set does not keep the memory of a large one.
         """
-        if (edges is None) == (quantiles is None):
-            raise ValueError(f"name one of edges and quantiles, got {edges} and {quantiles}")
-        if quantiles is not None:
-            if quantiles < 1 or not len(self):
-                raise ValueError(f"{self.name}: no {quantiles} bands of {len(self)} instances")
-            ordered = np.sort(self.ratings)
-            edges = [*ordered[np.arange(quantiles) * len(self) // quantiles], ordered[-1]]
-        elif edges is None or len(edges) < 2 or not (np.diff(edges) > 0).all():
-            raise ValueError(f"edges must be at least two ascending ratings, got {edges}")
-        bounds = np.asarray(edges, np.float32)
-        inside = (self.ratings >= bounds[0]) & (self.ratings <= bounds[-1])
-        labels = np.searchsorted(bounds[1:-1], self.ratings, side="right")
-        found = []
-        for i, (low, high) in enumerate(pairwise(bounds)):
-            sign = "<=" if i == len(bounds) - 2 else "<"
-            name = f"{self.name} ({low:g} <= rating {sign} {high:g})"
-            found.append(self._rows(inside & (labels == i), name))
-        return [band for band in found if quantiles is None or len(band)]
-
-    def disjoint_from(self, other: "InstanceSet") -> bool:
-        """Whether no instance is in both sets, by their keys (and not up to symmetry)."""
-        return not np.isin(self.keys, other.keys).any()
-
-    @classmethod
-    def concatenate(cls, sets: "Sequence[InstanceSet]", *, name: str | None = None) -> Self:
-        """The instances of all sets one after another; `name` defaults to their names.
-
-        Raises:
-            ValueError: if there is none, or their sizes differ.
-        """
-        _refuse_other_sizes(sets)
-        return cls(
-            name=" + ".join(one.name for one in sets) if name is None else name,
-            instances=np.concatenate([one.instances for one in sets]),
-            solutions=np.concatenate([one.solutions for one in sets]),
-            ratings=np.concatenate([one.ratings for one in sets]),
-            keys=np.concatenate([one.keys for one in sets]),
-        )
-
-    @classmethod
-    def mix(
-        cls,
-        sets: "Sequence[InstanceSet]",
-        weights: Sequence[float],
-        *,
-        num: int,
-        seed: int = 0,
-    ) -> Self:
-        """Draw `num` instances from several sets, each time from one chosen with its weight.
-
-        For curricula: bands of difficulty, in the shares that one wants. No key comes twice as long
-        as the chosen set has instances that were not drawn yet; a set without begins again. The
-        first k instances depend on the sets, the weights and the seed, not on `num`.
-
-        Args:
-            sets: instances of one domain.
-            weights: one a set, >= 0; they need not sum to 1.
-            num: number of instances.
-            seed: non-negative.
-        """
-        shares = np.asarray(weights, np.float64)
-        if shares.shape != (len(sets),) or not (shares >= 0).all() or not 0 < shares.sum() < np.inf:
-            raise ValueError(f"weights must be {len(sets)} numbers >= 0, got {list(weights)}")
-        if num < 0 or seed < 0:
-            raise ValueError(f"num and seed must be >= 0, got num={num} and seed={seed}")
-        for one, share in zip(sets, shares, strict=True):
-            if share and not len(one):
-                raise ValueError(f"{one.name}: has weight {share:g}, but no instances")
-        rngs = [np.random.default_rng([stream_key("mix"), seed, i]) for i in range(len(sets) + 1)]
-        sources = rngs[-1].choice(len(sets), size=num, p=shares / shares.sum())
-        taken: set[int] = set()
-        draws = [_draws(one, rng, taken) for one, rng in zip(sets, rngs[:-1], strict=True)]
-        starts = np.cumsum([0, *map(len, sets[:-1])])
-        rows = [int(starts[source]) + next(draws[source]) for source in sources.tolist()]
-        label = ", ".join(
-            f"{one.name} {s:.3g}" for one, s in zip(sets, shares / shares.sum(), strict=True)
-        )
-        whole = cls.concatenate(sets, name=f"mix({label}):seed{seed}")
-        return whole._rows(np.array(rows, np.int64), whole.name)
-
-    def _rows(self, index: Any, name: str) -> Self:
-        """Copies, lest a small set keep the memory of a large one."""
         return type(self)(
-            name=name,
+            name=self.name,
             instances=np.array(self.instances[index], order="C"),
             solutions=np.array(self.solutions[index], order="C"),
             ratings=np.array(self.ratings[index], order="C"),
@@ -269,31 +171,6 @@ def _boards(name: str, field: str, values: Any) -> Int8Array:
     if given.dtype != np.int8 and not np.array_equal(boards, given):
         raise ValueError(f"{name}: {field} must be integers of -128..127")
     return boards if boards.base is None else boards.copy()
-
-
-def _refuse_other_sizes(sets: Sequence[InstanceSet]) -> None:
-    if not sets:
-        raise ValueError("no instance sets to put together")
-    first = sets[0]
-    for other in sets[1:]:
-        for field in ("instances", "solutions"):
-            sizes = [getattr(one, field).shape[1] for one in (first, other)]
-            if sizes[0] != sizes[1]:
-                raise ValueError(
-                    f"{field} of {first.name} have {sizes[0]} integers, "
-                    f"those of {other.name} {sizes[1]}"
-                )
-
-
-def _draws(pool: InstanceSet, rng: np.random.Generator, taken: set[int]) -> Iterator[int]:
-    """Rows of a set in random order, those with keys taken before left out; then all of them."""
-    keys = pool.keys.tolist()
-    order = rng.permutation(len(keys)).tolist()
-    for row in order:
-        if keys[row] not in taken:
-            taken.add(keys[row])
-            yield row
-    yield from cycle(order)
 
 
 def _read_npz(path: Path, names: Iterable[str]) -> dict[str, NDArray[Any]]:
@@ -315,13 +192,37 @@ def _read_npz(path: Path, names: Iterable[str]) -> dict[str, NDArray[Any]]:
     return arrays
 
 
+def solutions_by_content(instances: InstanceSet, observed: int) -> Callable[[Int8Array], Int8Array]:
+    """A function from what learners see of instances, [batch, observed], to their solutions.
+
+    The function raises `ValueError` for an instance that is not in the set.
+
+    Args:
+        instances: the set.
+        observed: `DomainSpec.observed_size`.
+    """
+    keys = content_keys(instances.instances[:, :observed])
+    order = np.argsort(keys)
+
+    def solutions(boards: Int8Array) -> Int8Array:
+        wanted = content_keys(boards)
+        place = np.searchsorted(keys, wanted, sorter=order)
+        found = order[np.minimum(place, len(order) - 1)] if len(order) else place
+        if len(order) == 0 or (keys[found] != wanted).any():
+            raise ValueError(f"oracle: an instance is not in the set {instances.name!r}")
+        return instances.solutions[found]
+
+    return solutions
+
+
 def content_keys(instances: Int8Array) -> NDArray[np.uint64]:
     """Stable 64-bit content hash of every row, shape [num]; equal on every machine."""
-    return np.array(_content_keys(np.ascontiguousarray(instances, np.int8)))
+    return np.array(hash_rows(np.ascontiguousarray(instances, np.int8)))
 
 
 @njit(cache=True)
-def _content_keys(instances: Any) -> Any:
+def hash_rows(instances: Any) -> Any:
+    """The kernel of `content_keys`."""
     num, size = instances.shape
     keys = np.empty(num, np.uint64)
     for i in range(num):
@@ -366,3 +267,92 @@ class progress_bar:  # noqa: N801 (a context manager used like a function)
     def __exit__(self, *error: object) -> None:
         if self._bar is not None:
             self._bar.stop()
+
+
+def check_request(split: str, num: int, seed: int) -> None:
+    """Refuse what no generator can make.
+
+    Raises:
+        ValueError: for an unknown split, or a negative number or seed.
+    """
+    if split not in SPLITS:
+        raise ValueError(f"split must be one of {', '.join(SPLITS)}, got {split!r}")
+    for name, value in (("num", num), ("seed", seed)):
+        if value < 0:
+            raise ValueError(f"{name} must be >= 0, got {value}")
+
+
+def fill_in_chunks(
+    fill: Callable[[int, int], int], num: int, chunk: int, label: str, *, shown: bool
+) -> int:
+    """Call a generator's kernel for a few rows at a time, so that Ctrl-C gets through.
+
+    Args:
+        fill: makes the rows start..stop - 1; returns the first row that failed, -1 if none did.
+        num: rows in all.
+        chunk: rows a call.
+        label: of the progress bar.
+        shown: show a progress bar on stderr.
+
+    Returns:
+        The first row that failed, at which the work ends; -1 if none did.
+    """
+    with progress_bar(num, label, shown=shown) as advance:
+        for start in range(0, num, chunk):
+            stop = min(start + chunk, num)
+            failed = fill(start, stop)
+            if failed >= 0:
+                return failed
+            advance(stop - start)
+    return -1
+
+
+def csv_rows(
+    path: Path, limit: int | None, columns: str = "columns source,question,answer,rating"
+) -> Iterator[tuple[int, dict[str, str]]]:
+    """(line, row) of a CSV file, by default in the format of the public sets.
+
+    Args:
+        path: the file.
+        limit: read at most so many rows.
+        columns: what the header must name, for errors; of the public sets `question` will do.
+
+    Raises:
+        ValueError: names the file and the line that cannot be read.
+    """
+    with path.open(newline="", encoding="utf-8-sig") as file:
+        reader = csv.DictReader(file, strict=True)
+        try:
+            needed = "question" if "question" in columns else columns.split()[-1]
+            if needed not in (reader.fieldnames or ()):
+                raise ValueError(
+                    f"{path}:1: header must name the {columns}, got {reader.fieldnames}"
+                )
+            for number, row in enumerate(reader):
+                if limit is not None and number >= limit:
+                    break
+                if None in row:
+                    place = f"{path}:{reader.line_num}"
+                    raise ValueError(f"{place}: more fields than the header, got {row[None]}")
+                yield reader.line_num, row
+        except (csv.Error, UnicodeDecodeError) as error:
+            raise ValueError(
+                f"{path}:{reader.line_num + 1}: not readable as CSV: {error}"
+            ) from error
+
+
+def csv_rating(text: str, place: str) -> float:
+    """The rating of a row of `csv_rows`; nan where the field is empty.
+
+    Raises:
+        ValueError: names the place and the text that is no finite number.
+    """
+    if not text:
+        return math.nan
+    try:
+        rating = float(text)
+    except ValueError:
+        rating = math.nan
+    if not math.isfinite(rating):
+        raise ValueError(f"{place}: rating must be a number, got {text!r}")
+    return rating

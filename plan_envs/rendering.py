@@ -1,6 +1,6 @@
 """Drawings of a plan: coloured text for a terminal, an RGB frame for a window or a video.
 
-A `Picture` says what stands in every cell and in which colours. A domain with a method
+A `Picture` says what every cell shows and in which colours. A domain with a method
 `picture(instance, plan)` makes its own; for the others `default_picture` makes one from
 `DomainSpec` alone: rules between boxes come from the group "box", conflicts from any constraint
 group. One code draws all pictures as text and as frames; the environments call it in `render()`.
@@ -114,7 +114,7 @@ def default_picture(spec: DomainSpec, instance: Int8Array, plan: Int8Array) -> P
     shape = spec.grid_shape
     filled = plan != 0
     given = filled & (instance[: spec.num_cells] == plan)
-    conflict = _conflicts(spec, plan)
+    conflict = conflicts(spec, plan)
     ink = np.full((spec.num_cells, 3), BLANK_INK, np.uint8)
     ink[filled] = EDIT_INK
     ink[conflict] = CONFLICT_INK
@@ -338,7 +338,7 @@ def _board(name: str, board: Int8Array, *sizes: int) -> Int8Array:
     return flat
 
 
-def _conflicts(spec: DomainSpec, plan: Int8Array) -> NDArray[np.bool_]:
+def conflicts(spec: DomainSpec, plan: Int8Array) -> NDArray[np.bool_]:
     """Cells whose value shares a constraint group with an equal label elsewhere, shape [cell]."""
     filled = np.flatnonzero(plan)
     variables = filled * spec.num_values + plan[filled] - 1

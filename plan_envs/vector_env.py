@@ -1,4 +1,8 @@
-"""The Gymnasium environment of many plans at once."""
+"""The Gymnasium environment of many plans at once, equal to as many single ones.
+
+It follows the conventions of Gymnasium's `SyncVectorEnv`; `plan_envs.episodes` says what it shares
+with the single environment.
+"""
 
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
@@ -12,31 +16,11 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
+from plan_envs import episodes
 from plan_envs.catalogue import Task
 from plan_envs.domain import DeadEnd, Int8Array, RewardKind, Successors
 from plan_envs.engine import NEVER, NEXT_STEP, SAME_STEP, EngineOptions, Finals, Refusal, StepArrays
-from plan_envs.engines import make_engine
-from plan_envs.episodes import (
-    RENDER,
-    Illegal,
-    Observation,
-    checked_mode,
-    engine_state,
-    engine_successors,
-    error_of,
-    instances_of,
-    limit_of,
-    load_engine_state,
-    observation_space,
-    read_instance,
-    refuses,
-    render_plan,
-    sample,
-    start_options,
-    start_plans,
-    stream_seeds,
-    task_of,
-)
+from plan_envs.episodes import RENDER, Episodes, Illegal, Observation
 from plan_envs.instances import InstanceSet
 
 _AUTORESET: Final = {
@@ -44,9 +28,6 @@ _AUTORESET: Final = {
     AutoresetMode.NEXT_STEP: NEXT_STEP,
     AutoresetMode.SAME_STEP: SAME_STEP,
 }
-
-
-_VECTOR_METADATA: Final = {**RENDER, "autoreset_mode": AutoresetMode.NEXT_STEP}
 
 
 _INFO_KEYS: Final = ("action_mask", "score", "solved", "violations", "illegal_action")
@@ -73,7 +54,7 @@ class PlanEditVectorEnv(VectorEnv[Any, Any, Any]):
         copy: False reuses the arrays that `step` returns.
     """
 
-    metadata: dict[str, Any] = _VECTOR_METADATA
+    metadata: dict[str, Any] = {**RENDER, "autoreset_mode": AutoresetMode.NEXT_STEP}  # noqa: RUF012
 
     def __init__(
         self,
@@ -95,24 +76,25 @@ class PlanEditVectorEnv(VectorEnv[Any, Any, Any]):
         """See the class docstring."""
         if num_envs < 1:
             raise ValueError(f"num_envs must be >= 1, got {num_envs}")
-        self.task = task_of(task, options)
-        self.instances = instances_of(self.task, instances, split)
+        self.task = episodes.task_of(task, options)
         spec = self.task.domain.spec
         limit = spec.horizon if max_episode_steps is None else max_episode_steps
         self.engine_options = EngineOptions(
             gamma=gamma,
             reward=reward,
             dead_end=dead_end,
-            limit=limit_of(limit),
-            refuse_illegal=refuses(illegal),
+            limit=episodes.limit_of(limit),
+            refuse_illegal=episodes.refuses(illegal),
         )
+        self._episodes = Episodes(self.task, num_envs, instances, split, self.engine_options)
+        self.instances, self._engine = self._episodes.instances, self._episodes.engine
         mode = AutoresetMode(autoreset_mode)
         self.metadata = {**RENDER, "autoreset_mode": mode}
-        self.render_mode = checked_mode(render_mode)
+        self.render_mode = episodes.checked_mode(render_mode)
         if self.render_mode == "human":
             raise ValueError("render_mode 'human' shows one plan: use PlanEditEnv, or 'rgb_array'")
         self.num_envs = num_envs
-        self.single_observation_space = observation_space(spec)
+        self.single_observation_space = episodes.observation_space(spec)
         self.single_action_space = spaces.Discrete(spec.num_actions)
         self.observation_space = spaces.Dict(
             {
@@ -124,9 +106,6 @@ class PlanEditVectorEnv(VectorEnv[Any, Any, Any]):
         self._autoreset = _AUTORESET[mode]
         self._buffers = None if copy else StepArrays.empty(num_envs, spec)
         self._everyone = np.ones(num_envs, np.bool_)
-        self._seeded = np.zeros(num_envs, np.bool_)
-        pool = self.instances.instances
-        self._engine = make_engine(self.task.domain, num_envs, pool, self.engine_options)
 
     def reset(
         self,
@@ -148,13 +127,13 @@ class PlanEditVectorEnv(VectorEnv[Any, Any, Any]):
             chosen = _checked_reset_mask(options.pop("reset_mask"), self.num_envs)
         self._seed(seed, chosen)
         index = np.flatnonzero(chosen)
-        instance, plan = start_options(options)
+        instance, plan = episodes.start_options(options)
         if instance is None:
             self._engine.draw(index)
         else:
             boards = self._read_instances(instance, index)
             start = None if plan is None else np.asarray(plan)[index]
-            self._engine.load(index, boards, start_plans(self.task.domain, boards, start))
+            self._episodes.start(index, boards, start)
         return self._observe(chosen)
 
     def step(
@@ -171,7 +150,7 @@ class PlanEditVectorEnv(VectorEnv[Any, Any, Any]):
             finals = self._engine.step(actions, self._autoreset, out)
         except Refusal as refusal:
             where = f" in environment {refusal.env}"
-            raise error_of(refusal.reason, actions[refusal.env], where) from None
+            raise episodes.error_of(refusal.reason, actions[refusal.env], where) from None
         infos = _infos(out, self._everyone.copy())
         if finals is not None:
             infos.update(_final_infos(finals, self.num_envs))
@@ -186,15 +165,15 @@ class PlanEditVectorEnv(VectorEnv[Any, Any, Any]):
 
         A finished plan without legal edit gets action 0, which NEXT_STEP ignores.
         """
-        return np.maximum(sample(self._engine, rng), 0)
+        return np.maximum(self._episodes.sample(rng), 0)
 
     def successors(self, *, with_plans: bool = True) -> Successors:
         """Every legal edit of the current plans with its outcome; rewards as `step` gives them."""
-        return engine_successors(self, self._engine, with_plans)
+        return self._episodes.successors(with_plans)
 
     def get_state(self) -> dict[str, NDArray[Any]]:
         """A copy of everything that `set_state` restores: plans, counters, random streams."""
-        return engine_state(self._engine, seeded=self._seeded)
+        return self._episodes.state()
 
     def set_state(self, state: Mapping[str, NDArray[Any]]) -> tuple[Observation, dict[str, Any]]:
         """Continue from a state of `get_state`; returns what `reset` would.
@@ -202,7 +181,7 @@ class PlanEditVectorEnv(VectorEnv[Any, Any, Any]):
         Raises:
             ValueError: names the entry that does not fit this environment.
         """
-        self._seeded = load_engine_state(self.task.domain, self._engine, state)
+        self._episodes.load_state(state)
         return self._observe(self._everyone.copy())
 
     def render(self) -> tuple[Any, ...] | None:
@@ -212,7 +191,9 @@ class PlanEditVectorEnv(VectorEnv[Any, Any, Any]):
             return None
         domain, mode = self.task.domain, self.render_mode
         boards = zip(self._engine.instances, self._engine.plans, strict=True)
-        return tuple(render_plan(domain, mode, instance, plan) for instance, plan in boards)
+        return tuple(
+            episodes.render_plan(domain, mode, instance, plan) for instance, plan in boards
+        )
 
     def _arrays(self) -> StepArrays:
         if self._buffers is not None:
@@ -234,21 +215,19 @@ class PlanEditVectorEnv(VectorEnv[Any, Any, Any]):
             seeds = list(seed)
             if len(seeds) != self.num_envs:
                 raise ValueError(f"seed must have {self.num_envs} entries, got {len(seeds)}")
-        for i in np.flatnonzero(chosen):
-            if seeds[i] is not None or not self._seeded[i]:
-                generator, _ = seeding.np_random(seeds[i])
-                self._engine.streams[i], self._engine.samplers[i] = stream_seeds(generator)
-                self._seeded[i] = True
+        for i in np.flatnonzero(chosen).tolist():
+            if seeds[i] is not None or not self._episodes.seeded[i]:
+                self._episodes.seed(i, seeding.np_random(seeds[i])[0])
 
     def _read_instances(self, value: Any, index: NDArray[np.int64]) -> Int8Array:
         """The instances of environments `index`."""
         domain, dead_end = self.task.domain, self.engine_options.dead_end
-        if not isinstance(value, str) and np.ndim(value) == 2:
-            if len(value) != self.num_envs:
-                raise ValueError(f"instance must have {self.num_envs} rows, got {len(value)}")
-            return np.stack([read_instance(domain, value[env], dead_end) for env in index])
-        board = read_instance(domain, value, dead_end)
-        return np.repeat(board[None], len(index), axis=0)
+        if isinstance(value, str) or np.ndim(value) != 2:
+            board = episodes.read_instance(domain, value, dead_end)
+            return np.repeat(board[None], len(index), axis=0)
+        if len(value) != self.num_envs:
+            raise ValueError(f"instance must have {self.num_envs} rows, got {len(value)}")
+        return np.stack([episodes.read_instance(domain, value[env], dead_end) for env in index])
 
 
 def _checked_reset_mask(mask: Any, num_envs: int) -> NDArray[np.bool_]:

@@ -1,8 +1,9 @@
-"""The ARC engine: `plan_envs.engine.Engine` in which a paint touches one cell and two legal edits.
+"""The ARC engine, in which a paint touches one cell and two legal edits.
 
-Input: an `Arc` domain and a pool of instances; output: the arrays that the Gymnasium shells hand
-out. An instance of full size has 19,800 bytes, so environments share those of the pool and keep
-one of their own only if it was loaded. The kernels are in `arc_engine_kernels`.
+It takes an `Arc` domain and a pool of instances, and fills the arrays that the Gymnasium
+environments hand out. An instance of full size has 19,800 bytes, so environments share those of the
+pool, and an environment keeps an instance of its own only if that was loaded. The kernels are in
+`plan_envs.arc.engine_kernels`.
 """
 
 from typing import Any
@@ -26,7 +27,7 @@ class ArcEngine(PackedEngine):
 
     @staticmethod
     def layout(domain: Arc) -> Layout:
-        """No instance, but behind the legal edits the target."""
+        """A row holds no instance, but the target lies behind its legal edits."""
         return Layout(
             num_facts=kernels.SIZE - kernels.SOURCE,
             rules=(domain.size, domain.shaping == "agreement", domain.start == "blank"),

@@ -1,9 +1,9 @@
 """Numba kernels of `plan_envs.arc.engine`: a paint touches one cell and two legal edits.
 
-The row of an environment (`plan_envs.compiled.packed_kernels`) has its target behind its legal edits.
-Instances stay where they are, in the pool: a row has the index of its instance (SOURCE), or -1 when
-that lies in `own`, which has a row for each environment. `resets` = (own, pool, integers of an
-instance), both flat.
+The row of an environment (`plan_envs.compiled.packed_kernels`) has its target behind its legal
+edits. Instances stay where they are, in the pool: a row has the index of its instance (SOURCE), or
+-1 when that lies in `own`, which has a row for each environment. `resets` = (own, pool, integers of
+an instance), both flat.
 """
 # mypy: ignore-errors
 
@@ -35,7 +35,6 @@ from plan_envs.compiled.packed_kernels import (
     step_rows,
     step_single,
 )
-from plan_envs.compiled.threads import raise_flag
 
 SOURCE, ROWS, COLUMNS, AGREE, TOTAL, GOAL_ROWS, GOAL_COLUMNS = range(OWN, OWN + 7)
 SIZE, LOOKS, BLANK = range(OWN + 7, OWN + 10)
@@ -196,50 +195,27 @@ def step_one(head, action):
 
 
 @njit(cache=True, nogil=True)
-def step_share(
-    flags, head, data, resets, actions, autoreset, shown, out, index, finals, first, stop
-):
-    """Step environments first to stop - 1, none refuses: (first, stop) of their final states."""
-    return step_rows(
-        places,
-        move,
-        figures,
-        draw,
-        show,
-        rules_of(head),
-        fetch_nothing,
-        flags,
-        head,
-        data,
-        resets,
-        actions,
-        autoreset,
-        shown,
-        out,
-        index,
-        finals,
-        first,
-        stop,
-    )
-
-
-@njit(cache=True, nogil=True)
-def observe_share(flags, head, data, resets, out, first, stop):
-    """Write the current states of environments into `out`: no reward, no flags."""
+def step_all(head, data, call):
+    """Step every environment; `packed_kernels.step_rows` says what is in `call`."""
     rules = rules_of(head)
-    observe_rows(places, figures, show, rules, flags, head, data, resets, out, first, stop)
+    return step_rows(places, move, figures, draw, show, fetch_nothing, rules, head, data, call)
 
 
 @njit(cache=True, nogil=True)
-def sample_share(flags, head, data, actions, first, stop):
-    """Draw a legal action an environment, uniformly; -1 where there is none.
+def observe_all(head, data, resets, out):
+    """Write the current states of all environments into `out`, with no reward and no flags."""
+    observe_rows(places, figures, show, rules_of(head), head, data, resets, out)
+
+
+@njit(cache=True, nogil=True)
+def sample_all(head, data, actions):
+    """Draw a legal action for every environment, uniformly; -1 where there is none.
 
     Legal edits need not be searched: 9 paints a cell, the other heights, the other widths, submit.
     """
-    raise_flag(flags)
     head, data, rules = borrowed(head), borrowed(data), rules_of(head)
     size = rules[0]
-    for env in range(first, stop):
+    for env in range(len(actions)):
         at = env * head[WIDTH]
         height, width = head[at + ROWS], head[at + COLUMNS]
         _, o_plan, _, o_target = places(at, rules)

@@ -1,10 +1,14 @@
-"""Grids of ARC and the boards that hold them."""
+"""Grids of ARC and the boards that hold them.
+
+A grid has colours 0..9 and any size up to 30 x 30. A board is a square that shows a grid at its top
+left as colour + 1, with 0 around it.
+"""
 
 from typing import Any, Final
 
 import numpy as np
 
-from plan_envs.boards import as_boards
+from plan_envs.checks import as_boards
 from plan_envs.domain import Int8Array
 
 NUM_COLOURS: Final = 10
@@ -95,4 +99,5 @@ def extent_of(board: Int8Array) -> tuple[slice, slice]:
 
 
 def crop(board: Int8Array) -> Int8Array:
+    """The grid of a board [row, column], colours as 1..10."""
     return board[extent_of(board)]

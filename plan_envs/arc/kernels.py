@@ -1,9 +1,10 @@
-"""Numba kernels of `plan_envs.arc.rules`: canvases, edits, checker and successors of batches of plans.
+"""Numba kernels of `plan_envs.arc.rules`: canvases, edits, checker and successors of plans.
 
-Their input are the checked arrays of `Arc`, their output goes into arrays that it allocated. A
+`KernelDomain` hands them checked arrays, and allocates the arrays that they fill. A
 board is a flat row of size * size cells; its canvas is the rectangle of non-zero cells at its top
-left, (height, width), and (0, 0) for an empty board. `target` is the place in an instance at which
-the hidden board begins.
+left, (height, width), and (0, 0) for an empty board. `rules` = (size, target, looks): `target` is
+the place in an instance at which the hidden board begins, and `looks` says that the score looks at
+that board.
 """
 # mypy: ignore-errors
 
@@ -82,8 +83,10 @@ def points(agree, total, solved, looks):
 
 
 @njit(cache=True)
-def check_plans(instances, plans, size, target, looks, score, violations, solved, agreement):
-    """Fill the figures of the verdict; `looks` = the score looks at the target."""
+def check_plans(instances, plans, rules, verdict):
+    """Write the verdict of every plan."""
+    size, target, looks = rules
+    score, violations, solved, dead, exact, agreement = verdict
     width_of = instances.shape[1]
     cells = size * size
     instances, plans = borrowed(instances.reshape(-1)), borrowed(plans.reshape(-1))
@@ -93,7 +96,8 @@ def check_plans(instances, plans, size, target, looks, score, violations, solved
         goal_height, goal_width = extent(instances, goal, size)
         agree = common(plans, at, instances, goal, size, height, width)
         total = union(height, width, goal_height, goal_width)
-        solved[i] = goal_height > 0 and agree == total
+        solved[i] = exact[i] = goal_height > 0 and agree == total
+        dead[i] = False
         agreement[i] = share(agree, total)
         score[i] = points(agree, total, solved[i], looks)
         violations[i] = total - agree if looks else 0
@@ -118,8 +122,9 @@ def write_mask(plans, at, size, height, width, masks, to):
 
 
 @njit(cache=True)
-def write_masks(plans, size, masks):
-    """Legal edits of every plan."""
+def write_masks(instances, plans, rules, masks):
+    """Write the legal edits of every plan; they do not depend on the instances."""
+    size = rules[0]
     cells, num_actions = size * size, masks.shape[1]
     flat, out = borrowed(plans.reshape(-1)), borrowed(masks.reshape(-1))
     for i in range(len(masks)):
@@ -170,8 +175,9 @@ def is_legal(plans, at, size, height, width, action):
 
 
 @njit(cache=True)
-def apply_edits(plans, size, actions):
+def apply_edits(instances, plans, rules, actions):
     """Carry out one edit a row, in place; illegal ones change nothing."""
+    size = rules[0]
     cells = size * size
     flat = borrowed(plans.reshape(-1))
     for i in range(len(actions)):
@@ -182,8 +188,10 @@ def apply_edits(plans, size, actions):
 
 
 @njit(cache=True)
-def count_successors(plans, size, offsets):
+def count_successors(instances, plans, rules, offsets):
     """Legal edits of every plan, summed up: 9 a cell, the other heights and widths, submit."""
+    size = rules[0]
+    offsets[0] = 0
     flat = borrowed(plans.reshape(-1))
     for i in range(len(plans)):
         height, width = extent(flat, i * size * size, size)
@@ -192,38 +200,19 @@ def count_successors(plans, size, offsets):
 
 
 @njit(cache=True)
-def write_successors(
-    instances,
-    plans,
-    size,
-    target,
-    looks,
-    gamma,
-    shaped,
-    offsets,
-    state,
-    action,
-    plan,
-    score,
-    worth,
-    solved,
-    terminated,
-):
+def write_successors(instances, plans, rules, terms, offsets, outcomes):
     """Every legal edit with its outcome, from the difference that it makes to the agreement."""
+    size, target, looks = rules
+    gamma, shaped, _ = terms
+    state, action, plan, score, reward, solved, dead, terminated = borrowed(outcomes)
     width_of = instances.shape[1]
     cells = size * size
     paints = COLOURS * cells
     with_plans = len(plan) > 0
     rows, columns = np.empty((2, size + 1), np.int64)
     instances, plans = borrowed(instances.reshape(-1)), borrowed(plans.reshape(-1))
-    plan = borrowed(plan.reshape(-1))
-    state, action, score, worth = (
-        borrowed(state),
-        borrowed(action),
-        borrowed(score),
-        borrowed(worth),
-    )
-    solved, terminated = borrowed(solved), borrowed(terminated)
+    plan = plan.reshape(-1)
+    dead[:] = False
     for i in range(len(offsets) - 1):
         goal, at = i * width_of + target, i * cells
         height, width = extent(plans, at, size)
@@ -248,7 +237,7 @@ def write_successors(
                     points_ = points(agrees, total, right, looks)
                     state[k], action[k] = i, COLOURS * cell + value - 1
                     score[k], solved[k], terminated[k] = points_, right, right
-                    worth[k] = folded(right, right, before, np.float64(points_), gamma, shaped)
+                    reward[k] = folded(right, right, before, np.float64(points_), gamma, shaped)
                     if with_plans:
                         plan[k * cells + cell] = value
                     k += 1
@@ -265,13 +254,13 @@ def write_successors(
                 points_ = points(agrees, total_, right, looks)
                 state[k], action[k] = i, paints + choice
                 score[k], solved[k], terminated[k] = points_, right, right
-                worth[k] = folded(right, right, before, np.float64(points_), gamma, shaped)
+                reward[k] = folded(right, right, before, np.float64(points_), gamma, shaped)
                 if with_plans:
                     resize(plan, k * cells, size, height, width, new_height, new_width)
                 k += 1
         state[k], action[k] = i, paints + 2 * size
         score[k], solved[k], terminated[k] = np.float32(before), done, True
-        worth[k] = folded(done, True, before, before, gamma, shaped)
+        reward[k] = folded(done, True, before, before, gamma, shaped)
 
 
 @njit(cache=True, forceinline=True)

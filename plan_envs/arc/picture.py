@@ -1,4 +1,4 @@
-"""The picture of an ARC task: demonstrations, input and canvas."""
+"""The picture of an ARC task: its demonstrations, its test input and the canvas, side by side."""
 
 from typing import Final
 

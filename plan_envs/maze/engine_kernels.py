@@ -1,7 +1,7 @@
 """Numba kernels of `plan_envs.maze.engine`: a step touches the cells around the path's head.
 
-The row of an environment (`plan_envs.compiled.packed_kernels`) has, under geodesic shaping, the distance of
-every cell to the goal as int16 before its instance.
+The row of an environment (`plan_envs.compiled.packed_kernels`) has, under geodesic shaping, the
+distance of every cell to the goal as int16 before its instance.
 """
 # mypy: ignore-errors
 
@@ -26,7 +26,6 @@ from plan_envs.compiled.packed_kernels import (
     step_rows,
     step_single,
 )
-from plan_envs.compiled.threads import raise_flag
 from plan_envs.maze.kernels import (
     HEAD,
     WALL,
@@ -220,50 +219,29 @@ def step_one(head, action):
 
 
 @njit(cache=True, nogil=True)
-def step_share(
-    flags, head, data, resets, actions, autoreset, shown, out, index, finals, first, stop
-):
-    """Step environments first to stop - 1, none refuses: (first, stop) of their final states."""
+def step_all(head, data, call):
+    """Step every environment; `packed_kernels.step_rows` says what is in `call`."""
+    rules = rules_of(head)
     return step_rows(
-        places,
-        move,
-        figures,
-        draw,
-        show_packed,
-        rules_of(head),
-        fetch_nothing,
-        flags,
-        head,
-        data,
-        resets,
-        actions,
-        autoreset,
-        shown,
-        out,
-        index,
-        finals,
-        first,
-        stop,
+        places, move, figures, draw, show_packed, fetch_nothing, rules, head, data, call
     )
 
 
 @njit(cache=True, nogil=True)
-def observe_share(flags, head, data, resets, out, first, stop):
-    """Write the current states of environments into `out`: no reward, no flags."""
-    rules = rules_of(head)
-    observe_rows(places, figures, show_packed, rules, flags, head, data, resets, out, first, stop)
+def observe_all(head, data, resets, out):
+    """Write the current states of all environments into `out`, with no reward and no flags."""
+    observe_rows(places, figures, show_packed, rules_of(head), head, data, resets, out)
 
 
 @njit(cache=True, nogil=True)
-def sample_share(flags, head, data, actions, first, stop):
-    """Draw a legal action an environment, uniformly; -1 where there is none.
+def sample_all(head, data, actions):
+    """Draw a legal action for every environment, uniformly; -1 where there is none.
 
     Legal are neighbours of the head, and undo, the last action: at most five to look at.
     """
-    raise_flag(flags)
     head, data = borrowed(head), borrowed(data)
     size, undo, geodesic = rules_of(head)
-    for env in range(first, stop):
+    for env in range(len(actions)):
         at = env * head[WIDTH]
         o_mask = offsets(at, size, geodesic)[2]
         place = head[at + PLACE]

@@ -1,6 +1,6 @@
-"""Numba kernels of `plan_envs.maze.rules`: checker, legal edits, successors and breadth-first search.
+"""Numba kernels of `plan_envs.maze.rules`: checker, legal edits, successors, breadth-first search.
 
-Their input are the checked arrays of `Maze`, their output goes into arrays that it allocated.
+`KernelDomain` hands them checked arrays, and allocates the arrays that they fill.
 `rules` = (size, undo?, geodesic?); `neighbours` int32 [cell, direction] with directions up, down,
 left, right and -1 outside. Breadth-first search runs on a *template*: the maze with a frame of
 walls around it, int16 [(size + 2)**2], BLOCKED at walls and UNSEEN at free cells.
@@ -95,8 +95,9 @@ def before(plan, cell, neighbours):
 
 @njit(cache=True)
 def write_masks(instances, plans, rules, neighbours, masks):
-    """Legal edits of every plan; `masks` comes as zeros."""
+    """Write the legal edits of every plan."""
     cells = plans.shape[1]
+    masks[:] = 0
     for i in range(len(plans)):
         _, goal, head, length = survey(instances[i], plans[i], neighbours)
         if length == 0 or head == goal:
@@ -110,7 +111,7 @@ def write_masks(instances, plans, rules, neighbours, masks):
 
 
 @njit(cache=True)
-def apply_edits(instances, plans, actions, rules, neighbours):
+def apply_edits(instances, plans, rules, neighbours, actions):
     """Carry out one edit a row, in place; a forbidden one changes nothing."""
     cells = plans.shape[1]
     for i in range(len(plans)):
@@ -178,21 +179,6 @@ def scratch(size):
 
 
 @njit(cache=True)
-def write_distances(instances, size, value, out):
-    """Distance of every cell from the cell of a value (START or GOAL), -1 where there is none."""
-    template, distance, queue = scratch(size)
-    for i in range(len(instances)):
-        out[i] = -1
-        source = place_of(instances[i], value)
-        if source < 0:
-            continue
-        write_template(instances[i], size, template)
-        flood(template, size + 2, framed(source, size), distance, queue)
-        for cell in range(size * size):
-            out[i, cell] = max(distance[framed(cell, size)], -1)
-
-
-@njit(cache=True)
 def write_label(instance, start, goal, size, space, label):
     """The path of the public set's answers as a plan; its number of edits, -1 if there is none.
 
@@ -252,10 +238,9 @@ def closeness(left, whole):
 
 
 @njit(cache=True)
-def check_plans(
-    instances, plans, rules, neighbours, score, violations, solved, dead, shortest, label
-):
-    """Verdicts; searches only where a plan is solved, or where scores are geodesic."""
+def check_plans(instances, plans, rules, neighbours, verdict):
+    """Write the verdicts; a search takes place only for solved plans and for geodesic scores."""
+    score, violations, solved, dead, valid, shortest, label = verdict
     size, undo, geodesic = rules
     space = scratch(size)
     template, distance, queue = space
@@ -264,7 +249,7 @@ def check_plans(
         instance, plan = instances[i], plans[i]
         start, goal, head, length = survey(instance, plan, neighbours)
         done = length > 0 and head == goal
-        solved[i] = done
+        solved[i] = valid[i] = done
         violations[i] = length == 0
         stuck = length == 0 or count_open(instance, plan, head, neighbours) == 0
         dead[i] = not done and stuck and not (undo and length > 1)
@@ -283,6 +268,7 @@ def check_plans(
 @njit(cache=True)
 def count_successors(instances, plans, rules, neighbours, facts, offsets):
     """First pass: offsets, and for each plan what `survey` says."""
+    offsets[0] = 0
     for i in range(len(plans)):
         start, goal, head, length = survey(instances[i], plans[i], neighbours)
         facts[i, 0], facts[i, 1], facts[i, 2], facts[i, 3] = start, goal, head, length
@@ -294,33 +280,18 @@ def count_successors(instances, plans, rules, neighbours, facts, offsets):
 
 
 @njit(cache=True)
-def write_successors(
-    instances,
-    plans,
-    rules,
-    neighbours,
-    facts,
-    returns,
-    offsets,
-    state,
-    action,
-    plan,
-    score,
-    reward,
-    solved,
-    dead,
-    terminated,
-):
-    """Second pass: the outcome of every legal edit; `returns` = (gamma, shaped?).
+def write_successors(instances, plans, rules, neighbours, facts, terms, offsets, outcomes):
+    """Second pass: the outcome of every legal edit; `terms` = (gamma, shaped?, absorb dead?).
 
     An edit ends the episode when it solves the maze or leaves no legal edit, which is when it is
     dead, so the dead ends' rule makes no difference.
     """
     size, undo, geodesic = rules
-    gamma, shaped = returns
+    gamma, shaped, _ = terms
+    state, action, plan, score, reward, solved, dead, terminated = borrowed(outcomes)
     cells = size * size
     template, distance, queue = scratch(size)
-    instances, plans, plan = borrowed(instances), borrowed(plans), borrowed(plan)
+    instances, plans = borrowed(instances), borrowed(plans)
     for i in range(len(plans)):
         start, goal, head, length = facts[i]
         row = offsets[i]

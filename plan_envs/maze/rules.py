@@ -2,29 +2,21 @@
 
 An instance is a square of walls and free cells with a start and a goal, a plan an ordered path from
 the start to its head. `Maze` fulfils `plan_envs.domain.PlanDomain`: pure functions over batches,
-one or two numba calls each (`maze_kernels`). Instances come from `plan_envs.maze.instances`.
+one or two numba calls each (`plan_envs.maze.kernels`). Instances come from
+`plan_envs.maze.instances`.
 """
 
 from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING, Final, Literal, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from plan_envs.boards import (
-    absorbs_dead,
-    as_actions,
-    as_boards,
-    check_batch,
-    check_choices,
-    empty_successors,
-    is_shaped,
-    neighbours_of,
-    outcome_arrays,
-    with_fixed_tables,
-)
-from plan_envs.domain import DeadEnd, DomainSpec, Int8Array, RewardKind, Successors, Verdict
+from plan_envs.cells import neighbours_of, with_fixed_tables
+from plan_envs.checks import check_choices
+from plan_envs.compiled.kernel_domain import KernelDomain
+from plan_envs.domain import DomainSpec, Int8Array
 from plan_envs.maze import kernels
 from plan_envs.maze.kernels import FREE, GOAL, HEAD, START, WALL
 
@@ -48,7 +40,7 @@ Rules = tuple[int, bool, bool]
 
 
 @dataclass(frozen=True)
-class Maze:
+class Maze(KernelDomain):
     """Square mazes as pure functions over batches; `PlanDomain` says what each function promises.
 
     Instance: 0 = free, 1 = wall, 2 = start, 3 = goal. Plan: 0 = not on the path, 1-4 = the path
@@ -83,6 +75,9 @@ class Maze:
     edits: EditSet = "fill"
     shaping: Shaping = "none"
 
+    _kernels: ClassVar[Any] = kernels
+    _details: ClassVar[tuple[str, ...]] = ("valid", "shortest", "label")
+
     def __post_init__(self) -> None:
         """Check the options."""
         if self.size not in SIZES:
@@ -99,79 +94,20 @@ class Maze:
         """The options as numbers, for the kernels."""
         return self.size, self.edits == "full", self.shaping == "geodesic"
 
+    @property
+    def kernel_rules(self) -> tuple[Rules, NDArray[np.int32]]:
+        """The options as numbers, and the neighbours of every cell."""
+        return self.rules, neighbours_of(self.size)
+
+    def _scratch(self, batch: int) -> tuple[NDArray[Any], ...]:
+        """Start, goal, head and length of every path."""
+        return (np.empty((batch, 4), np.int32),)
+
     def initial(self, instances: Int8Array) -> Int8Array:
         """The head on the start, nothing else marked; shape [batch, cell]."""
-        instances = self._boards("instances", instances)
+        instances = self._instances(instances)
         plans: Int8Array = np.where(instances == START, HEAD, 0).astype(np.int8)
         return plans
-
-    def action_mask(self, instances: Int8Array, plans: Int8Array) -> Int8Array:
-        """Legal edits, int8 [batch, action]."""
-        instances, plans = self._pair(instances, plans)
-        masks = np.zeros((len(plans), self.spec.num_actions), np.int8)
-        kernels.write_masks(instances, plans, self.rules, neighbours_of(self.size), masks)
-        return masks
-
-    def edit(self, instances: Int8Array, plans: Int8Array, actions: NDArray[np.int32]) -> Int8Array:
-        """The plans after one edit a row; illegal actions leave their row unchanged."""
-        instances, plans = self._pair(instances, plans)
-        actions = as_actions(actions, len(plans), self.spec.num_actions)
-        edited = plans.copy()
-        kernels.apply_edits(instances, edited, actions, self.rules, neighbours_of(self.size))
-        return edited
-
-    def check(self, instances: Int8Array, plans: Int8Array) -> Verdict:
-        """Score the plans; see the class docstring for the rules."""
-        instances, plans = self._pair(instances, plans)
-        batch = len(plans)
-        score, shortest, label = np.empty((3, batch), np.float32)
-        violations = np.empty(batch, np.int32)
-        solved, dead = np.empty((2, batch), np.bool_)
-        kernels.check_plans(
-            instances,
-            plans,
-            self.rules,
-            neighbours_of(self.size),
-            score,
-            violations,
-            solved,
-            dead,
-            shortest,
-            label,
-        )
-        details = {"valid": solved.astype(np.float32), "shortest": shortest, "label": label}
-        return Verdict(
-            score=score, violations=violations, solved=solved, dead=dead, details=details
-        )
-
-    def successors(
-        self,
-        instances: Int8Array,
-        plans: Int8Array,
-        *,
-        gamma: float = 0.99,
-        reward: RewardKind = "shaped",
-        dead_end: DeadEnd = "absorb",
-        with_plans: bool = True,
-    ) -> Successors:
-        """Every legal edit of every plan with its outcome; at most five a plan."""
-        instances, plans = self._pair(instances, plans)
-        absorbs_dead(dead_end)  # a dead plan has no legal edit, so both rules end there
-        batch, cells = plans.shape
-        neighbours = neighbours_of(self.size)
-        facts = np.empty((batch, 4), np.int32)
-        offsets = np.zeros(batch + 1, np.int64)
-        kernels.count_successors(instances, plans, self.rules, neighbours, facts, offsets)
-        found = empty_successors(offsets, cells, with_plans=with_plans)
-        terms = (float(gamma), is_shaped(reward))
-        kernels.write_successors(
-            instances, plans, self.rules, neighbours, facts, terms, offsets, *outcome_arrays(found)
-        )
-        return found
-
-    def is_stop(self, actions: NDArray[np.int32]) -> NDArray[np.bool_]:
-        """No action ends the episode by itself."""
-        return np.zeros(np.shape(actions), np.bool_)
 
     def read_instance(self, text: str) -> Int8Array:
         """Read a maze, shape [cell]: '#' wall, ' ' or '.' free, 'S' start, 'G' goal.
@@ -218,7 +154,7 @@ class Maze:
 
     def why_invalid(self, instance: Int8Array) -> str | None:
         """Say what makes a maze unplayable; None if nothing does."""
-        instance = self._boards("instances", np.asarray(instance)[None])
+        instance = self._instances(np.asarray(instance)[None])
         for name, value in (("start", START), ("goal", GOAL)):
             count = int((instance == value).sum())
             if count != 1:
@@ -238,7 +174,7 @@ class Maze:
 
     def label_paths(self, instances: Int8Array) -> tuple[Int8Array, NDArray[np.int64]]:
         """The public set's path of every maze as a plan, and its number of edits (-1 = no path)."""
-        instances = self._boards("instances", instances)
+        instances = self._instances(instances)
         plans = np.empty_like(instances)
         edits = np.empty(len(instances), np.int64)
         kernels.write_labels(instances, self.size, plans, edits)
@@ -335,13 +271,6 @@ class Maze:
             rule_below=none,
             rule_right=none.copy(),
         )
-
-    def _boards(self, name: str, boards: Int8Array) -> Int8Array:
-        return as_boards(name, boards, self.size**2, GOAL if name == "instances" else HEAD)
-
-    def _pair(self, instances: Int8Array, plans: Int8Array) -> tuple[Int8Array, Int8Array]:
-        check_batch(instances, plans)
-        return self._boards("instances", instances), self._boards("plans", plans)
 
 
 _PAPER: Final = (255, 255, 255)

@@ -1,13 +1,8 @@
-"""The engine of N-Queens: `plan_envs.engine.Engine` in which an edit changes four bits.
+"""The engine of N-Queens, in which an edit changes four bits.
 
-Input: a `Queens` domain and a pool of instances; output: the arrays that the Gymnasium shells hand
-out. The kernels are in `queens_engine_kernels`.
+It takes a `Queens` domain and a pool of instances, and fills the arrays that the Gymnasium
+environments hand out. The kernels are in `plan_envs.queens.engine_kernels`.
 """
-
-from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
 
 from plan_envs.compiled.packed_engine import Layout, PooledEngine
 from plan_envs.domain import Int8Array
@@ -27,19 +22,14 @@ class QueensEngine(PooledEngine):
         """Same arguments as `make_engine`; every environment starts finished, to be reset."""
         super().__init__(domain, num_envs, pool, options)
         if domain == Queens(8, "fill", "constraint"):
-            self._step_share = kernels.step_share_8x8
+            self._step_all = kernels.step_all_8x8
 
     @staticmethod
     def layout(domain: Queens) -> Layout:
-        """Behind the legal edits: the queens of each line."""
+        """The number of queens in each line lies behind the legal edits."""
         return Layout(
             num_facts=kernels.SIDE - kernels.QUEENS,
             rules=domain.rules,
             instance=domain.spec.num_cells,
             behind=6 * domain.n,
         )
-
-    @staticmethod
-    def tables(domain: Queens) -> NDArray[Any]:
-        """None: squares attack each other by arithmetic."""
-        return np.empty(0, np.int8)

@@ -1,8 +1,8 @@
 """Numba kernels of `plan_envs.queens.engine`: an edit changes four bits.
 
-The row of an environment (`plan_envs.compiled.packed_kernels`) has the lines that hold a queen among its
-integers, and behind its legal edits the queens of each line (unused under fill edits and the
-constraint mask, where no two queens share one). From the lines, `refresh` computes all legal
+The row of an environment (`plan_envs.compiled.packed_kernels`) has the lines that hold a queen
+among its integers, and behind its legal edits the queens of each line (unused under fill edits and
+the constraint mask, where no two queens share one). From the lines, `refresh` computes all legal
 squares, eight bytes at a time.
 """
 # mypy: ignore-errors
@@ -23,7 +23,7 @@ from plan_envs.compiled.packed_kernels import (
     fetch_nothing,
     load_rows,
     observe_rows,
-    sample_share,
+    sample_all,
     show_packed,
     step_rows,
     step_single,
@@ -36,7 +36,7 @@ from plan_envs.queens.kernels import (
     write_mask,
 )
 
-__all__ = ["draw_all", "load_all", "observe_share", "sample_share", "step_one", "step_share"]
+__all__ = ["draw_all", "load_all", "observe_all", "sample_all", "step_all", "step_one"]
 
 QUEENS, VIOLATIONS, STARVED, ROWS, COLUMNS, DIAGONALS, ANTIDIAGONALS, KEEPS, LEFT = range(
     OWN, OWN + 9
@@ -234,63 +234,23 @@ def step_one(head, action):
 
 
 @njit(cache=True, nogil=True)
-def step_share(
-    flags, head, data, resets, actions, autoreset, shown, out, index, finals, first, stop
-):
-    """Step environments first to stop - 1, none refuses: (first, stop) of their final states."""
-    return step_rows(
-        places,
-        move,
-        figures,
-        draw,
-        show_packed,
-        rules_of(head),
-        fetch_nothing,
-        flags,
-        head,
-        data,
-        resets,
-        actions,
-        autoreset,
-        shown,
-        out,
-        index,
-        finals,
-        first,
-        stop,
-    )
-
-
-@njit(cache=True, nogil=True)
-def step_share_8x8(
-    flags, head, data, resets, actions, autoreset, shown, out, index, finals, first, stop
-):
-    """`step_share` for the default rules of 8x8, with these as constants."""
-    return step_rows(
-        places,
-        move,
-        figures,
-        draw,
-        show_packed,
-        (8, False, True),
-        fetch_nothing,
-        flags,
-        head,
-        data,
-        resets,
-        actions,
-        autoreset,
-        shown,
-        out,
-        index,
-        finals,
-        first,
-        stop,
-    )
-
-
-@njit(cache=True, nogil=True)
-def observe_share(flags, head, data, resets, out, first, stop):
-    """Write the current states of environments into `out`: no reward, no flags."""
+def step_all(head, data, call):
+    """Step every environment; `packed_kernels.step_rows` says what is in `call`."""
     rules = rules_of(head)
-    observe_rows(places, figures, show_packed, rules, flags, head, data, resets, out, first, stop)
+    return step_rows(
+        places, move, figures, draw, show_packed, fetch_nothing, rules, head, data, call
+    )
+
+
+@njit(cache=True, nogil=True)
+def step_all_8x8(head, data, call):
+    """`step_all` for the default rules of 8x8, which the compiler then sees as constants."""
+    return step_rows(
+        places, move, figures, draw, show_packed, fetch_nothing, (8, False, True), head, data, call
+    )
+
+
+@njit(cache=True, nogil=True)
+def observe_all(head, data, resets, out):
+    """Write the current states of all environments into `out`, with no reward and no flags."""
+    observe_rows(places, figures, show_packed, rules_of(head), head, data, resets, out)

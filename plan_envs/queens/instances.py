@@ -1,11 +1,11 @@
 """Queens boards: solutions, symmetry classes, completions, seeded instances, files.
 
-Domains hold no random numbers: boards come from here as an `InstanceSet`, and everything depends on
-(n, split, seed, options, index) alone, so the first k instances of a set do not depend on its size.
-Boards are int8 vectors of n * n squares, 1 = queen.
+Boards leave here as an `InstanceSet`. Everything depends on (n, split, seed, options, index) alone,
+so the first k instances of a set do not depend on its size. The kernels are in
+`plan_envs.queens.generation` and `plan_envs.queens.search`. Boards are int8 vectors of n * n
+squares, 1 = queen.
 """
 
-import csv
 import operator
 import os
 from dataclasses import dataclass
@@ -17,8 +17,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from plan_envs.domain import Int8Array
-from plan_envs.instances import SPLITS, InstanceSet, content_keys, progress_bar, stream_key
-from plan_envs.queens import search as kernels
+from plan_envs.instances import (
+    SPLITS,
+    InstanceSet,
+    check_request,
+    content_keys,
+    csv_rows,
+    fill_in_chunks,
+    stream_key,
+)
+from plan_envs.queens import generation, search
 
 Holdout = Literal["classes", "instances"]
 
@@ -80,12 +88,7 @@ def queens_instances(
             holdout="classes" on 4x4, 5x5 and 6x6, which have fewer than three classes.
     """
     _check_side(n)
-    if split not in SPLITS:
-        raise ValueError(f"split must be one of {', '.join(SPLITS)}, got {split!r}")
-    if num < 0:
-        raise ValueError(f"num must be >= 0, got {num}")
-    if seed < 0:
-        raise ValueError(f"seed must be >= 0, got {seed}")
+    check_request(split, num, seed)
     if holdout not in ("classes", "instances"):
         raise ValueError(f"holdout must be 'classes' or 'instances', got {holdout!r}")
     low, high = _given_range(given, n)
@@ -102,31 +105,21 @@ def queens_instances(
     stream = stream_key(f"queens/{n}/{split}/{seed}/{low}-{high}/{holdout}")
     instances = np.zeros((num, n * n), np.int8)
     solutions = np.zeros((num, n * n), np.int8)
-    with progress_bar(num, f"queens {n}x{n} {split}", shown=progress) as advance:
-        for start in range(0, num, _CHUNK):
-            stop = min(start + _CHUNK, num)
-            failed = kernels.generate(
-                instances,
-                solutions,
-                start,
-                stop,
-                np.uint64(stream),
-                share,
-                (low, high),
-                by_classes,
-                _ATTEMPTS,
-                n,
-                pool,
-                own,
-                members,
-                dihedral_cells(n),
+    terms = (share, (low, high), by_classes, _ATTEMPTS)
+    tables = (n, pool, own, members, dihedral_cells(n))
+
+    def fill(start: int, stop: int) -> int:
+        return int(
+            generation.generate(
+                instances, solutions, start, stop, np.uint64(stream), terms, *tables
             )
-            if failed >= 0:
-                raise ValueError(
-                    f"no {n}x{n} board of split {split!r} with {low}-{high} given queens "
-                    f"(holdout={holdout!r}) found; widen the range"
-                )
-            advance(stop - start)
+        )
+
+    if fill_in_chunks(fill, num, _CHUNK, f"queens {n}x{n} {split}", shown=progress) >= 0:
+        raise ValueError(
+            f"no {n}x{n} board of split {split!r} with {low}-{high} given queens "
+            f"(holdout={holdout!r}) found; widen the range"
+        )
     return InstanceSet.of(
         f"queens{n}x{n}:{split}:seed{seed}", instances, solutions, n - instances.sum(axis=1)
     )
@@ -181,7 +174,7 @@ def canonical_boards(boards: Int8Array, *, n: int) -> Int8Array:
     """The lexicographically smallest of the eight images of every board, shape [num, cell]."""
     boards = _boards(boards, n)
     smallest = np.empty_like(boards)
-    kernels.images(boards, dihedral_cells(n), smallest)
+    search.images(boards, dihedral_cells(n), smallest)
     return smallest
 
 
@@ -229,22 +222,14 @@ def read_queens_csv(
         ValueError: one line that names file, line, field and value of the first malformed row.
     """
     boards: list[Int8Array] = []
-    with Path(path).open(newline="", encoding="utf-8-sig") as file:
-        reader = csv.DictReader(file, strict=True)
-        if reader.fieldnames is None or "board" not in reader.fieldnames:
+    for line, row in csv_rows(Path(path), limit, "column board"):
+        place = f"{path}:{line}: board"
+        board = _csv_board(row["board"] or "", place)
+        if boards and board.size != boards[0].size:
             raise ValueError(
-                f"{path}:1: header must name the column board, got {reader.fieldnames}"
+                f"{place} must have {boards[0].size} squares as the first, got {board.size}"
             )
-        for row in reader:
-            if limit is not None and len(boards) >= limit:
-                break
-            place = f"{path}:{reader.line_num}: board"
-            board = _csv_board(row["board"] or "", place)
-            if boards and board.size != boards[0].size:
-                raise ValueError(
-                    f"{place} must have {boards[0].size} squares as the first, got {board.size}"
-                )
-            boards.append(board)
+        boards.append(board)
     if not boards:
         raise ValueError(f"{path}: no boards")
     solutions = np.stack(boards)
@@ -296,7 +281,7 @@ class _Atlas:
 def _atlas(n: int) -> _Atlas:
     columns = np.empty((_NUM_SOLUTIONS[n], n), np.int64)
     blank = np.full(n, -1, np.int64)
-    found = kernels.complete(blank, n, len(columns) + 1, columns)
+    found = search.complete(blank, n, len(columns) + 1, columns)
     assert found == len(columns), f"{found} solutions of {n}x{n}"
     columns = columns[np.lexsort(columns.T[::-1])]
     boards = _boards_of(columns, n)
@@ -336,7 +321,7 @@ def _complete(boards: Int8Array, n: int, limit: int) -> tuple[NDArray[np.int64],
     first = np.empty((len(boards), n), np.int64)
     for start in range(0, len(boards), _CHUNK):
         rows = slice(start, start + _CHUNK)
-        kernels.complete_all(columns[rows], n, limit, counts[rows], first[rows])
+        search.complete_all(columns[rows], n, limit, counts[rows], first[rows])
     counts[(grid.sum(axis=2) > 1).any(axis=1)] = 0  # two queens in a row
     return counts, _boards_of(first, n)
 

@@ -1,6 +1,7 @@
-"""Numba kernels of `plan_envs.queens.rules`: checker, legal edits and successors of batches of plans.
+"""Numba kernels of `plan_envs.queens.rules`: checker, legal edits and successors of plans.
 
-Their input are the checked arrays of `Queens`, their output goes into arrays that it allocated.
+`KernelDomain` hands them checked arrays, and allocates the arrays that they fill.
+`rules` = (n, full edits?, constraint mask?).
 What a plan attacks fits into four integers, with one bit a line that holds a queen: `rows`,
 `columns`, `diagonals` (column - row + n - 1) and `antidiagonals` (row + column); shifted by the row
 (`free_squares`), they give the squares of a row that are not attacked. `counts` has the queens of
@@ -76,8 +77,10 @@ def keeps_givens(instance, plan):
 
 
 @njit(cache=True)
-def check_plans(instances, plans, n, full, score, violations, solved, dead):
-    """Verdict of every plan."""
+def check_plans(instances, plans, rules, verdict):
+    """Write the verdict of every plan."""
+    n, full, _ = rules
+    score, violations, solved, dead = verdict
     counts = np.empty(6 * n, np.uint8)
     for i in range(len(plans)):
         queens, pairs, rows, columns, diagonals, antidiagonals = survey(plans[i], n, counts)
@@ -89,8 +92,9 @@ def check_plans(instances, plans, n, full, score, violations, solved, dead):
 
 
 @njit(cache=True)
-def write_masks(instances, plans, n, full, constraint, masks):
-    """Legal edits of every plan."""
+def write_masks(instances, plans, rules, masks):
+    """Write the legal edits of every plan."""
+    n, full, constraint = rules
     counts = np.empty(6 * n, np.uint8)
     for i in range(len(plans)):
         facts = survey(plans[i], n, counts)
@@ -135,8 +139,9 @@ def is_attacked(plan, n, cell):
 
 
 @njit(cache=True)
-def apply_edits(instances, plans, actions, n, constraint):
+def apply_edits(instances, plans, rules, actions):
     """Carry out legal edits in place."""
+    n, _, constraint = rules
     cells = n * n
     for i in range(len(plans)):
         cell = actions[i] % cells
@@ -149,8 +154,10 @@ def apply_edits(instances, plans, actions, n, constraint):
 
 
 @njit(cache=True)
-def count_successors(instances, plans, n, full, constraint, legal, offsets):
+def count_successors(instances, plans, rules, legal, offsets):
     """First pass: legal placements as bits, [batch, row], and offsets."""
+    n, full, constraint = rules
+    offsets[0] = 0
     counts = np.empty(6 * n, np.uint8)
     for i in range(len(plans)):
         instance, plan = instances[i], plans[i]
@@ -178,40 +185,18 @@ def count_successors(instances, plans, n, full, constraint, legal, offsets):
 
 
 @njit(cache=True)
-def write_successors(
-    instances,
-    plans,
-    n,
-    full,
-    constraint,
-    legal,
-    terms,
-    offsets,
-    state,
-    action,
-    plan,
-    score,
-    reward,
-    solved,
-    dead,
-    terminated,
-):
+def write_successors(instances, plans, rules, legal, terms, offsets, outcomes):
     """Second pass: every outcome as a difference.
 
     A new queen takes at most three free squares from a row, so only rows with one to three (the
     `tight` ones) can starve; while another row has four or more, an edit is left. Removals count
     the starved rows anew from the four integers.
     """
+    n, full, constraint = rules
     gamma, shaped, absorb = terms
-    instances, plans, legal, offsets = (
-        borrowed(instances),
-        borrowed(plans),
-        borrowed(legal),
-        borrowed(offsets),
-    )
-    state, action, plan = borrowed(state), borrowed(action), borrowed(plan)
-    score, reward, solved = borrowed(score), borrowed(reward), borrowed(solved)
-    dead, terminated = borrowed(dead), borrowed(terminated)
+    instances, plans = borrowed(instances), borrowed(plans)
+    legal, offsets = borrowed(legal), borrowed(offsets)
+    state, action, plan, score, reward, solved, dead, terminated = borrowed(outcomes)
     cells = n * n
     counts = np.empty(6 * n, np.uint8)
     free = np.empty(n, np.int64)

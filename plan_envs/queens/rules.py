@@ -2,59 +2,31 @@
 
 An instance is a board with some queens given, a plan is that board with further queens; int8, 1 =
 queen. `Queens` fulfils `plan_envs.domain.PlanDomain`: pure functions over batches, one or two numba
-calls each (`queens_kernels`). Instances come from `plan_envs.queens.instances`, whose public names are
-here too.
+calls each (`plan_envs.queens.kernels`). Instances come from `plan_envs.queens.instances`.
 """
 
 import re
 from dataclasses import dataclass
 from functools import cache
-from typing import Final, Literal
+from typing import Any, ClassVar, Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from plan_envs.boards import (
-    absorbs_dead,
-    as_actions,
-    as_boards,
-    check_batch,
-    check_choices,
-    choose_cells,
-    empty_successors,
-    is_shaped,
-    outcome_arrays,
-    with_fixed_tables,
-)
-from plan_envs.domain import DeadEnd, DomainSpec, Int8Array, RewardKind, Successors, Verdict
+from plan_envs.cells import with_fixed_tables
+from plan_envs.checks import check_choices
+from plan_envs.compiled.kernel_domain import KernelDomain
+from plan_envs.domain import DomainSpec, Int8Array
 from plan_envs.queens import kernels
-from plan_envs.queens.instances import (
-    SIDES,
-    canonical_boards,
-    count_completions,
-    dihedral_cells,
-    enumerate_solutions,
-    queens_instances,
-    read_queens_csv,
-    solve_queens,
-    split_of_classes,
-    symmetry_class,
+from plan_envs.queens.instances import SIDES, count_completions, dihedral_cells
+from plan_envs.rendering import (
+    CONFLICT_INK,
+    CONFLICT_PAPER,
+    EDIT_INK,
+    GIVEN_INK,
+    Picture,
+    conflicts,
 )
-from plan_envs.rendering import CONFLICT_INK, CONFLICT_PAPER, EDIT_INK, GIVEN_INK, Picture
-
-__all__ = [
-    "KIND_NAMES",
-    "Queens",
-    "QueensSymmetry",
-    "canonical_boards",
-    "count_completions",
-    "enumerate_solutions",
-    "queens_instances",
-    "read_queens_csv",
-    "solve_queens",
-    "split_of_classes",
-    "symmetry_class",
-]
 
 EditSet = Literal["fill", "full"]
 MaskRule = Literal["givens", "constraint"]
@@ -69,7 +41,7 @@ _LIGHT, _DARK = (240, 236, 226), (208, 198, 178)
 
 
 @dataclass(frozen=True)
-class Queens:
+class Queens(KernelDomain):
     """N-Queens as pure functions over batches; `PlanDomain` says what each function promises.
 
     The instance holds the given queens, the plan these and the ones placed so far; any way to
@@ -98,6 +70,8 @@ class Queens:
     edits: EditSet = "fill"
     mask: MaskRule = "constraint"
 
+    _kernels: ClassVar[Any] = kernels
+
     def __post_init__(self) -> None:
         """Check the options."""
         if self.n not in SIDES:
@@ -108,64 +82,6 @@ class Queens:
     def spec(self) -> DomainSpec:
         """Sizes, action table and the constraint groups row, column, diagonal, antidiagonal."""
         return _spec(self.n, self.edits)
-
-    def initial(self, instances: Int8Array) -> Int8Array:
-        """The given queens themselves, copied; shape [batch, cell]."""
-        return self._boards("instances", instances).copy()
-
-    def action_mask(self, instances: Int8Array, plans: Int8Array) -> Int8Array:
-        """Legal edits, int8 [batch, action]."""
-        instances, plans = self._pair(instances, plans)
-        masks = np.empty((len(plans), self.spec.num_actions), np.int8)
-        kernels.write_masks(instances, plans, *self.rules, masks)
-        return masks
-
-    def edit(self, instances: Int8Array, plans: Int8Array, actions: NDArray[np.int32]) -> Int8Array:
-        """The plans after one edit a row; illegal actions and STOP leave their row unchanged."""
-        instances, plans = self._pair(instances, plans)
-        actions = as_actions(actions, len(plans), self.spec.num_actions)
-        edited = plans.copy()
-        kernels.apply_edits(instances, edited, actions, self.n, self.mask == "constraint")
-        return edited
-
-    def check(self, instances: Int8Array, plans: Int8Array) -> Verdict:
-        """Score the plans; see the class docstring for the rules."""
-        instances, plans = self._pair(instances, plans)
-        batch = len(plans)
-        score = np.empty(batch, np.float32)
-        violations = np.empty(batch, np.int32)
-        solved, dead = np.empty((2, batch), np.bool_)
-        full = self.edits == "full"
-        kernels.check_plans(instances, plans, self.n, full, score, violations, solved, dead)
-        return Verdict(score=score, violations=violations, solved=solved, dead=dead)
-
-    def successors(
-        self,
-        instances: Int8Array,
-        plans: Int8Array,
-        *,
-        gamma: float = 0.99,
-        reward: RewardKind = "shaped",
-        dead_end: DeadEnd = "absorb",
-        with_plans: bool = True,
-    ) -> Successors:
-        """Every legal edit of every plan with its outcome, from differences alone."""
-        instances, plans = self._pair(instances, plans)
-        batch, cells = plans.shape
-        legal = np.empty((batch, self.n), np.int64)
-        offsets = np.zeros(batch + 1, np.int64)
-        kernels.count_successors(instances, plans, *self.rules, legal, offsets)
-        found = empty_successors(offsets, cells, with_plans=with_plans)
-        terms = (float(gamma), is_shaped(reward), absorbs_dead(dead_end))
-        kernels.write_successors(
-            instances, plans, *self.rules, legal, terms, offsets, *outcome_arrays(found)
-        )
-        return found
-
-    def is_stop(self, actions: NDArray[np.int32]) -> NDArray[np.bool_]:
-        """True for STOP; fill edits have none."""
-        stopped: NDArray[np.bool_] = np.asarray(actions) == 2 * self.n**2
-        return stopped
 
     def read_instance(self, text: str) -> Int8Array:
         """Read a board of Q and '.' (rows or one line), or the columns of the rows; shape [cell].
@@ -210,8 +126,6 @@ class Queens:
 
     def solvable(self, instance: Int8Array) -> bool:
         """Whether the board has a completion; True above n = 12, where that may take long."""
-        from plan_envs.queens.instances import count_completions
-
         return self.n > 12 or bool(count_completions(instance[None], n=self.n, limit=1)[0])
 
     def why_invalid(self, instance: Int8Array) -> str | None:
@@ -227,38 +141,10 @@ class Queens:
                     )
         return None
 
-    def keeps_instance(self, instances: Int8Array, plans: Int8Array) -> NDArray[np.bool_]:
-        """Whether each plan holds the given queens, shape [batch]."""
-        instances, plans = self._pair(instances, plans)
-        kept: NDArray[np.bool_] = np.all(plans >= instances, axis=1)
-        return kept
-
     def distance(self, instances: Int8Array) -> NDArray[np.int64]:
         """Queens that are missing, shape [batch]."""
-        missing: NDArray[np.int64] = self.n - self._boards("instances", instances).sum(
-            axis=1, dtype=np.int64
-        )
+        missing: NDArray[np.int64] = self.n - self._instances(instances).sum(axis=1, dtype=np.int64)
         return missing
-
-    def advance(
-        self,
-        instances: Int8Array,
-        solutions: Int8Array,
-        distance: NDArray[np.int64],
-        rng: np.random.Generator,
-    ) -> Int8Array:
-        """Plans with so many of the solution's queens that at most `distance` are missing.
-
-        Args:
-            instances: shape [batch, cell].
-            solutions: a completion of each.
-            distance: queens to be left to place, shape [batch].
-            rng: draws the queens that are placed, uniformly.
-        """
-        instances, solutions = self._pair(instances, solutions)
-        hidden = (solutions > 0) & (instances == 0)
-        left = choose_cells(hidden, distance, rng)
-        return np.ascontiguousarray(np.where(hidden & ~left, solutions, instances))
 
     def random_symmetry(self, rng: np.random.Generator) -> "QueensSymmetry":
         """One of the four symmetries that keep the score; see `QueensSymmetry`."""
@@ -268,11 +154,7 @@ class Queens:
         """A chessboard: given queens black and bold, placed ones blue, attacking ones on red."""
         instance, plan = np.asarray(instance), np.asarray(plan)
         given, queens = instance > 0, plan > 0
-        attacked = np.zeros(len(plan), np.bool_)
-        for labels in self.spec.groups.values():
-            attacked |= (
-                queens & (np.bincount(labels[queens], minlength=labels.max() + 1) > 1)[labels]
-            )
+        attacked = conflicts(self.spec, plan)
         shape = self.spec.grid_shape
         row, column = np.indices(shape)
         ink = np.full((len(plan), 3), EDIT_INK, np.uint8)
@@ -295,12 +177,14 @@ class Queens:
         """(n, full edits?, constraint mask?), for the kernels."""
         return self.n, self.edits == "full", self.mask == "constraint"
 
-    def _boards(self, name: str, boards: Int8Array) -> Int8Array:
-        return as_boards(name, boards, self.n**2, 1)
+    @property
+    def kernel_rules(self) -> tuple[tuple[int, bool, bool]]:
+        """The options alone: squares attack each other by arithmetic."""
+        return (self.rules,)
 
-    def _pair(self, instances: Int8Array, plans: Int8Array) -> tuple[Int8Array, Int8Array]:
-        check_batch(instances, plans)
-        return self._boards("instances", instances), self._boards("plans", plans)
+    def _scratch(self, batch: int) -> tuple[NDArray[Any], ...]:
+        """Legal placements of each row as bits."""
+        return (np.empty((batch, self.n), np.int64),)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

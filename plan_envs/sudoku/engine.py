@@ -1,18 +1,13 @@
-"""The Sudoku engine: `plan_envs.engine.Engine` with caches that an edit patches at its peers only.
+"""The Sudoku engine, in which an edit patches the caches of its cell's peers.
 
-Input: a `Sudoku` domain and a pool of instances; output: the arrays that the Gymnasium shells hand
-out. The kernels are in `sudoku_engine_kernels`.
+It takes a `Sudoku` domain and a pool of instances, and fills the arrays that the Gymnasium
+environments hand out. The kernels are in `plan_envs.sudoku.engine_kernels`.
 """
-
-from typing import Any
-
-from numpy.typing import NDArray
 
 from plan_envs.compiled.packed_engine import Layout, PooledEngine
 from plan_envs.domain import Int8Array
 from plan_envs.engine import EngineOptions
 from plan_envs.sudoku import engine_kernels as kernels
-from plan_envs.sudoku.geometry import peers_of
 from plan_envs.sudoku.rules import Sudoku
 
 
@@ -27,11 +22,11 @@ class SudokuEngine(PooledEngine):
         """Same arguments as `make_engine`; every environment starts finished, to be reset."""
         super().__init__(domain, num_envs, pool, options)
         if domain == Sudoku(9, "digits", "fill", "constraint"):
-            self._step_share = kernels.step_share_9x9
+            self._step_all = kernels.step_all_9x9
 
     @staticmethod
     def layout(domain: Sudoku) -> Layout:
-        """Behind the legal edits: free digits of cells, and the peers that show each digit."""
+        """Behind the legal edits lie the free digits of cells, and peers that show each digit."""
         cells, usual = domain.spec.num_cells, domain.edits == "fill" and domain.mask == "constraint"
         return Layout(
             num_facts=kernels.SIDE - kernels.FILLED,
@@ -39,8 +34,3 @@ class SudokuEngine(PooledEngine):
             instance=cells,
             behind=cells if usual else cells + cells * domain.side,
         )
-
-    @staticmethod
-    def tables(domain: Sudoku) -> NDArray[Any]:
-        """The peers of every cell."""
-        return peers_of(domain.side)

@@ -1,9 +1,9 @@
 """Numba kernels of `plan_envs.sudoku.engine`: caches that an edit patches at its peers only.
 
-The row of an environment (`plan_envs.compiled.packed_kernels`) has behind its legal edits the number of free
-digits of each cell, and how many peers show each digit. Under fill edits and the constraint mask
-the legal edits of a blank cell are its candidates, the free digits count these, and the last part
-is absent.
+The row of an environment (`plan_envs.compiled.packed_kernels`) has behind its legal edits the
+number of free digits of each cell, and how many peers show each digit. Under fill edits and the
+constraint mask the legal edits of a blank cell are its candidates, the free digits count these, and
+the last part is absent.
 """
 # mypy: ignore-errors
 
@@ -23,7 +23,7 @@ from plan_envs.compiled.packed_kernels import (
     fetch_ready,
     load_rows,
     observe_rows,
-    sample_share,
+    sample_all,
     show_packed,
     step_rows,
     step_single,
@@ -40,7 +40,7 @@ from plan_envs.sudoku.kernels import (
     write_mask,
 )
 
-__all__ = ["draw_all", "load_all", "observe_share", "sample_share", "step_one", "step_share"]
+__all__ = ["draw_all", "load_all", "observe_all", "sample_all", "step_all", "step_one"]
 
 FILLED, VIOLATIONS, ZERO = range(OWN, OWN + 3)
 SIDE, BOX_ROWS, EDITS, CONSTRAINT, TOKENS = range(OWN + 3, OWN + 8)
@@ -277,63 +277,19 @@ def step_one(head, action):
 
 
 @njit(cache=True, nogil=True)
-def step_share(
-    flags, head, data, resets, actions, autoreset, shown, out, index, finals, first, stop
-):
-    """Step environments first to stop - 1, none refuses: (first, stop) of their final states."""
-    return step_rows(
-        places,
-        move,
-        figures,
-        draw,
-        show_packed,
-        rules_of(head),
-        fetch_ready,
-        flags,
-        head,
-        data,
-        resets,
-        actions,
-        autoreset,
-        shown,
-        out,
-        index,
-        finals,
-        first,
-        stop,
-    )
-
-
-@njit(cache=True, nogil=True)
-def step_share_9x9(
-    flags, head, data, resets, actions, autoreset, shown, out, index, finals, first, stop
-):
-    """`step_share` for the default rules of 9x9, with these as constants."""
-    return step_rows(
-        places,
-        move,
-        figures,
-        draw,
-        show_packed,
-        USUAL,
-        fetch_ready,
-        flags,
-        head,
-        data,
-        resets,
-        actions,
-        autoreset,
-        shown,
-        out,
-        index,
-        finals,
-        first,
-        stop,
-    )
-
-
-@njit(cache=True, nogil=True)
-def observe_share(flags, head, data, resets, out, first, stop):
-    """Write the current states of environments into `out`: no reward, no flags."""
+def step_all(head, data, call):
+    """Step every environment; `packed_kernels.step_rows` says what is in `call`."""
     rules = rules_of(head)
-    observe_rows(places, figures, show_packed, rules, flags, head, data, resets, out, first, stop)
+    return step_rows(places, move, figures, draw, show_packed, fetch_ready, rules, head, data, call)
+
+
+@njit(cache=True, nogil=True)
+def step_all_9x9(head, data, call):
+    """`step_all` for the default rules of 9x9, which the compiler then sees as constants."""
+    return step_rows(places, move, figures, draw, show_packed, fetch_ready, USUAL, head, data, call)
+
+
+@njit(cache=True, nogil=True)
+def observe_all(head, data, resets, out):
+    """Write the current states of all environments into `out`, with no reward and no flags."""
+    observe_rows(places, figures, show_packed, rules_of(head), head, data, resets, out)

@@ -1,6 +1,6 @@
-"""Rows, columns and boxes of Sudoku: which cells share a unit, for every side that we know.
+"""Rows, columns and boxes of Sudoku: which cells share a unit, for every side that there is.
 
-Tables that the rules (`sudoku`), the engine and the exact search are built on.
+The rules, the engine and the exact search look up these tables.
 """
 
 from functools import cache
@@ -26,7 +26,7 @@ def units_of(side: int) -> NDArray[np.int32]:
 def peers_of(side: int) -> NDArray[np.uint8]:
     """The cells that share a row, column or box with each cell, ascending, shape [cell, peer].
 
-    Unsigned, which spares kernels numba's test for negative indices; 16x16 just fits.
+    The cells are unsigned, because numba then omits its test for negative indices; 16x16 just fits.
     """
     units = units_of(side)
     related = (units[:, None, :] == units[None, :, :]).any(axis=-1)

@@ -1,11 +1,11 @@
 """Sudoku instances: seeded generation, exact solving, files, symmetries, disjoint splits.
 
-Puzzles leave here as an `InstanceSet` for the shells and the trainers; the search behind them is in
-`sudoku_search`. Generation depends on (seed, split, options, index) alone, so the first k instances
-of a set do not depend on its size, and seeds may run in parallel.
+Puzzles leave here as an `InstanceSet` for the environments and the trainers. The kernels are in
+`plan_envs.sudoku.generation` and `plan_envs.sudoku.search`. Generation depends on (seed, split,
+options, index) alone, so the first k instances of a set do not depend on its size, and seeds may
+run in parallel.
 """
 
-import csv
 import math
 import operator
 import os
@@ -20,8 +20,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from plan_envs.domain import Int8Array
-from plan_envs.instances import SPLITS, InstanceSet, progress_bar, stream_key
-from plan_envs.sudoku import search as sudoku_search
+from plan_envs.instances import (
+    SPLITS,
+    InstanceSet,
+    check_request,
+    csv_rating,
+    csv_rows,
+    fill_in_chunks,
+    stream_key,
+)
+from plan_envs.sudoku import generation, search
 from plan_envs.sudoku.geometry import BOX_SHAPES
 from plan_envs.sudoku.search import box_shape, tables_of
 from plan_envs.sudoku.seventeen import SEVENTEEN_CLUES
@@ -99,43 +107,26 @@ def sudoku_instances(
         ValueError: for a value out of range, or a count that bounded effort did not reach.
     """
     box_shape(side)
-    if split not in SPLITS:
-        raise ValueError(f"split must be one of {', '.join(SPLITS)}, got {split!r}")
-    if num < 0:
-        raise ValueError(f"num must be >= 0, got {num}")
-    if seed < 0:
-        raise ValueError(f"seed must be >= 0, got {seed}")
+    check_request(split, num, seed)
     low, high = _givens_range(side, givens=givens, blanks=blanks, unique=unique)
     cells = side * side
     stream = stream_key(f"sudoku/{side}/{split}/{seed}/{low}-{high}/{bool(unique)}")
     patterns, pattern_solutions = _patterns(side, split)
     instances = np.zeros((num, cells), np.int8)
     solutions = np.zeros((num, cells), np.int8)
-    with progress_bar(num, f"puzzles {side}x{side} {split}", shown=progress) as advance:
-        for start in range(0, num, _CHUNK):
-            stop = min(start + _CHUNK, num)
-            failed = sudoku_search.generate(
-                instances,
-                solutions,
-                start,
-                stop,
-                np.uint64(stream),
-                SPLITS.index(split),
-                low,
-                high,
-                unique,
-                _MAX_ATTEMPTS[side],
-                patterns,
-                pattern_solutions,
-                tables_of(side),
-            )
-            if failed >= 0:
-                raise ValueError(
-                    f"no {side}x{side} puzzle of split {split!r} with {low}-{high} givens "
-                    f"(unique={unique}) found in {_MAX_ATTEMPTS[side]} attempts "
-                    f"(puzzle {failed} of seed {seed}); widen the range"
-                )
-            advance(stop - start)
+    terms = (np.uint64(stream), SPLITS.index(split), low, high, unique, _MAX_ATTEMPTS[side])
+    tables = (patterns, pattern_solutions, tables_of(side))
+
+    def fill(start: int, stop: int) -> int:
+        return int(generation.generate(instances, solutions, start, stop, *terms, *tables))
+
+    failed = fill_in_chunks(fill, num, _CHUNK, f"puzzles {side}x{side} {split}", shown=progress)
+    if failed >= 0:
+        raise ValueError(
+            f"no {side}x{side} puzzle of split {split!r} with {low}-{high} givens "
+            f"(unique={unique}) found in {_MAX_ATTEMPTS[side]} attempts "
+            f"(puzzle {failed} of seed {seed}); widen the range"
+        )
     return InstanceSet.of(f"sudoku{side}x{side}:{split}:seed{seed}", instances, solutions)
 
 
@@ -173,9 +164,9 @@ def split_of(solutions: Int8Array, *, side: int, instances: Int8Array | None = N
     if side == 4:
         if instances is None:
             raise ValueError("4x4 is split by puzzle: pass instances")
-        shares = sudoku_search.shares(_boards(instances, side), tables)
+        shares = generation.shares(_boards(instances, side), tables)
     else:
-        shares = sudoku_search.shares(_boards(solutions, side), tables)
+        shares = generation.shares(_boards(solutions, side), tables)
     return [SPLITS[share] for share in shares]
 
 
@@ -211,7 +202,7 @@ def read_sudoku_csv(
         reason = "several solutions" if counts[i] else _conflict(question, side) or "no solution"
         raise _refused(path, rows.lines[asked[i]], f"question has {reason}", question, side)
     answers[missing] = solved[missing[asked]]
-    good = np.asarray(sudoku_search.valid_completion(rows.questions, answers, tables_of(side)))
+    good = np.asarray(search.valid_completion(rows.questions, answers, tables_of(side)))
     for i in np.flatnonzero(~good)[:1]:
         conflict = _conflict(rows.questions[i], side)
         if conflict is not None:
@@ -267,40 +258,6 @@ def parse_puzzle(text: str, *, side: int | None = None) -> Int8Array:
 def format_line(plan: Int8Array, side: int) -> str:
     """One line of symbols, '.' = blank, as puzzle files write it."""
     return "".join(_SYMBOLS[v] if v else "." for v in _boards(plan, side)[0])
-
-
-def format_grid(plan: Int8Array, side: int, instance: Int8Array | None = None) -> str:
-    """Draw a plan in plain text with rules between boxes; `parse_puzzle` reads it back.
-
-    Args:
-        plan: shape [cell] or [1, cell].
-        side: 4, 6, 9 or 16.
-        instance: where given, every digit that is not a given is followed by an apostrophe.
-    """
-    box_rows, box_columns = box_shape(side)
-    board = _boards(plan, side)[0].reshape(side, side)
-    given = (
-        np.ones_like(board) if instance is None else _boards(instance, side)[0].reshape(board.shape)
-    )
-    texts = [
-        [
-            (_SYMBOLS[v] if v else ".") + ("'" if v and not g else "")
-            for v, g in zip(*pair, strict=True)
-        ]
-        for pair in zip(board, given, strict=True)
-    ]
-    width = 1 if instance is None else 2
-    lines = []
-    for row, cells in enumerate(texts):
-        if row and row % box_rows == 0:
-            rule = "-" * (box_columns * (width + 1))
-            lines.append("+".join([rule, *["-" + rule] * (side // box_columns - 1)])[:-1])
-        boxes = [
-            " ".join(text.ljust(width) for text in cells[start : start + box_columns])
-            for start in range(0, side, box_columns)
-        ]
-        lines.append(" | ".join(boxes).rstrip())
-    return "\n".join(lines)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -415,36 +372,21 @@ def _csv_rows(path: Path, *, side: int | None, limit: int | None) -> _CsvRows:
     """Read and check the characters of a puzzle file; the mathematics is checked by the caller."""
     questions, answers = bytearray(), bytearray()
     ratings, lines = array("f"), array("l")
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        reader = csv.DictReader(file, strict=True)
-        try:
-            if reader.fieldnames is None or "question" not in reader.fieldnames:
-                raise ValueError(
-                    f"{path}:1: header must name the columns source,question,answer,rating, "
-                    f"got {reader.fieldnames}"
-                )
-            for row in reader:
-                if limit is not None and len(lines) >= limit:
-                    break
-                place = f"{path}:{reader.line_num}"
-                if None in row:
-                    raise ValueError(f"{place}: more fields than the header, got {row[None]}")
-                question = _csv_board(row["question"] or "", side, place, "question")
-                side = side or round(len(question) ** 0.5)
-                answer_text = row.get("answer") or ""
-                answer = bytes(side * side)
-                if answer_text:
-                    answer = _csv_board(answer_text, side, place, "answer")
-                    if 0 in answer:
-                        raise ValueError(f"{place}: answer has blanks: {answer_text!r}")
-                questions += question
-                answers += answer
-                ratings.append(_csv_rating(row.get("rating") or "", question, place))
-                lines.append(reader.line_num)
-        except (csv.Error, UnicodeDecodeError) as error:
-            raise ValueError(
-                f"{path}:{reader.line_num + 1}: not readable as CSV: {error}"
-            ) from error
+    for line, row in csv_rows(path, limit):
+        place = f"{path}:{line}"
+        question = _csv_board(row["question"] or "", side, place, "question")
+        side = side or round(len(question) ** 0.5)
+        answer_text = row.get("answer") or ""
+        answer = bytes(side * side)
+        if answer_text:
+            answer = _csv_board(answer_text, side, place, "answer")
+            if 0 in answer:
+                raise ValueError(f"{place}: answer has blanks: {answer_text!r}")
+        questions += question
+        answers += answer
+        rating = csv_rating(row.get("rating") or "", place)
+        ratings.append(question.count(0) if math.isnan(rating) else rating)
+        lines.append(line)
     if side is None or not lines:
         raise ValueError(f"{path}: no puzzles")
     return _CsvRows(
@@ -465,18 +407,6 @@ def _csv_board(text: str, side: int | None, place: str, field: str) -> bytes:
         return parse_puzzle(text, side=side).tobytes()
     except ValueError as error:
         raise ValueError(f"{place}: {field}: {error} in {_shorten(text)!r}") from None
-
-
-def _csv_rating(text: str, question: bytes, place: str) -> float:
-    if not text:
-        return question.count(0)
-    try:
-        rating = float(text)
-    except ValueError:
-        rating = math.nan
-    if math.isnan(rating):
-        raise ValueError(f"{place}: rating must be a number, got {text!r}")
-    return rating
 
 
 def _shorten(text: str) -> str:
@@ -503,14 +433,12 @@ def _solve_batch(boards: Int8Array, limit: int, side: int) -> tuple[NDArray[np.i
     solutions = np.zeros_like(boards)
     for start in range(0, len(boards), _CHUNK):
         rows = slice(start, start + _CHUNK)
-        counts[rows], solutions[rows] = sudoku_search.solve_batch(
-            boards[rows], limit, tables_of(side)
-        )
+        counts[rows], solutions[rows] = search.solve_batch(boards[rows], limit, tables_of(side))
     return counts, solutions
 
 
 def _conflict(board: Int8Array, side: int) -> str | None:
-    """Says which digit stands twice in a row, column or box; None if no digit does."""
+    """Which digit a row, column or box shows twice, in words; None if none does."""
     units = tables_of(side).units
     for index, unit in enumerate(units):
         digits, counts = np.unique(board[unit][board[unit] > 0], return_counts=True)

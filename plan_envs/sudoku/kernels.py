@@ -1,28 +1,21 @@
-"""Numba kernels of `plan_envs.sudoku.rules`: checker, legal edits and successors of batches of plans.
+"""Numba kernels of `plan_envs.sudoku.rules`: checker, legal edits and successors of plans.
 
-Their input are the checked arrays of `Sudoku`, their output goes into arrays that it allocated.
+`KernelDomain` hands them checked arrays, and allocates the arrays that they fill.
 `rules` = (side, rows of a box, edit set, constraint mask?, tokens codec?); `peers` uint8
 [cell, peer], ascending; a set of digits is an integer with bit digit - 1.
 """
 # mypy: ignore-errors
 
-import sys
-from itertools import pairwise
-from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 from numba import njit
 
 from plan_envs.compiled.bits import borrowed, copy_bytes, folded, lowest, phi, popcount
-from plan_envs.compiled.threads import in_shares, raise_flag
 
 FILL: Final = 0
 OVERWRITE: Final = 1
 FULL: Final = 2
-
-LEAST_STATES: Final = 64
-"""States whose successors are worth a thread."""
 
 TABLE_SIDE: Final = 9
 """Largest side whose sets of digits index `DIGITS`."""
@@ -181,7 +174,7 @@ def is_edit_legal(instance, plan, cell, value, rules, peers):
 
 
 @njit(cache=True)
-def apply_edits(instances, plans, actions, rules, peers):
+def apply_edits(instances, plans, rules, peers, actions):
     """Carry out legal edits in place."""
     for i in range(len(plans)):
         cell, value = decode(actions[i], rules)
@@ -190,8 +183,9 @@ def apply_edits(instances, plans, actions, rules, peers):
 
 
 @njit(cache=True)
-def check_plans(instances, plans, rules, peers, score, violations, solved, dead):
-    """Verdict of every plan."""
+def check_plans(instances, plans, rules, peers, verdict):
+    """Write the verdict of every plan."""
+    score, violations, solved, dead = verdict
     side = rules[0]
     bits = np.empty(side * side, np.uint16)
     lines = np.empty((4, side), np.uint16)
@@ -205,26 +199,18 @@ def check_plans(instances, plans, rules, peers, score, violations, solved, dead)
         dead[i] = rules[2] == FILL and (zero > 0 or pairs > 0) and not solved[i]
 
 
-def count_successors(instances: Any, *arguments: Any) -> None:
-    """First pass: legal digits, facts (filled, violations, zero, keeps givens), offsets."""
-    offsets, num_states = arguments[-1], len(instances)
-    stops = in_shares(count_share, (instances, *arguments), num_states, LEAST_STATES)
-    for first, stop in pairwise(stops):
-        offsets[first + 1 : stop + 1] += offsets[first]
-
-
 @njit(cache=True, nogil=True)
-def count_share(flags, instances, plans, rules, peers, legal, facts, offsets, first, stop):
-    """`count_successors` of states first to stop - 1, counted from `first`; returns `stop`."""
-    raise_flag(flags)
+def count_successors(instances, plans, rules, peers, legal, facts, offsets):
+    """First pass: legal digits, facts (filled, violations, zero, keeps givens), offsets."""
     side, edits, constraint = rules[0], rules[2], rules[3]
     cells = side * side
     bits = np.empty(cells, np.uint16)
     lines = np.empty((4, side), np.uint16)
     instances, plans, peers = borrowed(instances), borrowed(plans), borrowed(peers)
     legal, facts, offsets = borrowed(legal), borrowed(facts), borrowed(offsets)
+    offsets[0] = 0
     count = 0
-    for i in range(first, stop):
+    for i in range(len(plans)):
         free = legal[i]
         instance = instances[i]
         plan = plans[i]
@@ -247,148 +233,48 @@ def count_share(flags, instances, plans, rules, peers, legal, facts, offsets, fi
             if edits == FULL and not (keeps and filled == cells and violations == 0):
                 count += 1  # STOP
         offsets[i + 1] = count
-    return stop
 
 
-def fill_constraint_successors(instances: Any, *arguments: Any) -> None:
-    """Second pass under fill edits and the constraint mask; see `_fill_share`."""
-    num_states = len(instances)
-    stops = in_shares(fill_share, (instances, *arguments), num_states, LEAST_STATES)
-    _, rules, _, legal, _, _, offsets, _, actions = arguments[:9]
-    for stop in stops[:-1]:
-        mend_actions(rules, legal, offsets, actions, stop)
-
-
-@njit(cache=True)
-def mend_actions(rules, legal, offsets, action, first):
-    """Restore what the share that ends before state `first` has stored behind its end."""
-    side, tokens = rules[0], rules[4]
-    stride = side + 2 if tokens else side
-    shift = 2 if tokens else 0
-    for i in range(first, len(legal)):
-        at = offsets[i]
-        if at >= offsets[first] + TABLE_SIDE:
-            break
-        for cell in range(side * side):
-            for digit in range(side):
-                if (legal[i, cell] >> digit) & 1:
-                    action[at] = cell * stride + shift + digit
-                    at += 1
+def write_successors(
+    instances: Any, plans: Any, rules: Any, peers: Any, legal: Any, facts: Any, *rest: Any
+) -> None:
+    """Second pass: the outcome of every legal edit; `rest` = (terms, offsets, outcomes)."""
+    if rules[2] == FILL and rules[3]:
+        fill_successors(plans, rules, peers, legal, facts, *rest)
+    else:
+        general_successors(instances, plans, rules, peers, legal, facts, *rest)
 
 
 @njit(cache=True, nogil=True)
-def fill_share(
-    flags,
-    instances,
-    plans,
-    rules,
-    peers,
-    legal,
-    facts,
-    terms,
-    offsets,
-    state,
-    action,
-    plan,
-    score,
-    reward,
-    solved,
-    dead,
-    terminated,
-    first_state,
-    stop_state,
-):
-    """`_fill_share`, compiled with the sizes of 9x9 as constants and without: `stop_state`."""
-    raise_flag(flags)
+def fill_successors(plans, rules, peers, legal, facts, terms, offsets, outcomes):
+    """`_fill_successors`, compiled with the sizes of 9x9 as constants and without."""
     side, tokens = rules[0], rules[4]
     if side == 9 and not tokens:
-        _fill_share(
-            instances,
-            plans,
-            9,
-            9,
-            0,
-            peers,
-            legal,
-            facts,
-            terms,
-            offsets,
-            state,
-            action,
-            plan,
-            score,
-            reward,
-            solved,
-            dead,
-            terminated,
-            first_state,
-            stop_state,
-        )
+        _fill_successors(plans, (9, 9, 0), peers, legal, facts, terms, offsets, outcomes)
     else:
-        _fill_share(
-            instances,
-            plans,
-            side,
-            side + 2 if tokens else side,
-            2 if tokens else 0,
-            peers,
-            legal,
-            facts,
-            terms,
-            offsets,
-            state,
-            action,
-            plan,
-            score,
-            reward,
-            solved,
-            dead,
-            terminated,
-            first_state,
-            stop_state,
-        )
-    return stop_state
+        sizes = (side, side + 2 if tokens else side, 2 if tokens else 0)
+        _fill_successors(plans, sizes, peers, legal, facts, terms, offsets, outcomes)
 
 
 @njit(cache=True, forceinline=True)
-def _fill_share(
-    instances,
-    plans,
-    side,
-    stride,
-    shift,
-    peers,
-    legal,
-    facts,
-    terms,
-    offsets,
-    state,
-    action,
-    plan,
-    score,
-    reward,
-    solved,
-    dead,
-    terminated,
-    first_state,
-    stop_state,
-):
+def _fill_successors(plans, sizes, peers, legal, facts, terms, offsets, outcomes):
     """Fill edits under the constraint mask, where violations stay as they are.
 
     A digit starves the peers whose only candidate it is, so most edits of a state share one
     outcome: it is streamed out first, then the peers of each naked single are corrected. The cell
-    itself was no zero-candidate cell, it had a legal digit. Up to TABLE_SIDE entries are written
-    behind the last one of the share, into memory that is reserved for it, or into the next share,
-    for `mend_actions` to restore. Unsigned indices spare numba's test for negative ones, which
-    doubles the speed here.
+    itself was no zero-candidate cell, it had a legal digit. Up to TABLE_SIDE actions are written
+    behind the last one, into memory that is reserved for it. With unsigned indices numba omits its
+    test for negative ones, which doubles the speed here.
+
+    `sizes` = (side, actions of a cell, action of a cell's first digit).
     """
+    side, stride, shift = sizes
     gamma, shaped, absorb = terms
     cells = side * side
     num_peers = 20 if side == 9 else peers.shape[1]
     plans, peers, legal, facts = borrowed(plans), borrowed(peers), borrowed(legal), borrowed(facts)
-    state, action, plan = borrowed(state), borrowed(action), borrowed(plan)
-    score, reward, solved = borrowed(score), borrowed(reward), borrowed(solved)
-    dead, terminated, offsets = borrowed(dead), borrowed(terminated), borrowed(offsets)
+    offsets = borrowed(offsets)
+    state, action, plan, score, reward, solved, dead, terminated = borrowed(outcomes)
     peer_list = peers.reshape(-1)
     open_cells = np.empty(cells + 1, np.uint8)
     singles = np.empty(cells + 1, np.uint8)
@@ -398,7 +284,7 @@ def _fill_share(
     scores = np.empty(num_peers + 1, np.float32)
     rewards = np.empty(num_peers + 1, np.float32)
     ends = np.empty(num_peers + 1, np.bool_)
-    for i in range(np.uint64(first_state), np.uint64(stop_state)):
+    for i in range(np.uint64(len(plans))):
         filled, violations, zero = facts[i, 0] + 1, facts[i, 1], facts[i, 2]
         before = phi(filled - 1 - 2 * violations - 5 * zero, cells)
         first, last = offsets[i], offsets[i + np.uint64(1)]
@@ -464,7 +350,7 @@ def _fill_share(
                 terminated[at] = ends[more]
         starved[: last - first] = 0
         if len(plan):
-            row = first  # `action` is not read again: another share may be writing behind its end
+            row = first
             for k in range(num_open):
                 cell = open_cells[k]
                 rest = np.int64(digits_of[cell])
@@ -490,56 +376,28 @@ def tally(plan, peers, side, counts, num_free):
         num_free[cell] = number
 
 
-def general_successors(instances: Any, *arguments: Any) -> None:
-    """Second pass under any edit set and mask; see `general_share`."""
-    in_shares(general_share, (instances, *arguments), len(instances), LEAST_STATES)
-
-
 @njit(cache=True, nogil=True)
-def general_share(
-    flags,
-    instances,
-    plans,
-    rules,
-    peers,
-    legal,
-    facts,
-    terms,
-    offsets,
-    state,
-    action,
-    plan,
-    score,
-    reward,
-    solved,
-    dead,
-    terminated,
-    first_state,
-    stop_state,
-):
+def general_successors(instances, plans, rules, peers, legal, facts, terms, offsets, outcomes):
     """Successors for any edit set and mask; `counts` turn each outcome into a difference.
 
     Replacing digit o of a cell by v: violations + counts[v] - counts[o]; zero-candidate cells
     - `freed` (blanks that only o keeps without candidate) + `starved` (blanks whose only candidate
     is v, unless o's removal gives them another).
     """
-    raise_flag(flags)
     side, _, edits, constraint, tokens = rules
     gamma, shaped, absorb = terms
     cells = side * side
     num_peers = peers.shape[1]
     instances, plans, peers = borrowed(instances), borrowed(plans), borrowed(peers)
     legal, facts, offsets = borrowed(legal), borrowed(facts), borrowed(offsets)
-    state, action, plan = borrowed(state), borrowed(action), borrowed(plan)
-    score, reward, solved = borrowed(score), borrowed(reward), borrowed(solved)
-    dead, terminated = borrowed(dead), borrowed(terminated)
+    state, action, plan, score, reward, solved, dead, terminated = borrowed(outcomes)
     stride = side + 2 if tokens else side
     shift = 2 if tokens else 0
     counts = np.empty(cells * side, np.int8)
     num_free = np.empty(cells, np.int8)
     starved = np.empty(cells * side, np.int8)
     freed = np.empty(cells, np.int8)
-    for i in range(first_state, stop_state):
+    for i in range(len(plans)):
         filled, violations, zero = facts[i, 0], facts[i, 1], facts[i, 2]
         before = phi(filled - 2 * violations - 5 * zero, cells)
         tally(plans[i], peers, side, counts, num_free)
@@ -650,15 +508,3 @@ def overwrite_left(instance, plan, peers, side, counts, num_free, edited, value)
             if count == 0 and digit != plan[cell]:
                 return True
     return False
-
-
-def in_disk_cache() -> bool:
-    """Whether numba has compiled these kernels before; the first use takes about half a minute."""
-    folder = Path(write_masks.stats.cache_path)
-    return any(folder.glob("sudoku_kernels.write_masks-*.nbi"))
-
-
-def announce_compilation() -> None:
-    """Say on stderr, on a machine where it is so, that the first use will take half a minute."""
-    if not in_disk_cache():
-        print("compiling the environments' kernels, once on this machine...", file=sys.stderr)

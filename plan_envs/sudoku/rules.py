@@ -2,30 +2,20 @@
 
 An instance is a board of givens, a plan is that board with more cells filled; int8, 0 = blank, else
 the digit. `Sudoku` fulfils `plan_envs.domain.PlanDomain`: pure functions over batches, one or two
-numba calls each (`sudoku_kernels`). The shells and the learners stand on it; instances come from
-`plan_envs.sudoku.instances`.
+numba calls each (`plan_envs.sudoku.kernels`). Instances come from `plan_envs.sudoku.instances`.
 """
 
 from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING, Final, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from plan_envs.boards import (
-    absorbs_dead,
-    as_actions,
-    as_boards,
-    check_batch,
-    check_choices,
-    choose_cells,
-    empty_successors,
-    is_shaped,
-    outcome_arrays,
-    with_fixed_tables,
-)
-from plan_envs.domain import DeadEnd, DomainSpec, Int8Array, RewardKind, Successors, Verdict
+from plan_envs.cells import with_fixed_tables
+from plan_envs.checks import check_choices
+from plan_envs.compiled.kernel_domain import KernelDomain
+from plan_envs.domain import DomainSpec, Int8Array
 from plan_envs.sudoku import kernels
 from plan_envs.sudoku.geometry import BOX_SHAPES, peers_of, units_of
 
@@ -50,7 +40,7 @@ Rules = tuple[int, int, int, bool, bool]
 
 
 @dataclass(frozen=True)
-class Sudoku:
+class Sudoku(KernelDomain):
     """Sudoku as pure functions over batches; `PlanDomain` says what each function promises.
 
     The instance holds the givens, the plan the givens and what was written so far. Any valid
@@ -83,6 +73,9 @@ class Sudoku:
     edits: EditSet | None = None
     mask: MaskRule | None = None
 
+    _kernels: ClassVar[Any] = kernels
+    _spare: ClassVar[int] = kernels.TABLE_SIDE
+
     def __post_init__(self) -> None:
         """Fill in the defaults of the side and check the options."""
         if self.side not in BOX_SHAPES:
@@ -110,70 +103,6 @@ class Sudoku:
         """Sizes, action table and the constraint groups cell, row, column and box."""
         assert self.codec is not None
         return _spec(self.side, self.codec)
-
-    def initial(self, instances: Int8Array) -> Int8Array:
-        """The givens themselves, copied; shape [batch, cell]."""
-        return self._boards("instances", instances).copy()
-
-    def action_mask(self, instances: Int8Array, plans: Int8Array) -> Int8Array:
-        """Legal edits, int8 [batch, action]."""
-        instances, plans = self._pair(instances, plans)
-        masks = np.empty((len(plans), self.spec.num_actions), np.int8)
-        kernels.write_masks(instances, plans, self.rules, peers_of(self.side), masks)
-        return masks
-
-    def edit(self, instances: Int8Array, plans: Int8Array, actions: NDArray[np.int32]) -> Int8Array:
-        """The plans after one edit a row; illegal actions and STOP leave their row unchanged."""
-        instances, plans = self._pair(instances, plans)
-        actions = as_actions(actions, len(plans), self.spec.num_actions)
-        edited = plans.copy()
-        kernels.apply_edits(instances, edited, actions, self.rules, peers_of(self.side))
-        return edited
-
-    def check(self, instances: Int8Array, plans: Int8Array) -> Verdict:
-        """Score the plans; see the class docstring for the rules."""
-        instances, plans = self._pair(instances, plans)
-        batch = len(plans)
-        score = np.empty(batch, np.float32)
-        violations = np.empty(batch, np.int32)
-        solved, dead = np.empty((2, batch), np.bool_)
-        kernels.check_plans(
-            instances, plans, self.rules, peers_of(self.side), score, violations, solved, dead
-        )
-        return Verdict(score=score, violations=violations, solved=solved, dead=dead)
-
-    def successors(
-        self,
-        instances: Int8Array,
-        plans: Int8Array,
-        *,
-        gamma: float = 0.99,
-        reward: RewardKind = "shaped",
-        dead_end: DeadEnd = "absorb",
-        with_plans: bool = True,
-    ) -> Successors:
-        """Every legal edit of every plan with its outcome, from differences alone."""
-        instances, plans = self._pair(instances, plans)
-        rules, peers = self.rules, peers_of(self.side)
-        batch, cells = plans.shape
-        legal = np.empty((batch, cells), np.uint16)
-        facts = np.empty((batch, 4), np.int32)
-        offsets = np.zeros(batch + 1, np.int64)
-        kernels.count_successors(instances, plans, rules, peers, legal, facts, offsets)
-        found = empty_successors(offsets, cells, with_plans=with_plans, spare=kernels.TABLE_SIDE)
-        fast = self.edits == "fill" and self.mask == "constraint"
-        write = kernels.fill_constraint_successors if fast else kernels.general_successors
-        terms = (float(gamma), is_shaped(reward), absorbs_dead(dead_end))
-        write(instances, plans, rules, peers, legal, facts, terms, offsets, *outcome_arrays(found))
-        return found
-
-    def is_stop(self, actions: NDArray[np.int32]) -> NDArray[np.bool_]:
-        """True for STOP; the digits codec has none."""
-        actions = np.asarray(actions)
-        if self.codec == "digits":
-            return np.zeros(actions.shape, np.bool_)
-        stopped: NDArray[np.bool_] = actions == self.spec.num_actions - 1
-        return stopped
 
     def read_instance(self, text: str) -> Int8Array:
         """Read a puzzle from one line or from a drawn grid, shape [cell]."""
@@ -206,42 +135,25 @@ class Sudoku:
                     return f"digit {instance[cell]} stands at {places[0]} and at {places[1]}"
         return None
 
-    def keeps_instance(self, instances: Int8Array, plans: Int8Array) -> NDArray[np.bool_]:
-        """Whether each plan shows all givens of its instance."""
-        instances, plans = self._pair(instances, plans)
-        kept: NDArray[np.bool_] = ((instances == 0) | (instances == plans)).all(axis=1)
-        return kept
-
     def distance(self, instances: Int8Array) -> NDArray[np.int64]:
         """Blank cells, shape [batch]."""
-        blanks: NDArray[np.int64] = (self._boards("instances", instances) == 0).sum(axis=1)
+        blanks: NDArray[np.int64] = (self._instances(instances) == 0).sum(axis=1)
         return blanks
-
-    def advance(
-        self,
-        instances: Int8Array,
-        solutions: Int8Array,
-        distance: NDArray[np.int64],
-        rng: np.random.Generator,
-    ) -> Int8Array:
-        """Plans with so much of the solution filled in that at most `distance` cells are blank.
-
-        Args:
-            instances: shape [batch, cell].
-            solutions: a completion of each.
-            distance: cells to be left blank, shape [batch].
-            rng: draws the cells that are filled in, uniformly.
-        """
-        instances, solutions = self._pair(instances, solutions)
-        blank = instances == 0
-        left = choose_cells(blank, distance, rng)
-        return np.ascontiguousarray(np.where(blank & ~left, solutions, instances))
 
     def random_symmetry(self, rng: np.random.Generator) -> "SudokuSymmetry":
         """A uniformly random symmetry; see `plan_envs.sudoku.instances.SudokuSymmetry`."""
         from plan_envs.sudoku.instances import SudokuSymmetry
 
         return SudokuSymmetry.random(self.side, rng, tokens=self.codec == "tokens")
+
+    @property
+    def kernel_rules(self) -> tuple[Rules, NDArray[np.uint8]]:
+        """The options as numbers, and the peers of every cell."""
+        return self.rules, peers_of(self.side)
+
+    def _scratch(self, batch: int) -> tuple[NDArray[Any], ...]:
+        """Legal digits, and facts (filled, violations, zero-candidate cells, keeps the givens)."""
+        return np.empty((batch, self.side**2), np.uint16), np.empty((batch, 4), np.int32)
 
     @property
     def rules(self) -> Rules:
@@ -254,13 +166,6 @@ class Sudoku:
             self.mask == "constraint",
             self.codec == "tokens",
         )
-
-    def _boards(self, name: str, boards: Int8Array) -> Int8Array:
-        return as_boards(name, boards, self.side**2, self.side)
-
-    def _pair(self, instances: Int8Array, plans: Int8Array) -> tuple[Int8Array, Int8Array]:
-        check_batch(instances, plans)
-        return self._boards("instances", instances), self._boards("plans", plans)
 
 
 @cache

@@ -1,8 +1,8 @@
 """Sudoku puzzles with 17 givens, the fewest that a unique puzzle can have, one a class of grids.
 
-Digging random grids practically never gets below 20 givens, so `sudoku_instances.py` draws puzzles
-with 17-20 givens as random images of these. They are widely published minimal puzzles and their
-neighbours (one given moved), found by search; all 17-clue puzzles are known, up to symmetry.
+Digging random grids practically never gets below 20 givens, so `plan_envs.sudoku.instances` draws
+puzzles with 17-20 givens as random images of these. They are widely published minimal puzzles and
+their neighbours (one given moved), found by search; all 17-clue puzzles are known, up to symmetry.
 """
 
 SEVENTEEN_CLUES = """

@@ -209,7 +209,7 @@ def test_a_file_or_a_name_gives_the_same_instances(
         part = read_instances(source, domain=Sudoku(9), limit=2)
         assert np.array_equal(part.keys, puzzles.keys[:2])
     test = read_instances(f"{EXTREME}:test", domain=Sudoku(9))
-    assert test.name == f"{EXTREME}:test" and test.disjoint_from(puzzles)
+    assert test.name == f"{EXTREME}:test" and not np.isin(test.keys, puzzles.keys).any()
 
 
 def test_every_domain_reads_its_own_files(tmp_path: Path) -> None:

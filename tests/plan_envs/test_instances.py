@@ -1,7 +1,6 @@
-"""Instance sets of any domain: sizes, keys, bands of difficulty, mixes, files, memory."""
+"""Instance sets of any domain: sizes, keys, files, memory."""
 
 import zipfile
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -88,7 +87,8 @@ def test_a_set_of_another_domain_is_refused(
 
 def test_a_pool_of_100k_sudokus_takes_under_50_mb() -> None:
     few = sudoku_instances(num=1000, unique=False, blanks=(40, 50))
-    pool = InstanceSet.concatenate([few] * 100)
+    boards = [np.tile(rows, (100, 1)) for rows in (few.instances, few.solutions)]
+    pool = InstanceSet.of("many", *boards)
     part, front = (
         pool.subset(slice(0, 10)),
         InstanceSet.of("front", pool.instances[:10], few.solutions[:10]),
@@ -107,142 +107,6 @@ def test_a_pool_of_100k_sudokus_takes_under_50_mb() -> None:
 def test_subset_keeps_rows_together() -> None:
     part = numbered(0, 20).subset([3, 1])
     assert ratings(part) == [3, 1] and consistent(part)
-
-
-def test_a_band_includes_both_ends() -> None:
-    pool = numbered(0, 20)
-    assert ratings(pool.band(3, 5)) == [3, 4, 5]
-    assert ratings(pool.band(high=1)) == [0, 1]
-    assert ratings(pool.band(low=18)) == [18, 19]
-    assert pool.band(3, 5).name == "numbered (3 <= rating <= 5)"
-    with pytest.raises(ValueError, match=r"low <= high, got \(5, 3\)"):
-        pool.band(5, 3)
-
-
-def test_a_band_of_ratings_that_binary_fractions_cannot_hold_finds_them() -> None:
-    boards = np.zeros((3, 1), np.int8)
-    pool = InstanceSet.of("tenths", boards, boards, np.array([0.1, 0.2, 0.3]))
-    assert len(pool.band(0.1, 0.3)) == 3
-    assert [len(band) for band in pool.bands(edges=[0.1, 0.2, 0.3])] == [1, 2]
-
-
-@given(edges=st.lists(st.integers(-5, 45), min_size=2, max_size=6, unique=True).map(sorted))
-def test_bands_between_edges_share_out_every_instance_between_the_first_and_the_last(
-    edges: list[int],
-) -> None:
-    bands = numbered(0, 40).bands(edges=edges)
-    assert len(bands) == len(edges) - 1 and all(map(consistent, bands))
-    for low, high, band in zip(edges, edges[1:], bands, strict=False):
-        assert ratings(band) == [n for n in range(40) if low <= n < high + (high == edges[-1])]
-
-
-@given(found=st.lists(st.integers(0, 6), min_size=1, max_size=40), quantiles=st.integers(1, 8))
-def test_bands_by_quantiles_are_in_order_and_never_part_equal_ratings(
-    found: list[int], quantiles: int
-) -> None:
-    boards = np.zeros((len(found), 1), np.int8)
-    bands = InstanceSet.of("ties", boards, boards, np.array(found)).bands(quantiles=quantiles)
-    assert 1 <= len(bands) <= quantiles
-    assert sorted(found) == sorted(n for band in bands for n in ratings(band))
-    for band, harder in pairwise(bands):
-        assert max(ratings(band)) < min(ratings(harder))
-    sizes = [len(band) for band in bands]
-    ties = max(np.bincount(found))
-    assert max(sizes) <= len(found) / quantiles + ties + 1
-
-
-def test_bands_by_quantiles_without_ties_are_equally_large() -> None:
-    bands = numbered(0, 40).bands(quantiles=4)
-    assert [len(band) for band in bands] == [10, 10, 10, 10]
-    assert bands[0].name == "numbered (0 <= rating < 10)"
-    assert bands[3].name == "numbered (30 <= rating <= 39)"
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({}, "name one of edges and quantiles"),
-        ({"edges": [1, 2], "quantiles": 2}, "name one of edges and quantiles"),
-        ({"edges": [1]}, "at least two ascending"),
-        ({"edges": [1, 1]}, "at least two ascending"),
-        ({"quantiles": 0}, "no 0 bands of 5 instances"),
-    ],
-)
-def test_bands_that_make_no_sense_are_refused(options: dict[str, object], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        numbered(0, 5).bands(**options)  # type: ignore[arg-type]
-
-
-def test_sets_are_disjoint_when_they_share_no_instance() -> None:
-    pool = numbered(0, 20)
-    assert pool.disjoint_from(numbered(20, 40)) and not pool.disjoint_from(numbered(19, 40))
-    train, test = (sudoku_instances(split=split, num=50) for split in ("train", "test"))
-    assert train.disjoint_from(test) and not train.disjoint_from(train.subset([7]))
-
-
-# ---- sets put together
-
-
-def test_concatenated_sets_keep_their_order() -> None:
-    both = InstanceSet.concatenate([numbered(5, 8), numbered(0, 2)])
-    assert ratings(both) == [5, 6, 7, 0, 1] and consistent(both)
-    assert both.name == "numbered + numbered"
-    with pytest.raises(ValueError, match="no instance sets"):
-        InstanceSet.concatenate([])
-    with pytest.raises(ValueError, match=r"instances of numbered have 3 integers, .* 81"):
-        InstanceSet.concatenate([numbered(0, 2), sudoku_instances(num=1)])
-
-
-def test_a_mix_has_the_shares_that_were_asked_for_and_no_instance_twice() -> None:
-    easy, hard = numbered(0, 5000, name="easy"), numbered(5000, 10_000, name="hard")
-    mixed = InstanceSet.mix([easy, hard], [3, 1], num=4000)
-    assert len(mixed) == 4000 and consistent(mixed)
-    assert abs((mixed.ratings >= 5000).sum() - 1000) < 140  # 5 sigma
-    assert len(set(mixed.keys.tolist())) == 4000
-    assert mixed.name == "mix(easy 0.75, hard 0.25):seed0"
-
-
-def test_a_mix_begins_with_every_smaller_mix_of_its_seed_and_differs_from_other_seeds() -> None:
-    sets = [numbered(0, 300), numbered(300, 350)]
-    mixed = InstanceSet.mix(sets, [1, 2], num=200, seed=3)
-    part = InstanceSet.mix(sets, [1, 2], num=20, seed=3)
-    assert np.array_equal(mixed.keys[:20], part.keys)
-    other = InstanceSet.mix(sets, [1, 2], num=20, seed=4)
-    assert not np.array_equal(part.keys, other.keys)
-
-
-def test_a_mix_repeats_an_instance_only_when_its_set_has_no_other_left() -> None:
-    mixed = InstanceSet.mix([numbered(0, 30), numbered(30, 33)], [1, 1], num=40)
-    few = [n for n in ratings(mixed) if n >= 30]
-    assert sorted(few[:3]) == [30, 31, 32]
-    assert few[3:] == (few[:3] * 10)[: len(few) - 3]  # and then in the same order again
-    rest = [n for n in ratings(mixed) if n < 30]
-    assert len(set(rest)) == len(rest)
-
-
-def test_an_instance_of_two_sets_comes_once_in_a_mix() -> None:
-    mixed = InstanceSet.mix([numbered(0, 100), numbered(0, 100)], [1, 1], num=60)
-    assert len(set(ratings(mixed))) == 60
-
-
-@pytest.mark.parametrize(
-    ("weights", "options", "message"),
-    [
-        ([1], {}, r"weights must be 2 numbers >= 0, got \[1\]"),
-        ([1, -1], {}, r"weights must be 2 numbers >= 0, got \[1, -1\]"),
-        ([0, 0], {}, "weights"),
-        ([1, float("nan")], {}, "weights"),
-        ([1, 1], {}, "nothing: has weight 1, but no instances"),
-        ([1, 0], {"num": -1}, "num and seed must be >= 0, got num=-1"),
-        ([1, 0], {"seed": -1}, "seed=-1"),
-    ],
-)
-def test_a_mix_that_cannot_be_drawn_is_refused(
-    weights: list[float], options: dict[str, int], message: str
-) -> None:
-    sets = [numbered(0, 5), numbered(0, 0, name="nothing")]
-    with pytest.raises(ValueError, match=message):
-        InstanceSet.mix(sets, weights, **{"num": 1, **options})
 
 
 # ---- files

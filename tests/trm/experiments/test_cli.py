@@ -439,7 +439,9 @@ def test_envs_describes_one_and_measures_the_references(call: Call) -> None:
 def test_a_cold_kernel_cache_is_announced_and_a_warm_one_is_not(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    from plan_envs.compiled import disk_cache
+
     for warm, said in ((False, True), (True, False)):
-        monkeypatch.setattr(sudoku_kernels, "in_disk_cache", lambda warm=warm: warm)
+        monkeypatch.setattr(disk_cache, "in_disk_cache", lambda warm=warm: warm)
         result = CliRunner().invoke(cli.cli, ["eval", "no-such-run"])
         assert ("compiling the environments' kernels" in result.stderr) is said

@@ -1,0 +1,1 @@
+"""A game for people over any plan-editing environment: typed edits, hints, a way back."""
