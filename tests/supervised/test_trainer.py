@@ -139,7 +139,7 @@ def test_two_processes_take_the_steps_of_one_with_the_same_batch(tmp_path: Path)
         "--nproc-per-node=2",
         str(script),
     ]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     two = Run.open(tmp_path / "two", kind=RUN_KIND)
     for name, weight in weights_of(alone).items():

@@ -1,4 +1,4 @@
-"""A tiny teacher and data set for the tests of `supervised.planner.teacher_cache`; jobs can import it."""
+"""A tiny teacher and data set for the tests of the teacher's cache; jobs can import it."""
 
 import dataclasses
 import functools

@@ -1,4 +1,4 @@
-"""Work for the tests of `trm.compute.jobs`: functions that a job's process can import, and quickly."""
+"""Work for the tests of `trm.compute.jobs`: functions that a job's process imports quickly."""
 
 import os
 import signal
@@ -8,7 +8,10 @@ from pathlib import Path
 
 from trm.compute.jobs import run_command
 
-SAVES_WHEN_TOLD = """
+FOR_EVER = 3600
+"""Seconds, for work that is ended by a signal only: longer than any test may take."""
+
+SAVES_WHEN_TOLD = f"""
 import pathlib, signal, sys, time
 folder = pathlib.Path(sys.argv[1])
 def save(*_):
@@ -17,7 +20,7 @@ def save(*_):
     sys.exit(0)
 signal.signal(signal.SIGTERM, save)
 (folder / "at-work").touch()
-time.sleep(60)
+time.sleep({FOR_EVER})
 """
 
 
@@ -55,7 +58,7 @@ def die(output: Path, tally: Path, deaths: int, *, parent: bool = False) -> None
     if attempt < deaths:
         output.with_name(f".{output.name}.tmp").write_text("half")
         os.kill(os.getppid() if parent else os.getpid(), signal.SIGKILL)
-        time.sleep(60)
+        time.sleep(FOR_EVER)
     write(output, f"after {attempt} deaths")
 
 

@@ -4,6 +4,7 @@ A process of its own, because it forks: torch and the kernels are loaded once. P
 """
 
 import functools
+import itertools
 import json
 import os
 import random
@@ -25,7 +26,8 @@ from trm.runs.run import Run
 from upi_trm.learner import UpiLearner
 from upi_trm.trainer import resume, train
 
-KILLS, ITERATIONS, EDITS_PER_ITERATION, ITERATIONS_PER_CHECKPOINT = 20, 100, 16, 2
+KILLS, ITERATIONS, EDITS_PER_ITERATION, ITERATIONS_PER_CHECKPOINT = 20, 60, 16, 2
+MOST_ITERATIONS = 2 * ITERATIONS_PER_CHECKPOINT + 1
 INTERVAL = EDITS_PER_ITERATION * ITERATIONS_PER_CHECKPOINT
 SECONDS_TO_SAVE = 0.005
 HERE = Placement(threads=1)
@@ -59,9 +61,13 @@ def go_on(path: Path) -> None:
 
 
 class Child:
-    """A forked trainer that reports the start of every iteration (i) and of every save (s)."""
+    """A forked trainer that reports the start of every iteration (i) and of every save (s).
 
-    def __init__(self, work: Callable[[], None]) -> None:
+    It goes on to the start of iteration `hold_at`, where it waits to be killed. So a killer that a
+    busy machine keeps waiting is late, but the training cannot end before the kill.
+    """
+
+    def __init__(self, work: Callable[[], None], *, hold_at: int | None = None) -> None:
         self._read, write = os.pipe()
         self.pid = os.fork()
         if self.pid:
@@ -73,8 +79,12 @@ class Child:
             silence = os.open(os.devnull, os.O_WRONLY)
             os.dup2(silence, 2)
 
+            begun = itertools.count(1)
+
             def reporting(learner: UpiLearner, *args: Any, **options: Any) -> dict[str, float]:
                 os.write(write, b"i")
+                if next(begun) == hold_at:
+                    time.sleep(3600)
                 return iterate(learner, *args, **options)
 
             def reporting_save(run: Run, *args: Any, **options: Any) -> Path:
@@ -145,11 +155,13 @@ def main(folder: Path) -> dict[str, Any]:
     kills = newest = 0
     lost = []
     while kills < KILLS:
-        child = Child(functools.partial(begin if kills == 0 else go_on, path))
         # One kill in five while the run is opened and restored, one while a checkpoint is saved,
         # the others anywhere in the loop.
         moment = {4: "opening", 2: "saving"}.get(kills % 5, "training")
-        iterations = 0 if moment == "opening" else rng.randint(1, 2 * ITERATIONS_PER_CHECKPOINT + 1)
+        iterations = 0 if moment == "opening" else rng.randint(1, MOST_ITERATIONS)
+        more = ITERATIONS_PER_CHECKPOINT if moment == "saving" else 1
+        work = functools.partial(begin if kills == 0 else go_on, path)
+        child = Child(work, hold_at=iterations + more)
         for _ in range(iterations):
             assert child.wait_for(b"i"), "finished before it could be killed"
         if moment == "saving":

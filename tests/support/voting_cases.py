@@ -1,4 +1,4 @@
-"""A predictor of known accuracy for the tests of `supervised.measures.arc_voting`; jobs can import it."""
+"""A predictor of known accuracy for the tests of voting on ARC; jobs can import it."""
 
 import os
 import signal

@@ -1,7 +1,9 @@
 """Jobs on local processes and on Ray: skipped, failed, killed, stopped, never done twice."""
 
+import fcntl
 import importlib.util
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -25,11 +27,35 @@ def _job(folder: Path, key: str, work: Callable[[], object] | tuple[str, ...] | 
     return Job(key=key, work=work, output=output, log=folder / "logs" / f"{key}.log")
 
 
-def _wait_for(path: Path, seconds: float = 30.0) -> None:
-    limit = time.monotonic() + seconds
-    while not path.exists():
-        assert time.monotonic() < limit, path
-        time.sleep(0.02)
+def _has_ended(job: Job) -> bool:
+    """Whether nothing of an attempt that had begun lives: each of its processes locks the log."""
+    with open(job.log, "rb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+    return True
+
+
+def _map_and_stop(
+    job: Job, *others: Job, at_work: Callable[[], bool], **options: Any
+) -> list[JobResult]:
+    """What `map_jobs` returns when this process gets a SIGTERM once the first job is at work."""
+    ended = threading.Event()
+
+    def stop_once_at_work() -> None:
+        while not at_work():
+            if ended.wait(0.02):
+                return
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    thread = threading.Thread(target=stop_once_at_work)
+    thread.start()
+    try:
+        return map_jobs([job, *others], **options)
+    finally:
+        ended.set()
+        thread.join()
 
 
 def test_a_finished_job_is_skipped_and_its_output_left_alone(tmp_path: Path) -> None:
@@ -89,54 +115,50 @@ def test_retries_are_bounded_and_an_attempt_takes_up_the_one_before(
 def test_on_sigterm_running_jobs_save_and_the_others_do_not_start(tmp_path: Path) -> None:
     save = partial(job_cases.save_when_told, tmp_path)
     jobs = [_job(tmp_path, "running", save), _job(tmp_path, "waiting")]
-
-    def stop_once_at_work() -> None:
-        _wait_for(tmp_path / "at-work")
-        os.kill(os.getpid(), signal.SIGTERM)
-
-    thread = threading.Thread(target=stop_once_at_work)
-    thread.start()
-    running, waiting = map_jobs(jobs, workers=1)
-    thread.join()
+    running, waiting = _map_and_stop(*jobs, at_work=(tmp_path / "at-work").exists, workers=1)
     assert (running.state, running.detail) == ("stopped", "told to stop")
     assert (waiting.state, waiting.detail, waiting.attempts) == ("stopped", "not started", 0)
     assert (tmp_path / "saved").exists()
 
 
 def test_a_job_that_does_not_leave_within_the_grace_is_killed(tmp_path: Path) -> None:
-    deaf = "import signal, time; signal.signal(15, signal.SIG_IGN); print('on'); time.sleep(60)"
+    deaf = (
+        "import signal, time; signal.signal(15, signal.SIG_IGN); print('at work')\n"
+        f"time.sleep({job_cases.FOR_EVER}); print('woke up')"
+    )
     job = _job(tmp_path, "deaf", (sys.executable, "-u", "-c", deaf))
 
-    def stop_once_at_work(result: JobResult) -> None:
-        def stop() -> None:
-            limit = time.monotonic() + 30
-            while not (job.log.exists() and "on" in job.log.read_text()):
-                assert time.monotonic() < limit
-                time.sleep(0.02)
-            os.kill(os.getpid(), signal.SIGTERM)
+    def at_work() -> bool:
+        return job.log.exists() and "at work" in job.log.read_text()
 
-        if result.state == "running":
-            threading.Thread(target=stop).start()
-
-    begun = time.monotonic()
-    (result,) = map_jobs([job], grace_seconds=0.3, report=stop_once_at_work)
+    (result,) = _map_and_stop(job, at_work=at_work, grace_seconds=0.3)
     assert result.state == "stopped"
-    assert time.monotonic() - begun < 20
+    assert _has_ended(job)
+    assert "woke up" not in job.log.read_text()
 
 
 def test_jobs_save_and_end_when_the_process_that_started_them_is_killed(tmp_path: Path) -> None:
+    job = _job(tmp_path, "a", partial(job_cases.save_when_told, tmp_path))
     code = (
-        "import sys; from pathlib import Path; from functools import partial\n"
-        "sys.path.insert(0, sys.argv[2]); import job_cases; from trm.compute.jobs import Job, map_jobs\n"
-        "folder = Path(sys.argv[1]); work = partial(job_cases.save_when_told, folder)\n"
-        "map_jobs([Job(key='a', work=work, output=folder / 'out', log=folder / 'log')])\n"
+        "import pickle, sys; from trm.compute.jobs import map_jobs\n"
+        "map_jobs(pickle.load(sys.stdin.buffer))"
     )
-    here = Path(__file__).resolve().parents[3] / "tests" / "support"
-    parent = subprocess.Popen([sys.executable, "-c", code, str(tmp_path), str(here)])
-    _wait_for(tmp_path / "at-work")
+    parent = subprocess.Popen(
+        [sys.executable, "-c", code],
+        stdin=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+    )
+    assert parent.stdin is not None
+    with parent.stdin as pipe:
+        pickle.dump([job], pipe)
+    while not (tmp_path / "at-work").exists():
+        assert parent.poll() is None
+        time.sleep(0.02)
     parent.kill()
     parent.wait()
-    _wait_for(tmp_path / "saved")
+    while not _has_ended(job):
+        time.sleep(0.02)
+    assert (tmp_path / "saved").exists()
 
 
 def test_two_callers_at_once_do_a_job_once(tmp_path: Path) -> None:
@@ -266,14 +288,8 @@ def test_on_ray_a_worker_killed_half_way_is_retried_and_the_rest_is_not_touched(
 @needs_ray
 def test_on_ray_running_jobs_save_when_told_to_stop(tmp_path: Path) -> None:
     job = _job(tmp_path, "a", partial(job_cases.save_when_told, tmp_path))
-
-    def stop_once_at_work() -> None:
-        _wait_for(tmp_path / "at-work")
-        os.kill(os.getpid(), signal.SIGTERM)
-
-    thread = threading.Thread(target=stop_once_at_work)
-    thread.start()
-    (result,) = map_jobs([job], backend="ray")
-    thread.join()
+    (result,) = _map_and_stop(job, at_work=(tmp_path / "at-work").exists, backend="ray")
     assert (result.state, result.attempts) == ("stopped", 1)
-    _wait_for(tmp_path / "saved")
+    while not _has_ended(job):
+        time.sleep(0.02)
+    assert (tmp_path / "saved").exists()
