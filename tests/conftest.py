@@ -64,7 +64,10 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip tests marked gpu on a machine without CUDA."""
+    """Files with slow tests come first; tests marked gpu are skipped on a machine without CUDA."""
+    # A worker of xdist gets one file at a time (--dist loadfile): a long one must not come last.
+    long = {item.path for item in items if "slow" in item.keywords}
+    items.sort(key=lambda item: item.path not in long)
     marked = [item for item in items if "gpu" in item.keywords]
     if not marked:
         return
