@@ -615,8 +615,10 @@ def test_edit_values_of_the_state_ask_for_no_successor(value: Literal["success",
     torch.testing.assert_close(silent[plain.undecided], wanted, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("edit_values", ["corrected", "state"])
-@pytest.mark.parametrize("value", ["success", "score"])
+@pytest.mark.parametrize(
+    "edit_values", ["corrected", pytest.param("state", marks=pytest.mark.slow)]
+)
+@pytest.mark.parametrize("value", ["success", pytest.param("score", marks=pytest.mark.slow)])
 def test_a_correction_learns_the_returns_of_the_edits_made(
     value: Literal["success", "score"], edit_values: Literal["corrected", "state"]
 ) -> None:
