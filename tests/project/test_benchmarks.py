@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 BENCHMARK = Path(__file__).parents[2] / "benchmarks" / "environments.py"
 
 
@@ -48,6 +50,7 @@ def test_what_is_not_installed_is_skipped_with_a_line(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.slow
 def test_the_benchmark_of_a_supervision_step_measures_time_and_both_peaks(tmp_path: Path) -> None:
     target = tmp_path / "step.json"
     script = BENCHMARK.with_name("supervision_step.py")

@@ -98,6 +98,7 @@ def test_eval_and_solve_use_the_trained_model(
     assert ("NOT solved" in out) == (code == 1)
 
 
+@pytest.mark.slow
 def test_sigterm_saves_and_ends_cleanly_and_the_run_goes_on(tmp_path: Path) -> None:
     path = tmp_path / "run"
     process = _start(*("train", "--env", "sudoku4x4", "--steps", "1000000", "--out", path), *SMALL)

@@ -265,6 +265,7 @@ def test_either_attempt_counts_and_a_missing_task_is_wrong() -> None:
 # --- Parts
 
 
+@pytest.mark.slow
 def test_a_killed_evaluation_resumes_and_ends_like_one_that_was_not(tmp_path: Path) -> None:
     tasks = [tiny_task(f"t{k}", [[k]]) for k in range(3)]
     deadly = tmp_path / "deadly"

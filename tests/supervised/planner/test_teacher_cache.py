@@ -256,6 +256,7 @@ def test_an_entry_of_arc_takes_at_most_a_quarter_of_the_papers() -> None:
 # --- Builds that are killed, race or run out of disk
 
 
+@pytest.mark.slow
 def test_a_killed_build_of_four_processes_resumes_to_the_same_files(
     built: Path, tmp_path: Path
 ) -> None:
