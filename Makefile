@@ -7,19 +7,20 @@ VENV ?= .venv
 TORCH ?= $(shell sed -n 's/^\(torch==[^ ]*\).*/\1/p' constraints.txt)
 ENV ?= sudoku4x4
 TRAIN_ARGS ?=
-PYTEST_ARGS ?= -n 2
+# A file's tests go to one worker, since they share what it has trained; tests/conftest.py orders the files.
+PYTEST_ARGS ?= -n 2 --dist loadfile --no-loadscope-reorder
 SWEEPS ?= table2-upi table2 table2-nqueens8 table2-9x9
 
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip --disable-pip-version-check
+PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 export TORCH
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help train compare test lint types imports format check wheel clean FORCE
+.PHONY: help train compare test test-fast lint types imports format check wheel clean FORCE
 
 help: ## say what the targets do
-	@sed -n 's/^\([a-z]*\):[^#]*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 18
+	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 18
 
 train: $(VENV)/.installed ## set up, train on 4x4 Sudoku, print the evaluation table and where to look next
 	$(BIN)/upi-trm train --env $(ENV) $(TRAIN_ARGS)
@@ -30,6 +31,9 @@ compare: $(VENV)/.installed-baselines ## train what is missing of SWEEPS (UPI-TR
 
 test: $(VENV)/.installed-test ## set up with the test extra and run the test suite
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+test-fast: $(VENV)/.installed-test ## the tests not marked slow, without shape checks at run time: under three minutes on two cores
+	$(BIN)/python -m pytest $(PYTEST_ARGS) -m 'not slow' -o addopts='--import-mode=importlib --strict-markers -ra'
 
 lint: $(VENV)/.installed-dev ## ruff check, ruff format --check, codespell
 	$(BIN)/ruff check .
@@ -70,17 +74,17 @@ $(VENV)/.torch: $(VENV)/.torch-choice constraints.txt
 	@touch $@
 
 $(VENV)/.installed: $(VENV)/.torch pyproject.toml
-	$(PIP) install --quiet -c $(VENV)/constraints.txt -e .
+	$(PIP) install -c $(VENV)/constraints.txt -e .
 	@touch $@
 
 $(VENV)/.installed-baselines: $(VENV)/.torch pyproject.toml
-	$(PIP) install --quiet -c $(VENV)/constraints.txt -e '.[baselines,plot]'
+	$(PIP) install -c $(VENV)/constraints.txt -e '.[baselines,plot]'
 	@touch $(VENV)/.installed $@
 
 $(VENV)/.installed-test: $(VENV)/.torch pyproject.toml
-	$(PIP) install --quiet -c $(VENV)/constraints.txt -e '.[test]'
+	$(PIP) install -c $(VENV)/constraints.txt -e '.[test]'
 	@touch $(VENV)/.installed $@
 
 $(VENV)/.installed-dev: $(VENV)/.torch pyproject.toml
-	$(PIP) install --quiet -c $(VENV)/constraints.txt -e '.[test,dev,render]'
+	$(PIP) install -c $(VENV)/constraints.txt -e '.[test,dev,render]'
 	@touch $(VENV)/.installed $(VENV)/.installed-test $@

@@ -1,4 +1,7 @@
-"""What every test shares: quiet threads, no display, short hypothesis runs, real data files."""
+"""What every test shares: quiet threads, no display, short hypothesis runs, real data files.
+
+A failure is printed when it happens, not only at the end of the session.
+"""
 
 import os
 from pathlib import Path
@@ -35,8 +38,36 @@ def data_folder() -> Path:
     return folder
 
 
+class FailuresAtOnce:
+    """Prints a failed test's traceback and output when its report comes in, under -q and -n too."""
+
+    def __init__(self, terminal: pytest.TerminalReporter) -> None:
+        self.terminal = terminal
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """Print the report of a failed phase, after the terminal's own letter F or E for it."""
+        if not report.failed:
+            return
+        self.terminal.line("")  # the progress letters may have left the line half full
+        self.terminal.section(f"{report.nodeid}, {report.when}", sep="_", red=True)
+        for text in (report.longreprtext, *(f"{name}:\n{text}" for name, text in report.sections)):
+            self.terminal.write_line(text.rstrip())
+
+
+@pytest.hookimpl(trylast=True)  # after the terminal has been registered
+def pytest_configure(config: pytest.Config) -> None:
+    """Print failures at once in the process that owns the terminal; a worker of xdist has none."""
+    terminal = config.pluginmanager.get_plugin("terminalreporter")
+    if terminal is not None and not hasattr(config, "workerinput"):
+        config.pluginmanager.register(FailuresAtOnce(terminal), "failures-at-once")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip tests marked gpu on a machine without CUDA."""
+    """Files with slow tests come first; tests marked gpu are skipped on a machine without CUDA."""
+    # A worker of xdist gets one file at a time (--dist loadfile): a long one must not come last.
+    long = {item.path for item in items if "slow" in item.keywords}
+    items.sort(key=lambda item: item.path not in long)
     marked = [item for item in items if "gpu" in item.keywords]
     if not marked:
         return

@@ -19,7 +19,8 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 import plan_envs
 from plan_envs.catalogue import Task, resolve_task
 from plan_envs.domain import Int8Array, edit_reward, potential
-from plan_envs.engine import PureEngine
+from plan_envs.engine import EngineOptions, PureEngine
+from plan_envs.engines import make_engine
 from plan_envs.env import PlanEditEnv
 from plan_envs.instances import InstanceSet
 from plan_envs.queens.instances import count_completions
@@ -151,8 +152,8 @@ def test_the_vector_environment_equals_single_ones(case: str, mode: AutoresetMod
 @pytest.mark.parametrize("mode", MODES)
 def test_a_domain_without_its_own_engine_works_in_both_shells(mode: AutoresetMode) -> None:
     task = toy_task()
-    single = PlanEditEnv(task)
-    assert isinstance(single._engine, PureEngine)
+    pool = task.instances("train").instances
+    assert type(make_engine(task.domain, 1, pool, EngineOptions())) is PureEngine
     check_vector_env(
         lambda num, mode: PlanEditVectorEnv(task, num_envs=num, autoreset_mode=mode),
         lambda: gym.wrappers.TimeLimit(PlanEditEnv(task), 5),

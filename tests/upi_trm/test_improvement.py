@@ -270,6 +270,7 @@ def test_policy_gradient_moves_towards_positive_advantages(known: str) -> None:
     assert bool((candidate[states.mask == 0] == 0).all())
 
 
+@pytest.mark.slow
 def test_clipping_stops_the_ratio_of_an_edit_at_one_plus_epsilon() -> None:
     model, states, policy, _ = exact_case()
     twice = states.select(torch.zeros(2, dtype=torch.long))

@@ -158,6 +158,7 @@ def fingerprint(path: Path) -> dict[str, str]:
 # --- It learns
 
 
+@pytest.mark.slow
 def test_four_by_four_is_learnt_in_a_thousand_edits(tmp_path: Path) -> None:
     # In a process of its own: checking the shapes of every call takes most of the time here.
     settings = (
@@ -207,7 +208,7 @@ def test_a_budget_below_one_edit_of_every_plan_is_refused(tmp_path: Path) -> Non
 # --- Resuming equals never having stopped
 
 
-@pytest.mark.parametrize("iterations", [2, 4])
+@pytest.mark.parametrize("iterations", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_a_killed_run_goes_on_as_if_never_stopped(
     uninterrupted: tuple[tuple[str, ...], Path], interrupt: Any, tmp_path: Path, iterations: int
 ) -> None:

@@ -82,6 +82,7 @@ def weights_of(run: Path) -> dict[str, torch.Tensor]:
 # --- Caches of runs
 
 
+@pytest.mark.slow
 def test_a_cache_is_of_the_model_that_is_evaluated_and_of_all_its_examples(folder: Path) -> None:
     model, data = open_teacher(folder / "teacher", placement=HERE)
     cache = TeacherCache.open(folder / "cache", teacher=teacher_hash(model))

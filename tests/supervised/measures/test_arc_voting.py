@@ -274,6 +274,7 @@ def test_the_official_score_of_a_submission_is_pass_at_2() -> None:
 # --- Parts
 
 
+@pytest.mark.slow
 def test_a_killed_evaluation_resumes_and_ends_like_one_that_was_not(tmp_path: Path) -> None:
     tasks = [tiny_task(f"t{k}", [[k]]) for k in range(3)]
     deadly = tmp_path / "deadly"

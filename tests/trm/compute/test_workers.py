@@ -38,7 +38,6 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
-        timeout=300,
         check=False,
     )
     assert done.returncode == 0, done.stderr
@@ -49,10 +48,12 @@ def checkpoint(folder: Path) -> Any:
     return Run.open(folder).load_checkpoint()
 
 
+@pytest.mark.slow
 def test_averaged_gradients_of_the_parts_are_the_gradient_of_the_whole(two: Any) -> None:
     assert two[1]["difference"] < 1e-6
 
 
+@pytest.mark.slow
 def test_all_processes_end_with_equal_weights_from_plans_of_their_own(two: Any) -> None:
     first, second = two[1]["everybody"]
     assert first["weights"] == second["weights"]
@@ -61,6 +62,7 @@ def test_all_processes_end_with_equal_weights_from_plans_of_their_own(two: Any) 
         assert one != other
 
 
+@pytest.mark.slow
 def test_a_resumed_training_equals_one_that_never_stopped(two: Any) -> None:
     whole, parts = checkpoint(two[0] / "whole"), checkpoint(two[0] / "parts")
     assert whole.step == parts.step == 128
@@ -68,6 +70,7 @@ def test_a_resumed_training_equals_one_that_never_stopped(two: Any) -> None:
         assert torch.equal(weight, parts.weights[name]), name
 
 
+@pytest.mark.slow
 def test_the_run_counts_the_edits_of_all_and_says_how_many_trained(two: Any) -> None:
     run = Run.open(two[0] / "whole")
     lines = list(run.read_metrics())
@@ -77,6 +80,7 @@ def test_the_run_counts_the_edits_of_all_and_says_how_many_trained(two: Any) -> 
     assert all(line["successors"] > 0 for line in lines)
 
 
+@pytest.mark.slow
 def test_one_process_evaluates_the_run_and_does_not_train_on_alone(two: Any) -> None:
     run, task = Run.open(two[0] / "whole"), resolve_task("sudoku4x4-hard")
     pool = task.instances("validation", num=6)
@@ -86,6 +90,7 @@ def test_one_process_evaluates_the_run_and_does_not_train_on_alone(two: Any) -> 
         resume(two[0] / "whole", steps=256, placement=HERE)
 
 
+@pytest.mark.slow
 def test_a_number_that_cannot_be_shared_is_refused_before_there_is_a_run(two: Any) -> None:
     assert two[1]["refused"] == "rollout.plans must be a multiple of 2 processes, got 9"
     assert not (two[0] / "odd").exists()

@@ -414,6 +414,7 @@ def test_drift_json_has_every_measure_by_depth_and_state_set(
         assert record["lipschitz"][part]["certified"] <= 0.9
 
 
+@pytest.mark.slow
 def test_several_runs_are_compared_and_drawn(
     clamped: Path, unclamped: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
