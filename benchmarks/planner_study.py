@@ -21,6 +21,7 @@ from typing import Any
 
 from supervised.commands.run_sources import open_teacher
 from supervised.measures.evaluation import EvalOptions, evaluate
+from supervised.models import RUN_KIND, load_model, open_data
 from supervised.planner.cache_audit import audit_cache, cache_info
 from supervised.planner.cache_building import cache_jobs
 from supervised.planner.cache_manifest import CacheRecipe

@@ -45,6 +45,8 @@ SECTIONS: dict[Algorithm, Any] = {
     "maskable-ppo": PpoConfig(batch_size=64, passes=2),
 }
 
+COMMAND = "python tests/support/judge_baselines.py"
+
 
 def judge(name: str, algorithm: Algorithm, *, edits: int, predictions: int) -> dict[str, Any]:
     """Train and predict before the judge of a task; his counts."""
@@ -117,7 +119,7 @@ def main(words: Sequence[str] | None = None) -> int:
         if options.json:
             lines = ",\n".join(json.dumps(record) for record in records)
             options.json.write_text(
-                f'{{"command": "python tests/support/judge_baselines.py", "records": [\n{lines}\n]}}\n'
+                f'{{"command": "{COMMAND}", "records": [\n{lines}\n]}}\n'
             )
     illegal = sum(one["illegal_in_training"] + one["illegal_in_prediction"] for one in records)
     print(f"{illegal} illegal edits")

@@ -91,7 +91,7 @@ class Workers:
         return any(self.gather(claim))
 
     def gather(self, value: Any) -> list[Any]:
-        """Everybody's value, in the order of the processes; plain values, and tensors on the CPU."""
+        """The values of all processes, in their order; plain values, and tensors on the CPU."""
         if self.size == 1:
             return [value]
         # In torch's own format: a tensor of uint64 in a plain pickle can't be read (torch 2.13).

@@ -18,6 +18,7 @@ from supervised.data_sets.arc import ArcIdentifiers
 from supervised.data_sets.arc_guards import evaluation_tasks
 from supervised.data_sets.datasets import TokenBatch
 from supervised.measures.arc_voting import vote_on_task
+from supervised.models import RUN_KIND, load_model
 from supervised.planner.cache_manifest import CacheRecipe, teacher_hash
 from supervised.planner.teacher_cache import TeacherCache
 from supervised.recipe import SupervisedRecipe, cache_recipes, find_recipe, recipe_names
