@@ -17,8 +17,6 @@ CONFIGS = [*sorted((REPO / "configs").rglob("*.yaml")), REPO / "Makefile"]
 PACKAGES = ("plan_envs", "trm", "upi_trm", "baselines", "supervised")
 FOLDERS = (*PACKAGES, "benchmarks", "configs", "docs", "results", "tests", ".ci")
 GROUPS = {group for group in entry_points().groups if group.startswith("upi_trm.")}
-PLANNED = {"trm/experiments/training.py", "upi_trm/algorithm.py"}
-"""Files that the pages name and another branch brings: to be emptied when they are here."""
 
 
 def _words(text: str) -> Iterator[str]:
@@ -77,7 +75,7 @@ def _is_module(name: str) -> bool:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(REPO)))
 def test_a_path_that_a_page_names_exists(page: Path) -> None:
-    missing = [path for path in _paths(page) if path not in PLANNED and not any(REPO.glob(path))]
+    missing = [path for path in _paths(page) if not any(REPO.glob(path))]
     assert missing == []
 
 
@@ -97,12 +95,7 @@ def test_the_file_of_every_idea_exists() -> None:
     ideas = _ideas()
     assert len(ideas) >= 30
     assert [idea for idea, _ in ideas] == list(dict.fromkeys(idea for idea, _ in ideas))
-    assert [row for row in ideas if row[1] not in PLANNED and not (REPO / row[1]).is_file()] == []
-
-
-def test_a_planned_file_is_not_here_yet() -> None:
-    arrived = [name for name in sorted(PLANNED) if (REPO / name).exists()]
-    assert arrived == [], "they are here: take them out of PLANNED"
+    assert [row for row in ideas if not (REPO / row[1]).is_file()] == []
 
 
 def test_a_missing_path_and_a_missing_name_are_seen(tmp_path: Path) -> None:

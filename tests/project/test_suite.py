@@ -10,13 +10,15 @@ PACKAGES = ("plan_envs", "trm", "upi_trm", "baselines", "supervised")
 OF_SEVERAL_MODULES = {
     "plan_envs/test_laws.py": "what holds for every domain",
     "plan_envs/test_new_domain.py": "what a domain from elsewhere gets without further work",
+    "plan_envs/test_public_names.py": "what `dir(plan_envs)` shows",
     "plan_envs/test_registered.py": "every registered task",
     "plan_envs/sudoku/test_real_puzzles.py": "the puzzle files that are not in the wheel",
     "trm/experiments/test_sweep.py": "sweep_spec, sweep_run and sweep_manifest",
     "trm/runs/test_kill.py": "a whole training that is killed again and again",
     "upi_trm/test_neighbour_contraction.py": "the contraction of one kind of cell",
-    "baselines/test_adapter.py": "vec_adapter and sealed",
-    "baselines/test_masking.py": "masked_sb3 and policy",
+    "supervised/commands/test_planner_commands.py": "caches, diagnose, vote and distill",
+    "baselines/test_adapter.py": "vec_adapter and global_randomness",
+    "baselines/test_masking.py": "masked_sb3 and deployment",
     "baselines/test_returns.py": "the returns of all baselines, by hand",
 }
 """Test modules that belong to no one module, and what they test."""
