@@ -55,7 +55,7 @@ def _play(
 
 
 @pytest.mark.parametrize(("task", "rules"), TASKS)
-@pytest.mark.parametrize("mode", ["NextStep", "SameStep"])
+@pytest.mark.parametrize("mode", [pytest.param("NextStep", marks=pytest.mark.slow), "SameStep"])
 def test_environments_do_not_notice_the_number_of_threads(
     mode: str, task: str, rules: dict[str, Any]
 ) -> None:

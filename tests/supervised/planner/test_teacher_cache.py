@@ -274,6 +274,7 @@ def test_a_killed_build_of_four_processes_resumes_to_the_same_files(
     assert (folder / "cache.json").read_bytes() == (built / "cache.json").read_bytes()
 
 
+@pytest.mark.slow
 def test_two_builders_that_race_for_a_shard_lose_nothing(tmp_path: Path) -> None:
     recipe, folder = with_storage(examples=EXAMPLES), tmp_path / "cache"
     ends: list[str] = []
