@@ -149,7 +149,7 @@ def assert_equal_runs(one: Path, other: Path) -> None:
 # --- Going on
 
 
-@pytest.mark.parametrize("rollouts", [1, 4])
+@pytest.mark.parametrize("rollouts", [1, pytest.param(4, marks=pytest.mark.slow)])
 def test_a_run_that_was_told_to_stop_goes_on_as_if_it_never_had(
     uninterrupted: tuple[str, Path], tmp_path: Path, interrupt: Any, rollouts: int
 ) -> None:

@@ -188,6 +188,7 @@ def trained(folder: Path, *, update_map: str, edits: int) -> float:
     return evaluate_policy(load_policy(run, placement=here), task.domain, pool).success_rate
 
 
+@pytest.mark.slow
 def test_the_trainer_learns_it_through_its_groups(latin: ModuleType, tmp_path: Path) -> None:
     pool = latin.latin_instances(num=100, split="test")
     by_chance = evaluate_policy(random_legal, latin.Latin(5), pool).success_rate

@@ -246,6 +246,7 @@ def arc(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_voting_on_a_run_is_that_of_its_model(arc: Path, tmp_path: Path) -> None:
     words = ("vote", arc / "run", "--out", tmp_path / "votes", "--augmentations", 3)
     words = (*words, "--submission", tmp_path / "submission.json", "--tasks-per-job", 8, "--json")

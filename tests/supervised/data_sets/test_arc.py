@@ -361,6 +361,7 @@ def _boards(dataset: ArcDataset) -> tuple[Any, Any]:
     return decode_tokens(batch.inputs.numpy()), decode_tokens(batch.labels.numpy())
 
 
+@pytest.mark.slow
 def test_training_on_arc_2_and_evaluating_on_arc_1_is_refused(arc1: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"extra: arcagi2 may not be trained on for arcagi: "):
         arc_plan(data="arcagi", extra=["arcagi2"])
