@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal
+from typing import Any, ClassVar, Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,11 +30,9 @@ from plan_envs.cells import choose_cells, neighbours_of, with_fixed_tables
 from plan_envs.checks import check_choices
 from plan_envs.compiled.kernel_domain import KernelDomain
 from plan_envs.domain import DomainSpec, Int8Array
+from plan_envs.evaluation import Policy
+from plan_envs.instances import InstanceSet, solutions_by_content
 from plan_envs.rendering import Picture
-
-if TYPE_CHECKING:
-    from plan_envs.evaluation import Policy
-    from plan_envs.instances import InstanceSet
 
 Start = Literal["input", "blank"]
 Shaping = Literal["none", "agreement"]
@@ -201,7 +199,7 @@ class Arc(KernelDomain):
 
     def random_symmetry(
         self, rng: np.random.Generator, *, flips: bool = True, keep_black: bool = True
-    ) -> "ArcSymmetry":
+    ) -> ArcSymmetry:
         """A random symmetry of tasks: one of the 8 dihedral ones, with permuted colours.
 
         Args:
@@ -216,7 +214,7 @@ class Arc(KernelDomain):
         colours = (*range(first), *(int(colour) for colour in moved))
         return ArcSymmetry(self.size, dihedral, colours)
 
-    def reference_policies(self, instances: "InstanceSet") -> dict[str, "Policy"]:
+    def reference_policies(self, instances: InstanceSet) -> dict[str, Policy]:
         """Policies that tables show beside a learned one.
 
         "copy-input" submits the first canvas. What it agrees with is what a task's input and output
@@ -297,10 +295,8 @@ class Arc(KernelDomain):
         return canvases("plans", plans, self.size)
 
 
-def _oracle(domain: Arc, instances: "InstanceSet") -> "Policy":
+def _oracle(domain: Arc, instances: InstanceSet) -> Policy:
     """The policy that heads straight for the stored target; see `Arc.reference_policies`."""
-    from plan_envs.instances import solutions_by_content
-
     size = domain.size
     paints, submit = NUM_COLOURS * size * size, domain.spec.num_actions - 1
     goals_of = solutions_by_content(instances, domain.spec.observed_size)

@@ -8,7 +8,7 @@ one or two numba calls each (`plan_envs.maze.kernels`). Instances come from
 
 from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal, Self
+from typing import Any, ClassVar, Final, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,13 +17,11 @@ from plan_envs.cells import neighbours_of, with_fixed_tables
 from plan_envs.checks import check_choices
 from plan_envs.compiled.kernel_domain import KernelDomain
 from plan_envs.domain import DomainSpec, Int8Array
+from plan_envs.evaluation import Policy
+from plan_envs.instances import InstanceSet
 from plan_envs.maze import kernels
 from plan_envs.maze.kernels import FREE, GOAL, HEAD, START, WALL
-
-if TYPE_CHECKING:
-    from plan_envs.evaluation import Policy
-    from plan_envs.instances import InstanceSet
-    from plan_envs.rendering import Picture
+from plan_envs.rendering import Picture
 
 EditSet = Literal["fill", "full"]
 Shaping = Literal["none", "geodesic"]
@@ -206,7 +204,7 @@ class Maze(KernelDomain):
         """One of the eight symmetries of the square, uniformly."""
         return MazeSymmetry.of(self.size, int(rng.integers(8)), undo=self.edits == "full")
 
-    def reference_policies(self, instances: "InstanceSet") -> dict[str, "Policy"]:
+    def reference_policies(self, instances: InstanceSet) -> dict[str, Policy]:
         """Policies that tables show beside a learned one.
 
         "nearest-to-goal" extends the path to the neighbour nearest to the goal by straight line,
@@ -243,10 +241,8 @@ class Maze(KernelDomain):
         other = np.where(back, self.size**2, mask.argmax(axis=1))
         return np.where(along, following, other).astype(np.int32)
 
-    def picture(self, instance: Int8Array, plan: Int8Array) -> "Picture":
+    def picture(self, instance: Int8Array, plan: Int8Array) -> Picture:
         """Dark walls, the letters S and G, the path in blue with arrows; red where it is stuck."""
-        from plan_envs.rendering import Picture
-
         instance, plan = np.asarray(instance)[None], np.asarray(plan)[None]
         verdict = self.check(instance, plan)
         grid = (self.size, self.size)

@@ -85,12 +85,9 @@ def mask_text(at: Position) -> str:
 
 def help_text(at: Position) -> str:
     """How edits are typed, and the commands."""
-    lines = {
-        _typed(at, kind): f"{kind.name}, e.g. 1 2 3"
-        if kind is at.main and kind.has_value
-        else kind.name
-        for kind in at.kinds.values()
-    }
+    lines = {_typed(at, kind): kind.name for kind in at.kinds.values()}
+    if at.main.has_value:
+        lines[_typed(at, at.main)] += ", e.g. 1 2 3"
     if at.head is not None:
         lines["u d l r"] = f"{at.main.name} up, down, left, right"
     lines |= {

@@ -94,7 +94,7 @@ def cell_of(spec: DomainSpec, row: str, column: str) -> int:
 
 
 def _value_of(spec: DomainSpec, word: str, kind: Kind) -> int:
-    """The value of a typed symbol; values whose symbol is a letter also as numbers."""
+    """The value of a typed symbol; a value above 9, drawn as a letter, may be typed as a number."""
     signs = {spec.symbols[value]: value for value in kind.values}
     for sign in (word, word.upper()):
         if sign in signs:

@@ -7,7 +7,7 @@ numba calls each (`plan_envs.sudoku.kernels`). Instances come from `plan_envs.su
 
 from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal
+from typing import Any, ClassVar, Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,9 +18,12 @@ from plan_envs.compiled.kernel_domain import KernelDomain
 from plan_envs.domain import DomainSpec, Int8Array
 from plan_envs.sudoku import kernels
 from plan_envs.sudoku.geometry import BOX_SHAPES, peers_of, units_of
-
-if TYPE_CHECKING:
-    from plan_envs.sudoku.instances import SudokuSymmetry
+from plan_envs.sudoku.instances import (
+    SudokuSymmetry,
+    count_solutions,
+    format_line,
+    parse_puzzle,
+)
 
 Codec = Literal["digits", "tokens"]
 EditSet = Literal["fill", "overwrite", "full"]
@@ -106,21 +109,15 @@ class Sudoku(KernelDomain):
 
     def read_instance(self, text: str) -> Int8Array:
         """Read a puzzle from one line or from a drawn grid, shape [cell]."""
-        from plan_envs.sudoku.instances import parse_puzzle
-
         board: Int8Array = parse_puzzle(text, side=self.side)[0]
         return board
 
     def write_instance(self, instance: Int8Array) -> str:
         """One line that `read_instance` reads back."""
-        from plan_envs.sudoku.instances import format_line
-
         return format_line(instance, self.side)
 
     def solvable(self, instance: Int8Array) -> bool:
         """Whether a puzzle has a solution; True for 16x16, where finding out may take long."""
-        from plan_envs.sudoku.instances import count_solutions
-
         return self.side > 9 or bool(count_solutions(instance[None], side=self.side, limit=1)[0])
 
     def why_invalid(self, instance: Int8Array) -> str | None:
@@ -140,10 +137,8 @@ class Sudoku(KernelDomain):
         blanks: NDArray[np.int64] = (self._instances(instances) == 0).sum(axis=1)
         return blanks
 
-    def random_symmetry(self, rng: np.random.Generator) -> "SudokuSymmetry":
+    def random_symmetry(self, rng: np.random.Generator) -> SudokuSymmetry:
         """A uniformly random symmetry; see `plan_envs.sudoku.instances.SudokuSymmetry`."""
-        from plan_envs.sudoku.instances import SudokuSymmetry
-
         return SudokuSymmetry.random(self.side, rng, tokens=self.codec == "tokens")
 
     @property
