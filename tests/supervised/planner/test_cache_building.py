@@ -29,6 +29,7 @@ from supervised.planner.teacher_cache import TeacherCache
 from trm.compute.jobs import map_jobs
 
 
+@pytest.mark.slow
 def test_a_killed_build_of_four_processes_resumes_to_the_same_files(
     built: Path, tmp_path: Path
 ) -> None:
