@@ -21,8 +21,8 @@ from click.testing import CliRunner
 
 import upi_trm
 from plan_envs.catalogue import resolve_task
+from plan_envs.compiled import disk_cache
 from plan_envs.evaluation import random_legal
-from plan_envs.sudoku import kernels as sudoku_kernels
 from plan_envs.sudoku.instances import solve
 from trm.experiments import cli, learners
 from trm.experiments.training import Outcome as Trained
@@ -48,7 +48,7 @@ Call = Callable[..., Outcome]
 @pytest.fixture
 def call(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Call:
     """Run `upi-trm` with some words in this process, as if all kernels were compiled already."""
-    monkeypatch.setattr(sudoku_kernels, "in_disk_cache", lambda: True)
+    monkeypatch.setattr(disk_cache, "in_disk_cache", lambda: True)
 
     def run(*words: str | Path) -> Outcome:
         with pytest.raises(SystemExit) as stop:
@@ -439,8 +439,6 @@ def test_envs_describes_one_and_measures_the_references(call: Call) -> None:
 def test_a_cold_kernel_cache_is_announced_and_a_warm_one_is_not(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from plan_envs.compiled import disk_cache
-
     for warm, said in ((False, True), (True, False)):
         monkeypatch.setattr(disk_cache, "in_disk_cache", lambda warm=warm: warm)
         result = CliRunner().invoke(cli.cli, ["eval", "no-such-run"])
