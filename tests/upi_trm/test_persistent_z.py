@@ -54,7 +54,7 @@ MAPS = ("mlp", "relational", "attention")
 
 
 def model_of(update_map: str, seed: int = 0, **options: Any) -> TinyRecursiveModel:
-    options = {"latent": "persistent"} | options
+    options = {"channels": 8, "latent": "persistent"} | options
     return small_model(DOMAIN, seed, update_map=update_map, **options).double()
 
 
