@@ -157,12 +157,7 @@ class TeacherCache:
             some = slice(int(arrays["start"][row]), int(arrays["start"][row + 1]))
             tokens[place, mask] = arrays["tokens"][k, some]
             loss[place], step[place] = arrays["loss"][row, k], arrays["step"][row, k]
-            if "index" in arrays:
-                kept, index = arrays["logits"][k, some], arrays["index"][k, some]
-                spread = np.repeat(kept[:, -1:], manifest.vocab_size, axis=1)
-                np.put_along_axis(spread, index.astype(np.int64), kept[:, :-1], axis=1)
-                logits[place, mask] = spread
-            elif "logits" in arrays:
+            if "logits" in arrays:
                 logits[place, mask] = arrays["logits"][k, some]
         return TeacherTargets(
             available=torch.from_numpy(chosen[:, 0] >= 0),
