@@ -1,5 +1,6 @@
 """Words, options and output that the sub-commands of `upi-trm supervised` share."""
 
+import functools
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -7,7 +8,7 @@ from typing import Any
 
 import click
 
-from trm.experiments.options import Decorator, make_placement
+from trm.experiments.options import Decorator, make_placement, placement_options
 
 RECIPE_HELP = "Name of a shipped recipe, or a YAML file."
 
@@ -38,21 +39,26 @@ checkpoint_option: Decorator = click.option(
 )
 
 
-def float32_placement(what: str, **where: Any) -> Any:
-    """A placement, applied, for commands whose figures must be the same on every machine.
+def placed(command: Any, *, float32: bool = False) -> Any:
+    """Add `placement_options`; the command gets what they ask for, applied, as `placement`.
 
-    Args:
-        what: begins the error, e.g. "voting computes".
-        **where: values of `placement_options`.
-
-    Raises:
-        click.UsageError: for another precision, or `--compile`.
+    `float32` is for commands whose figures must be the same on every machine: another precision
+    and `--compile` are refused.
     """
-    if where["precision"] != "float32" or where["compiled"]:
-        raise click.UsageError(f"{what} in float32, without --compile")
-    placement = make_placement(**where)
-    placement.apply()
-    return placement
+
+    @functools.wraps(command)
+    def placing(**options: Any) -> None:
+        flags = {name: options.pop(name) for name in ("device", "precision", "compiled", "threads")}
+        if float32 and (flags["precision"] != "float32" or flags["compiled"]):
+            raise click.UsageError("this command computes in float32, without --compile")
+        placement = make_placement(**flags)
+        placement.apply()
+        command(placement=placement, **options)
+
+    return placement_options(placing)
+
+
+placed_float32 = functools.partial(placed, float32=True)
 
 
 def run_jobs(jobs: Any, **options: Any) -> None:
