@@ -90,14 +90,6 @@ def _range(name: str, text: str) -> Decorator:
     return click.option(name, type=(int, int), help=text)
 
 
-def _files(kind: str) -> tuple[Decorator, ...]:
-    """Options of data sets that are read from files."""
-    return (
-        click.option("--source", help=f"CSV of training {kind}.  [default: the public set's, hub]"),
-        click.option("--test-source", help=f"CSV of test {kind}.  [default: the public set's]"),
-    )
-
-
 _add(
     "sudoku",
     "board_plans.sudoku_plan",
@@ -109,13 +101,6 @@ _add(
     *_sizes(train=10_000, validation=1000, test=1000),
 )
 _add(
-    "sudoku-extreme",
-    "board_plans.sudoku_extreme_plan",
-    "Sudoku-Extreme: 1,000 committed training puzzles of the public set, or a CSV like it.",
-    *_files("puzzles"),
-    *_sizes(train=1000, validation=1000, test=None),
-)
-_add(
     "maze",
     "board_plans.maze_plan",
     "Generated mazes with long shortest paths, splits disjoint up to symmetry.",
@@ -123,13 +108,18 @@ _add(
     _range("--path", "Range of the cells on a shortest path."),
     *_sizes(train=1000, validation=100, test=1000),
 )
-_add(
-    "maze-hard",
-    "board_plans.maze_hard_plan",
-    "Maze-30x30-Hard: the public set, or a CSV like it.",
-    *_files("mazes"),
-    *_sizes(train=1000, validation=100, test=None),
-)
+for name, kind, validation, text in (
+    ("sudoku-extreme", "puzzles", 1000, "Sudoku-Extreme: 1,000 committed training puzzles"),
+    ("maze-hard", "mazes", 100, "Maze-30x30-Hard"),
+):
+    _add(
+        name,
+        f"board_plans.{name.replace('-', '_')}_plan",
+        f"{text} of the public set, or a CSV like it.",
+        click.option("--source", help=f"CSV of training {kind}.  [default: the public set's, hub]"),
+        click.option("--test-source", help=f"CSV of test {kind}.  [default: the public set's]"),
+        *_sizes(train=1000, validation=validation, test=None),
+    )
 _add(
     "nqueens",
     "board_plans.queens_plan",

@@ -15,7 +15,6 @@ import click
 
 from supervised.commands.options import (
     checkpoint_option,
-    checkpoint_step,
     count_option,
     placed,
     placed_float32,
@@ -23,7 +22,7 @@ from supervised.commands.options import (
     run_jobs,
     show_record,
 )
-from trm.experiments.options import job_options, json_option
+from trm.experiments.options import CheckpointName, job_options, json_option
 
 
 @click.command("eval")
@@ -237,8 +236,7 @@ def diagnose(
 @click.option(
     "--checkpoint",
     "steps",
-    type=checkpoint_step,
-    metavar="STEP",
+    type=CheckpointName(),
     multiple=True,
     help="A step, or best; several vote together (an ensemble).  [default: the newest]",
 )

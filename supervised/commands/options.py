@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from trm.experiments.options import Decorator, make_placement, placement_options
+from trm.experiments.options import CheckpointName, Decorator, make_placement, placement_options
 
 RECIPE_HELP = "Name of a shipped recipe, or a YAML file."
 
@@ -25,16 +25,10 @@ def count_option(name: str, default: int | None, text: str, *, least: int = 0) -
     return click.option(name, type=kind, default=default, show_default=shown, help=text)
 
 
-def checkpoint_step(text: str) -> int | str:
-    """A step of a run; tags such as "best" stay words."""
-    return int(text) if text.isdecimal() else text
-
-
 checkpoint_option: Decorator = click.option(
     "--checkpoint",
     "step",
-    type=checkpoint_step,
-    metavar="STEP",
+    type=CheckpointName(),
     help="A step, or best.  [default: the newest]",
 )
 

@@ -94,8 +94,6 @@ class Candidates:
     """z, float32; tokens are their argmax."""
     loss: Float[Tensor, "batch candidate"]
     """l: mean StableMax cross-entropy over the supervised tokens, nats, float64."""
-    exact: Bool[Tensor, "batch candidate"]
-    """Whether every supervised token is right."""
     score: Float[Tensor, "batch candidate"]
     """The planner's score, float64."""
 
@@ -223,7 +221,6 @@ def _scored(output: StepOutput, labels: Tensor, number: int, config: PlannerConf
         step=torch.full_like(labels[:, :1], number),
         logits=output.logits.float()[:, None],
         loss=loss[:, None],
-        exact=exact[:, None],
         score=score[:, None],
     )
 

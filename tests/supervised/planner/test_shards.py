@@ -40,7 +40,6 @@ def entry_bytes(labels: Tensor, vocab: int, storage: StorageConfig) -> float:
         step=torch.ones(num, 2, dtype=torch.int64),
         logits=torch.randn(num, 2, positions, vocab, generator=generator),
         loss=torch.ones(num, 2, dtype=torch.float64),
-        exact=torch.ones(num, 2, dtype=torch.bool),
         score=torch.ones(num, 2, dtype=torch.float64),
     )
     keys = [bytes([k % 256] * 16) for k in range(num)]
