@@ -2,13 +2,12 @@
 
 import functools
 import importlib
-import json
 from pathlib import Path
 from typing import Any
 
 import click
 
-from supervised.commands.options import count_option
+from supervised.commands.options import count_option, show_record
 from trm.experiments.options import Decorator, added, json_option
 
 
@@ -33,18 +32,9 @@ def info(*, folder: Path, check: bool, as_json: bool) -> None:
     found = read_info(folder)
     if check:
         check_files(folder, found)
-    _show(found, as_json=as_json)
+    show_record(found.summary(), as_json=as_json)
     if check and not as_json:
         click.echo(f"all {len(found.files)} files are whole")
-
-
-def _show(found: Any, *, as_json: bool) -> None:
-    summary = found.summary()
-    if as_json:
-        click.echo(json.dumps(summary))
-        return
-    for name, value in summary.items():
-        click.echo(f"{name:<14} {value if isinstance(value, str | int) else json.dumps(value)}")
 
 
 def _build(plan: str, /, *, out: Path, as_json: bool, **chosen: Any) -> None:
@@ -57,7 +47,8 @@ def _build(plan: str, /, *, out: Path, as_json: bool, **chosen: Any) -> None:
     module, function = plan.split(".")
     make = getattr(importlib.import_module(f"supervised.data_sets.{module}"), function)
     given = {name: value for name, value in chosen.items() if value is not None}
-    _show(build_dataset(out, make(**given), progress=not as_json), as_json=as_json)
+    built = build_dataset(out, make(**given), progress=not as_json)
+    show_record(built.summary(), as_json=as_json)
 
 
 def _add(name: str, plan: str, text: str, *options: Decorator) -> None:

@@ -17,6 +17,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
+from supervised.models import make_model
 from supervised.recipe import SupervisedRecipe
 from trm.nn.token_model import TokenModel, TokenShape
 
@@ -91,7 +92,7 @@ def import_model(path: Path, recipe: SupervisedRecipe, shape: TokenShape) -> Tok
         weights[name] = tensor
     if "puzzle_table" in weights:
         shape = replace(shape, num_puzzles=len(weights["puzzle_table"]))
-    model = TokenModel(shape, recipe.model, recipe.recursion, generator=torch.Generator())
+    model = make_model(recipe, shape, torch.Generator())
     try:
         model.load_state_dict(weights)
     except RuntimeError as error:

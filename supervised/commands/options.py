@@ -87,4 +87,5 @@ def show_record(record: Mapping[str, Any], *, as_json: bool = False) -> None:
         return
     for name, value in record.items():
         shown = f"{value:,}" if isinstance(value, int) else "-" if value is None else value
+        shown = json.dumps(shown) if isinstance(shown, dict) else shown
         click.echo(f"{name:<24} {shown}")

@@ -329,7 +329,7 @@ def test_the_command_builds_goes_on_and_tells(tmp_path: Path) -> None:
     assert json.loads(told.stdout) == json.loads(done.stdout)
     assert json.loads(told.stdout)["counts"] == {"train": 50, "validation": 200, "test": 200}
     text = CliRunner().invoke(supervised, ["data", "info", out, "--check"]).stdout
-    assert "vocab_size     3" in text and "all 6 files are whole" in text
+    assert "vocab_size               3\n" in text and "all 6 files are whole" in text
 
 
 def test_a_hub_out_of_reach_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
