@@ -1,4 +1,4 @@
-"""An `Objective` on labelled boards as `trm.experiments.training` trains it.
+"""ACT or DIS on labelled boards, as `trm.experiments.training` trains them.
 
 Input: a recipe. Output: a `Run` folder that `upi-trm supervised eval` takes. The carried batch, the
 stream of samples, the optimiser, the running average and every random stream are in its
@@ -20,7 +20,6 @@ from supervised.measures.evaluation import EvalOptions, evaluate
 from supervised.models import RUN_KIND, load_model, make_model, open_data
 from supervised.objectives.act import ActObjective
 from supervised.objectives.dis import DisObjective
-from supervised.objectives.supervision_step import Objective
 from supervised.planner.cache_manifest import data_hash, teacher_hash
 from supervised.planner.distill import Distillation
 from supervised.planner.teacher_cache import TeacherCache
@@ -166,7 +165,7 @@ class SupervisedTraining(Trainee):
         self.taught_by["cache"] = cache.manifest.digest
         return cache
 
-    def _make_objective(self, cache: TeacherCache | None) -> Objective:
+    def _make_objective(self, cache: TeacherCache | None) -> ActObjective | DisObjective:
         recipe = self.recipe
         size = self.setting.workers.share(recipe.batch_size, "batch_size")
         noise = self.streams.torch(self._noise)

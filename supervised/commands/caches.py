@@ -13,12 +13,12 @@ import click
 from supervised.commands.options import (
     checkpoint_option,
     count_option,
-    float32_placement,
+    placed_float32,
     run_argument,
     run_jobs,
     show_record,
 )
-from trm.experiments.options import job_options, json_option, overrides_option, placement_options
+from trm.experiments.options import job_options, json_option, overrides_option
 
 _FOLDER = click.argument("folder", metavar="CACHE", type=click.Path(path_type=Path))
 
@@ -41,7 +41,7 @@ def cache() -> None:
 @click.option("--data", multiple=True, metavar="K=V", help="Override a field of the run's data.")
 @checkpoint_option
 @job_options
-@placement_options
+@placed_float32
 def build(
     *,
     run_path: Path,
@@ -50,13 +50,10 @@ def build(
     overrides: tuple[str, ...],
     data: tuple[str, ...],
     step: int | str | None,
-    workers: int | None,
-    backend: str,
-    address: str | None,
-    **where: Any,
+    placement: Any,
+    **job_flags: Any,
 ) -> None:
     """Build the cache of a RUN on its training examples, or go on with it."""
-    placement = float32_placement("a cache is built", **where)
     from supervised.commands.run_sources import open_teacher
     from supervised.planner.cache_audit import cache_info
     from supervised.planner.cache_building import cache_jobs
@@ -69,7 +66,7 @@ def build(
         open_teacher, run_path.resolve(), checkpoint=step, data=data, placement=placement
     )
     jobs = cache_jobs(folder, loaded, source)
-    run_jobs(jobs, workers=workers, backend=backend, address=address)
+    run_jobs(jobs, **job_flags)
     info = cache_info(folder)
     click.echo(
         f"{info.num_examples} examples x {info.entries} entries, {info.bytes:,} bytes,"

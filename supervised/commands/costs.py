@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from supervised.models import make_model
 from supervised.recipe import SupervisedRecipe
 from trm.nn.token_model import TokenModel, TokenShape
 
@@ -41,8 +42,7 @@ class Costs:
 
 def costs_of(recipe: SupervisedRecipe, shape: TokenShape) -> Costs:
     """Count them; makes the model, and runs it on one sample."""
-    model = TokenModel(shape, recipe.model, recipe.recursion, generator=torch.Generator())
-    model.recompute = recipe.recompute
+    model = make_model(recipe, shape, torch.Generator())
     schedule = recipe.recursion
     call = call_flops(model)
     heads = 2 * shape.num_positions * model.readout.weight.numel()

@@ -2,13 +2,12 @@
 
 import functools
 import importlib
-import json
 from pathlib import Path
 from typing import Any
 
 import click
 
-from supervised.commands.options import count_option
+from supervised.commands.options import count_option, show_record
 from trm.experiments.options import Decorator, added, json_option
 
 
@@ -33,18 +32,9 @@ def info(*, folder: Path, check: bool, as_json: bool) -> None:
     found = read_info(folder)
     if check:
         check_files(folder, found)
-    _show(found, as_json=as_json)
+    show_record(found.summary(), as_json=as_json)
     if check and not as_json:
         click.echo(f"all {len(found.files)} files are whole")
-
-
-def _show(found: Any, *, as_json: bool) -> None:
-    summary = found.summary()
-    if as_json:
-        click.echo(json.dumps(summary))
-        return
-    for name, value in summary.items():
-        click.echo(f"{name:<14} {value if isinstance(value, str | int) else json.dumps(value)}")
 
 
 def _build(plan: str, /, *, out: Path, as_json: bool, **chosen: Any) -> None:
@@ -57,7 +47,8 @@ def _build(plan: str, /, *, out: Path, as_json: bool, **chosen: Any) -> None:
     module, function = plan.split(".")
     make = getattr(importlib.import_module(f"supervised.data_sets.{module}"), function)
     given = {name: value for name, value in chosen.items() if value is not None}
-    _show(build_dataset(out, make(**given), progress=not as_json), as_json=as_json)
+    built = build_dataset(out, make(**given), progress=not as_json)
+    show_record(built.summary(), as_json=as_json)
 
 
 def _add(name: str, plan: str, text: str, *options: Decorator) -> None:
@@ -90,14 +81,6 @@ def _range(name: str, text: str) -> Decorator:
     return click.option(name, type=(int, int), help=text)
 
 
-def _files(kind: str) -> tuple[Decorator, ...]:
-    """Options of data sets that are read from files."""
-    return (
-        click.option("--source", help=f"CSV of training {kind}.  [default: the public set's, hub]"),
-        click.option("--test-source", help=f"CSV of test {kind}.  [default: the public set's]"),
-    )
-
-
 _add(
     "sudoku",
     "board_plans.sudoku_plan",
@@ -109,13 +92,6 @@ _add(
     *_sizes(train=10_000, validation=1000, test=1000),
 )
 _add(
-    "sudoku-extreme",
-    "board_plans.sudoku_extreme_plan",
-    "Sudoku-Extreme: 1,000 committed training puzzles of the public set, or a CSV like it.",
-    *_files("puzzles"),
-    *_sizes(train=1000, validation=1000, test=None),
-)
-_add(
     "maze",
     "board_plans.maze_plan",
     "Generated mazes with long shortest paths, splits disjoint up to symmetry.",
@@ -123,13 +99,18 @@ _add(
     _range("--path", "Range of the cells on a shortest path."),
     *_sizes(train=1000, validation=100, test=1000),
 )
-_add(
-    "maze-hard",
-    "board_plans.maze_hard_plan",
-    "Maze-30x30-Hard: the public set, or a CSV like it.",
-    *_files("mazes"),
-    *_sizes(train=1000, validation=100, test=None),
-)
+for name, kind, validation, text in (
+    ("sudoku-extreme", "puzzles", 1000, "Sudoku-Extreme: 1,000 committed training puzzles"),
+    ("maze-hard", "mazes", 100, "Maze-30x30-Hard"),
+):
+    _add(
+        name,
+        f"board_plans.{name.replace('-', '_')}_plan",
+        f"{text} of the public set, or a CSV like it.",
+        click.option("--source", help=f"CSV of training {kind}.  [default: the public set's, hub]"),
+        click.option("--test-source", help=f"CSV of test {kind}.  [default: the public set's]"),
+        *_sizes(train=1000, validation=validation, test=None),
+    )
 _add(
     "nqueens",
     "board_plans.queens_plan",

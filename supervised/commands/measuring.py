@@ -15,19 +15,14 @@ import click
 
 from supervised.commands.options import (
     checkpoint_option,
-    checkpoint_step,
     count_option,
-    float32_placement,
+    placed,
+    placed_float32,
     run_argument,
     run_jobs,
     show_record,
 )
-from trm.experiments.options import (
-    job_options,
-    json_option,
-    make_placement,
-    placement_options,
-)
+from trm.experiments.options import CheckpointName, job_options, json_option
 
 
 @click.command("eval")
@@ -57,7 +52,7 @@ from trm.experiments.options import (
 )
 @checkpoint_option
 @json_option
-@placement_options
+@placed
 def evaluate_run(
     *,
     run_path: Path,
@@ -65,18 +60,14 @@ def evaluate_run(
     folder: Path | None,
     num: int | None,
     steps: int | None,
-    guidance: float,
-    noise: float,
-    samples: int,
     seed: int,
     commit: bool,
     step: int | str | None,
     as_json: bool,
-    **where: Any,
+    placement: Any,
+    **asked: Any,
 ) -> None:
     """Measure a run after each supervision step."""
-    placement = make_placement(**where)
-    placement.apply()
     import torch
 
     from supervised.data_sets.folders import open_dataset
@@ -104,7 +95,7 @@ def evaluate_run(
     plain = EvalOptions(
         steps=steps, feeds="input" if recipe.dis is None else recipe.dis.feeds, num=num
     )
-    options = dataclasses.replace(plain, guidance=guidance, noise=noise, samples=samples)
+    options = dataclasses.replace(plain, **asked)
     with placement.autocast():
         found = evaluate(model, dataset, options, generator=torch.Generator().manual_seed(seed))
     record = found.to_json_dict()
@@ -118,9 +109,8 @@ def evaluate_run(
         text = ", ".join(f"{k} {v:.3f}" for k, v in record["commit"].items() if v is not None)
         click.echo(f"commit: {text}", err=True)
     if as_json:
-        asked = {"guidance": guidance, "noise": noise, "samples": samples, "eval_seed": seed}
         named = {"run": str(run_path), "seed": run.info.seed, "data": info.name, "split": split}
-        click.echo(json.dumps({**named, **asked, **record}))
+        click.echo(json.dumps({**named, **asked, "eval_seed": seed, **record}))
 
 
 def _show_curve(found: Any) -> None:
@@ -223,13 +213,11 @@ def compare(
 @count_option("--seed", 0, "Seed that draws the examples.")
 @checkpoint_option
 @json_option
-@placement_options
+@placed
 def diagnose(
-    *, run_path: Path, num: int, seed: int, step: int | str | None, as_json: bool, **where: Any
+    *, run_path: Path, num: int, seed: int, step: int | str | None, as_json: bool, placement: Any
 ) -> None:
     """Say how much a RUN's targets depend on the step that they are taken from (Table 6)."""
-    placement = make_placement(**where)
-    placement.apply()
     from supervised.commands.run_sources import open_teacher
     from supervised.planner.target_sensitivity import measure_sensitivity
 
@@ -248,8 +236,7 @@ def diagnose(
 @click.option(
     "--checkpoint",
     "steps",
-    type=checkpoint_step,
-    metavar="STEP",
+    type=CheckpointName(),
     multiple=True,
     help="A step, or best; several vote together (an ensemble).  [default: the newest]",
 )
@@ -258,7 +245,7 @@ def diagnose(
 @click.option("--submission", type=click.Path(path_type=Path), help="Write the official file here.")
 @job_options
 @json_option
-@placement_options
+@placed_float32
 def vote(
     *,
     run_path: Path,
@@ -270,14 +257,11 @@ def vote(
     batch_size: int,
     tasks_per_job: int,
     submission: Path | None,
-    workers: int | None,
-    backend: str,
-    address: str | None,
     as_json: bool,
-    **where: Any,
+    placement: Any,
+    **job_flags: Any,
 ) -> None:
     """Evaluate a RUN on ARC: pass@K by voting over augmented copies; goes on after a kill."""
-    placement = float32_placement("voting computes", **where)
     from supervised.commands import run_sources
     from supervised.data_sets.arc_guards import evaluation_tasks
     from supervised.data_sets.folders import read_info
@@ -308,7 +292,7 @@ def vote(
         tasks_per_job=tasks_per_job,
         batch_size=batch_size,
     )
-    run_jobs(jobs, workers=workers, backend=backend, address=address)
+    run_jobs(jobs, **job_flags)
     found = read_results(out)
     if submission is not None:
         replace_durably(submission, (json.dumps(submission_of(found)) + "\n").encode())

@@ -17,6 +17,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
+from supervised.models import make_model
 from supervised.recipe import SupervisedRecipe
 from trm.nn.token_model import TokenModel, TokenShape
 
@@ -68,7 +69,7 @@ def read_official(path: Path) -> dict[str, Tensor]:
         else:
             state = torch.load(path, map_location="cpu", weights_only=True)
     except _UNREADABLE as error:
-        raise ValueError(f"{path}: cannot be read: {' '.join(str(error).split())}") from None
+        raise ValueError(f"{path}: cannot be read: {_one_line(error)}") from None
     if not isinstance(state, Mapping) or not all(isinstance(v, Tensor) for v in state.values()):
         raise ValueError(f"{path}: expected names and tensors, got {type(state).__name__}")
     return {name: tensor.float() for name, tensor in state.items()}
@@ -91,17 +92,13 @@ def import_model(path: Path, recipe: SupervisedRecipe, shape: TokenShape) -> Tok
         weights[name] = tensor
     if "puzzle_table" in weights:
         shape = replace(shape, num_puzzles=len(weights["puzzle_table"]))
-    model = TokenModel(shape, recipe.model, recipe.recursion, generator=torch.Generator())
-    expected = model.state_dict()
-    for key in official:
-        name = our_name(key)
-        if name not in expected:
-            raise ValueError(f"{path}: {key}: the recipe's model has no such weight")
-        if weights[name].shape != expected[name].shape:
-            found, wanted = list(weights[name].shape), list(expected[name].shape)
-            raise ValueError(f"{path}: {key}: shape {found}, the recipe's model has {wanted}")
-    missing = sorted(set(expected) - set(weights))
-    if missing:
-        raise ValueError(f"{path}: nothing for {missing[0]} of the recipe's model")
-    model.load_state_dict(weights)
+    model = make_model(recipe, shape, torch.Generator())
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:
+        raise ValueError(f"{path}: not the recipe's model: {_one_line(error)}") from None
     return model
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())

@@ -1,5 +1,6 @@
 """Words, options and output that the sub-commands of `upi-trm supervised` share."""
 
+import functools
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -7,7 +8,7 @@ from typing import Any
 
 import click
 
-from trm.experiments.options import Decorator, make_placement
+from trm.experiments.options import CheckpointName, Decorator, make_placement, placement_options
 
 RECIPE_HELP = "Name of a shipped recipe, or a YAML file."
 
@@ -24,35 +25,34 @@ def count_option(name: str, default: int | None, text: str, *, least: int = 0) -
     return click.option(name, type=kind, default=default, show_default=shown, help=text)
 
 
-def checkpoint_step(text: str) -> int | str:
-    """A step of a run; tags such as "best" stay words."""
-    return int(text) if text.isdecimal() else text
-
-
 checkpoint_option: Decorator = click.option(
     "--checkpoint",
     "step",
-    type=checkpoint_step,
-    metavar="STEP",
+    type=CheckpointName(),
     help="A step, or best.  [default: the newest]",
 )
 
 
-def float32_placement(what: str, **where: Any) -> Any:
-    """A placement, applied, for commands whose figures must be the same on every machine.
+def placed(command: Any, *, float32: bool = False) -> Any:
+    """Add `placement_options`; the command gets what they ask for, applied, as `placement`.
 
-    Args:
-        what: begins the error, e.g. "voting computes".
-        **where: values of `placement_options`.
-
-    Raises:
-        click.UsageError: for another precision, or `--compile`.
+    `float32` is for commands whose figures must be the same on every machine: another precision
+    and `--compile` are refused.
     """
-    if where["precision"] != "float32" or where["compiled"]:
-        raise click.UsageError(f"{what} in float32, without --compile")
-    placement = make_placement(**where)
-    placement.apply()
-    return placement
+
+    @functools.wraps(command)
+    def placing(**options: Any) -> None:
+        flags = {name: options.pop(name) for name in ("device", "precision", "compiled", "threads")}
+        if float32 and (flags["precision"] != "float32" or flags["compiled"]):
+            raise click.UsageError("this command computes in float32, without --compile")
+        placement = make_placement(**flags)
+        placement.apply()
+        command(placement=placement, **options)
+
+    return placement_options(placing)
+
+
+placed_float32 = functools.partial(placed, float32=True)
 
 
 def run_jobs(jobs: Any, **options: Any) -> None:
@@ -87,4 +87,5 @@ def show_record(record: Mapping[str, Any], *, as_json: bool = False) -> None:
         return
     for name, value in record.items():
         shown = f"{value:,}" if isinstance(value, int) else "-" if value is None else value
+        shown = json.dumps(shown) if isinstance(shown, dict) else shown
         click.echo(f"{name:<24} {shown}")

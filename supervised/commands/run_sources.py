@@ -21,9 +21,7 @@ from supervised.data_sets.datasets import TokenDataset
 from supervised.data_sets.folders import read_info
 from supervised.measures.arc_voting import Predictor, Query
 from supervised.models import RUN_KIND, load_model, open_data
-from supervised.planner.planner import (
-    teacher_on,
-)
+from supervised.planner.planner import teacher_on
 from supervised.recipe import SupervisedRecipe
 from trm.compute.device import Placement
 from trm.nn.token_model import TokenModel

@@ -12,14 +12,16 @@ from typing import Any
 
 import click
 
-from supervised.commands.options import RECIPE_HELP, show_record, steps_option
+from supervised.commands.options import RECIPE_HELP, placed, show_record, steps_option
 from trm.experiments.options import (
     json_option,
     make_placement,
+    out_option,
     overrides_option,
     placement_options,
     refuse_with_resume,
     run_options,
+    seed_option,
 )
 
 
@@ -66,28 +68,22 @@ def train(
 @click.option("--cache", "folder", type=click.Path(path_type=Path), help="Cache of the teacher.")
 @overrides_option
 @steps_option
-@click.option(
-    "--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of the student."
-)
-@click.option("--out", type=click.Path(path_type=Path), help="Run folder to make.")
-@placement_options
+@seed_option("Seed of the student.")
+@out_option("Run folder to make.")
+@placed
 def distill(
     *,
     teacher: Path,
     recipe: str,
     folder: Path | None,
     overrides: tuple[str, ...],
-    steps: int | None,
-    seed: int,
-    out: Path | None,
-    **where: Any,
+    **options: Any,
 ) -> None:
     """Train a student of the run TEACHER (TRM-Planner, stage II).
 
     A recipe without the section distill is a control and takes no cache. `train --resume` goes on
     with a student. `--set distill.cache=CACHE` means the same as `--cache CACHE`.
     """
-    placement = make_placement(**where)
     from supervised.recipe import SupervisedRecipe, find_recipe
     from trm.runs.recipe import load_recipe
 
@@ -100,7 +96,7 @@ def distill(
     named = [f"teacher={json.dumps(str(teacher.resolve()))}"]
     if folder is not None:
         named.append(f"distill.cache={json.dumps(str(folder.resolve()))}")
-    _train(path, [*overrides, *named], steps=steps, seed=seed, out=out, placement=placement)
+    _train(path, [*overrides, *named], **options)
 
 
 @click.command()
@@ -122,7 +118,7 @@ def info(*, recipe: str, overrides: tuple[str, ...], as_json: bool) -> None:
 @click.argument("checkpoint", type=click.Path(path_type=Path))
 @click.option("--recipe", required=True, help=RECIPE_HELP)
 @overrides_option
-@click.option("--out", type=click.Path(path_type=Path), help="Run folder to make.")
+@out_option("Run folder to make.")
 def import_checkpoint(
     *, checkpoint: Path, recipe: str, overrides: tuple[str, ...], out: Path | None
 ) -> None:

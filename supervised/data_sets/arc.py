@@ -203,36 +203,16 @@ class ArcDataset:
     ) -> TokenBatch:
         """The examples at `indices`; see `TokenDataset.batch`."""
         chosen = check_indices(indices, len(self))
-        if generator is None:
-            return self.augmented(chosen, np.zeros(len(chosen), np.int64))
         task = self._task[chosen]
-        numbers = generator.integers(self._counts[task])
+        numbers = np.zeros(len(chosen), np.int64)
+        if generator is not None:
+            numbers = generator.integers(self._counts[task])
         boards = self._images(chosen, numbers)
-        if self._split == "train":
+        if generator is not None and self._split == "train":
             boards = _moved(boards, generator, share=1 - 1 / self._pairs[task])
-        return self._batch(chosen, numbers, boards)
-
-    def augmented(
-        self, indices: Sequence[int] | NDArray[Any], augmentations: Sequence[int] | NDArray[Any]
-    ) -> TokenBatch:
-        """The examples at `indices` under given symmetries of their tasks, at the top left.
-
-        Args:
-            indices: shape [batch].
-            augmentations: numbers of symmetries in the lists of the tasks, shape [batch].
-
-        Raises:
-            ValueError: for a number out of range.
-        """
-        chosen = check_indices(indices, len(self))
-        counts = self._counts[self._task[chosen]]
-        numbers = np.asarray(augmentations, np.int64)
-        if numbers.shape != chosen.shape or ((numbers < 0) | (numbers >= counts)).any():
-            raise ValueError(
-                f"augmentations must be {len(chosen)} numbers of symmetries that the tasks have, "
-                f"got {augmentations!r}"
-            )
-        return self._batch(chosen, numbers, self._images(chosen, numbers))
+        tokens = encode_boards(boards.reshape(-1, CELLS)).reshape(boards.shape)
+        puzzle = 1 + self.identifiers.offsets[task] + numbers
+        return token_batch(tokens[:, 0], tokens[:, 1], puzzle, chosen)
 
     def marks(self) -> list["Mark"]:
         """What tells the pairs of the split from those of another."""
@@ -262,13 +242,6 @@ class ArcDataset:
             symmetry = self.identifiers.symmetry(int(1 + first[row] + numbers[row]))
             boards[row] = symmetry.plans(boards[row])
         return boards
-
-    def _batch(
-        self, chosen: NDArray[np.int64], numbers: NDArray[np.int64], boards: Int8Array
-    ) -> TokenBatch:
-        tokens = encode_boards(boards.reshape(-1, CELLS)).reshape(boards.shape)
-        puzzle = 1 + self.identifiers.offsets[self._task[chosen]] + numbers
-        return token_batch(tokens[:, 0], tokens[:, 1], puzzle, chosen)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

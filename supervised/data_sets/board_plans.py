@@ -5,7 +5,7 @@ out go `BuildPlan`s whose pieces are tokens. `arc_plan` has the data sets of ARC
 """
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import cache, partial
 from importlib import resources
 from pathlib import Path
@@ -20,7 +20,6 @@ from plan_envs.domain import PlanDomain
 from plan_envs.hub import HUB_NAMES, HUB_SPLITS, read_instances
 from plan_envs.instances import SPLITS, InstanceSet, stream_key
 from plan_envs.maze.instances import maze_instances
-from plan_envs.maze.instances import split_of as split_of_mazes
 from plan_envs.maze.rules import Maze
 from plan_envs.queens.instances import (
     count_completions,
@@ -29,7 +28,6 @@ from plan_envs.queens.instances import (
     queens_instances,
 )
 from plan_envs.queens.rules import Queens
-from plan_envs.sudoku.instances import split_of as split_of_sudokus
 from plan_envs.sudoku.rules import Sudoku
 from supervised.data_sets.building import Arrays, BuildPlan
 from supervised.data_sets.codecs import Tokens, codec_of
@@ -158,23 +156,15 @@ def sudoku_extreme_plan(
 
     From the public set with the default numbers and seed, the training puzzles are those of
     `extreme_index`, which is committed; else a seeded choice from the file. Validation puzzles come
-    from the training file too. Without a test file of its own, a file is dealt to the splits by a
-    hash that is invariant to the symmetries of Sudoku.
+    from the training file too.
 
     Args:
         source: name of the public set on the hub, or a CSV file in its format.
-        test_source: CSV file of test puzzles; None = that of the public set, or a share of the
-            file.
+        test_source: CSV file of test puzzles; None = that of the public set, or no tests.
         **examples: see `Examples`; the reference stores 1,000 images.
     """
-    return _from_files(
-        "sudoku-extreme",
-        Sudoku(9),
-        source,
-        test_source,
-        _sizes(examples, train=1000, validation=1000, test=None),
-        lambda puzzles: split_of_sudokus(puzzles.solutions, side=9),
-    )
+    options = _sizes(examples, train=1000, validation=1000, test=None)
+    return _from_files("sudoku-extreme", Sudoku(9), source, test_source, options)
 
 
 def maze_hard_plan(
@@ -183,8 +173,7 @@ def maze_hard_plan(
     """Maze-30x30-Hard (TRM, Sec. 5), from the hub or a CSV file; arguments as sudoku-extreme's.
 
     The public training file has no more than the 1,000 mazes that are trained on, so validation
-    mazes are generated ones like them (`plan_envs.maze.instances`: 110 cells or more). A single
-    file without tests lends its own instead.
+    mazes are generated ones like them (`plan_envs.maze.instances`: 110 cells or more).
     """
     options = _sizes(examples, train=1000, validation=100, test=None)
     return _from_files(
@@ -193,8 +182,7 @@ def maze_hard_plan(
         source,
         test_source,
         options,
-        lambda mazes: split_of_mazes(mazes.instances, size=30),
-        lambda num: maze_instances(size=30, split="validation", num=num, seed=options["seed"]),
+        partial(maze_instances, size=30, split="validation", seed=options["seed"]),
     )
 
 
@@ -266,79 +254,54 @@ def _from_files(
     source: str,
     test_source: str | None,
     options: Mapping[str, Any],
-    split_of: Callable[[InstanceSet], Sequence[str]],
-    validation_like: Callable[[int], InstanceSet] | None = None,
+    validation_like: Callable[..., InstanceSet] | None = None,
 ) -> BuildPlan:
     """A plan that reads a public set, whose files it knows by name and content.
 
     Args:
         name: of the builder.
         domain: rules of the puzzles.
-        source: of training puzzles, and of the others where no more is said.
-        test_source: of test puzzles; None = that of the hub, or a share of `source`.
+        source: of training puzzles, and of validation puzzles where no more is said.
+        test_source: of test puzzles; None = that of the hub, or no tests.
         options: what `_sizes` returned.
-        split_of: deals a single source to the splits.
-        validation_like: makes so many validation puzzles; None = further rows of `source`.
+        validation_like: makes `num` validation puzzles; None = further rows of `source`.
     """
     if test_source is None and source in HUB_NAMES:
         test_source = f"{source}:{HUB_SPLITS[1]}"
-    seed = options["seed"]
+    if test_source is None and options["test"]:
+        raise ValueError(f"test must be 0 without a file of test puzzles, got {options['test']}")
+    train, seed = options["train"], options["seed"]
 
     @cache
     def rows() -> InstanceSet:
         return read_instances(source, domain=domain)
 
     @cache
-    def chosen() -> Mapping[str, NDArray[np.int64]]:
-        public = source == SUDOKU_EXTREME
-        return dict(_deal(rows(), test_source is None, options, split_of, public=public))
+    def order() -> NDArray[np.int64]:
+        return _row_order(len(rows()), train, seed, public=source == SUDOKU_EXTREME)
 
     def make(split: str) -> Arrays:
-        if split == "validation" and test_source is not None and validation_like is not None:
-            puzzles = validation_like(options["validation"])
+        if split == "validation" and validation_like is not None:
+            puzzles = validation_like(num=options["validation"])
             return _tokens(puzzles, domain, split, options["images"], seed)
-        if split == "test" and test_source is not None:
-            found = read_instances(test_source, domain=domain)
-            every = np.arange(len(found))
-            few = options["test"]
+        if split == "test":
+            found = read_instances(str(test_source), domain=domain)
+            every, few = np.arange(len(found)), options["test"]
             taken = every if few is None else choose_rows(len(found), few, seed)
-            _refuse_shared(
-                rows().subset(chosen()["train"]), found.subset(taken), name=str(test_source)
-            )
+            trained = rows().subset(order()[:train])
+            _refuse_shared(trained, found.subset(taken), name=str(test_source))
         else:
-            found, taken = rows(), chosen()[split]
+            first, num = (0, train) if split == "train" else (train, options["validation"])
+            found, taken = rows(), order()[first : first + num]
         tokens = _tokens(found.subset(taken), domain, split, options["images"], seed)
         return {**tokens, "rows": taken}
 
-    pieces = {f"{split}-00000": partial(make, split) for split in SPLITS if options[split] != 0}
+    wanted = [s for s in SPLITS if options[s] != 0 and not (s == "test" and test_source is None)]
+    pieces = {f"{split}-00000": partial(make, split) for split in wanted}
     notes = _index_notes if name == "sudoku-extreme" else None
     finish = partial(_finish_boards, name, domain, notes)
     sources = {"source": _named(source), "test_source": test_source and _named(test_source)}
     return BuildPlan(name=name, options={**sources, **options}, pieces=pieces, finish=finish)
-
-
-def _deal(
-    rows: InstanceSet,
-    with_test: bool,
-    options: Mapping[str, Any],
-    split_of: Callable[[InstanceSet], Sequence[str]],
-    *,
-    public: bool,
-) -> Iterator[tuple[str, NDArray[np.int64]]]:
-    """Rows of each split of one file, chosen by seed.
-
-    A file that lends the tests too is cut into the shares that `split_of` gives, first.
-    """
-    sizes = {split: options[split] for split in SPLITS}
-    order = _row_order(len(rows), sizes["train"], options["seed"], public=public)
-    if not with_test:
-        stop = sizes["train"] + sizes["validation"]
-        yield "train", order[: sizes["train"]]
-        yield "validation", order[sizes["train"] : stop]
-        return
-    shares = np.array(split_of(rows))[order]
-    for split, num in sizes.items():
-        yield split, order[shares == split][:num]
 
 
 def _row_order(num_rows: int, train: int, seed: int, *, public: bool) -> NDArray[np.int64]:

@@ -14,12 +14,12 @@ domain's own checker judges; it has no rules of its own. `arc` has the tokens of
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Final, Protocol, runtime_checkable
+from typing import Final
 
 import numpy as np
 from jaxtyping import Int8, Integer, UInt8
 
-from plan_envs.domain import PlanDomain, Symmetry
+from plan_envs.domain import Symmetry
 from plan_envs.maze.kernels import FREE, GOAL, START, WALL
 from plan_envs.maze.rules import Maze, MazeSymmetry
 from plan_envs.queens.rules import Queens, QueensSymmetry
@@ -36,44 +36,15 @@ PAD: Final = 0
 """The id of padding: as an input "nothing here", as a label "not supervised"."""
 
 
-@runtime_checkable
-class BoardCodec(Protocol):
-    """Tokens of a domain whose puzzles are one board each."""
-
-    @property
-    def domain(self) -> PlanDomain:
-        """The rules."""
-        ...
-
-    @property
-    def vocab_size(self) -> int:
-        """Token ids, padding included."""
-        ...
-
-    def encode(self, instances: Boards, solutions: Boards) -> tuple[Tokens, Tokens]:
-        """Inputs and labels of instances and their solutions, both [batch, position]."""
-        ...
-
-    def decode(self, inputs: AnyTokens, predicted: AnyTokens) -> tuple[Boards, Boards]:
-        """Instances and the plans that predicted tokens mean, both [batch, cell].
-
-        Tokens that mean no value of a plan (padding, say) become blanks, so that the checker
-        always has an answer.
-        """
-        ...
-
-    def random_symmetry(self, rng: np.random.Generator) -> Symmetry:
-        """A random symmetry under which the image of a label solves the image of its input."""
-        ...
-
-    def transform(self, symmetry: Symmetry, tokens: Tokens) -> Tokens:
-        """Images of inputs or labels under a symmetry, [batch, position]."""
-        ...
-
-
 @dataclass(frozen=True)
 class ValueCodec:
-    """Sudoku and N-Queens: a token is a cell's value + 1; a label is the whole completed board."""
+    """Sudoku and N-Queens: a token is a cell's value + 1; a label is the whole completed board.
+
+    `encode` gives inputs and labels of instances and their solutions, `decode` the instances and
+    the plans that predicted tokens mean. Tokens that mean no value of a plan (padding, say) become
+    blanks, so that the checker always has an answer. Under a `random_symmetry` the image of a
+    label solves the image of its input.
+    """
 
     domain: Sudoku | Queens
 
@@ -153,6 +124,9 @@ class MazeCodec:
         """Cells move, tokens stay; the label's tie-break among shortest paths does not hold."""
         return symmetry.instances(tokens.view(np.int8)).view(np.uint8)
 
+
+BoardCodec = ValueCodec | MazeCodec
+"""Tokens of a domain whose puzzles are one board each."""
 
 _FAMILIES: Final[Mapping[str, Callable[[int], BoardCodec]]] = {
     "sudoku": lambda side: ValueCodec(Sudoku(side)),

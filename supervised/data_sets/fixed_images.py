@@ -34,8 +34,6 @@ class FixedImages:
     """
 
     def __init__(self, dataset: TokenDataset, copies: int, *, seed: int) -> None:
-        if copies < 0:
-            raise ValueError(f"copies must be >= 0, got {copies}")
         self._dataset, self._rows, self._seed = dataset, copies + 1, seed
         self.info: DatasetInfo = dataset.info
 

@@ -16,20 +16,12 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from supervised.measures.records import RECORD_VERSION
-from trm.experiments.intervals import student_t_interval
+from trm.experiments.compare import group_runs
+from trm.experiments.intervals import Spread, spread_of, student_t_interval
 from trm.runs.files import read_json_object
 from trm.runs.pictures import new_figure, save_figure
 
 Record = Mapping[str, Any]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Spread:
-    """A figure over seeds."""
-
-    mean: float
-    std: float | None
-    """Sample standard deviation; None for one seed."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -134,21 +126,16 @@ def differences(records: Sequence[Record], *, against: str, figure: str) -> list
 
 
 def _by_recipe(records: Sequence[Record]) -> dict[str, list[Record]]:
-    groups: dict[str, list[Record]] = {}
-    for record in records:
-        groups.setdefault(record["recipe"], []).append(record)
-    for recipe, runs in groups.items():
-        seeds = [run["seed"] for run in runs]
-        if len(set(seeds)) < len(seeds):
-            raise ValueError(f"{recipe}: several records have one seed, of {sorted(seeds)}")
-        runs.sort(key=lambda run: int(run["seed"]))
-    return groups
+    def named(record: Record) -> str:
+        return str(record["recipe"])
+
+    return group_runs(records, setting=named, seed=lambda record: record["seed"], name=named)
 
 
 def _row(recipe: str, runs: Sequence[Record]) -> Row:
     first = runs[0]
     figures = ("exact", "valid", "commit_valid", "violated", "train_exact")
-    spreads: dict[str, Any] = {name: _spread([run[name] for run in runs]) for name in figures}
+    spreads: dict[str, Any] = {name: spread_of([run[name] for run in runs]) for name in figures}
     of_unique = [(run["committed"] or {}).get("valid_of_unique") for run in runs]
     caches = [run["cache"] for run in runs if run["cache"] is not None]
     return Row(
@@ -157,22 +144,14 @@ def _row(recipe: str, runs: Sequence[Record]) -> Row:
         seeds=tuple(run["seed"] for run in runs),
         num_instances=first["num_instances"],
         step=max(run["step"] for run in runs),
-        commit_valid_of_unique=_spread(of_unique),
-        peak_exact=_spread([(run["peak"] or {}).get("exact") for run in runs]),
+        commit_valid_of_unique=spread_of(of_unique),
+        peak_exact=spread_of([(run["peak"] or {}).get("exact") for run in runs]),
         train_cpu_seconds=statistics.mean(run["train_cpu_seconds"] for run in runs),
         cache_cpu_seconds=caches[0]["cpu_seconds"] if caches else None,
         parameters=first["parameters"],
         passes=first["passes"],
         **spreads,
     )
-
-
-def _spread(values: Sequence[float | None]) -> Spread | None:
-    known = [value for value in values if value is not None]
-    if len(known) < len(values):
-        return None
-    std = statistics.stdev(known) if len(known) > 1 else None
-    return Spread(mean=statistics.mean(known), std=std)
 
 
 def _difference(
@@ -206,29 +185,21 @@ def _difference(
 
 def tables(rows: Sequence[Row], found: Sequence[Difference]) -> Iterator[Table]:
     """Tables for the terminal: the rows, without figures that no row has, and the differences."""
-    table = Table(box=SIMPLE_HEAD)
-    table.add_column("recipe", overflow="fold")
+    table = Table("recipe", box=SIMPLE_HEAD)
+    table.columns[0].overflow = "fold"
     columns = {
         "seeds": [str(len(row.seeds)) for row in rows],
-        "exact": [_text(row.exact) for row in rows],
-        "valid": [_text(row.valid) for row in rows],
-        "commit": [_text(row.commit_valid) for row in rows],
-        "of unique": [_text(row.commit_valid_of_unique) for row in rows],
-        "violated": [_text(row.violated) for row in rows],
-        "peak": [_text(row.peak_exact) for row in rows],
-        "train": [_text(row.train_exact) for row in rows],
+        **{heading: [_text(getattr(row, name)) for row in rows] for name, heading in _SHARES},
         "steps": [str(row.step) for row in rows],
         "CPU s": [f"{row.train_cpu_seconds:.0f}" for row in rows],
-        "cache": [
-            "" if row.cache_cpu_seconds is None else f"{row.cache_cpu_seconds:.0f}" for row in rows
-        ],
+        "cache": ["" if (s := row.cache_cpu_seconds) is None else f"{s:.0f}" for row in rows],
         "passes": [str(row.passes) for row in rows],
     }
     shown = {heading: cells for heading, cells in columns.items() if any(cells)}
     for heading in shown:
         table.add_column(heading, justify="right")
-    for place, row in enumerate(rows):
-        table.add_row(row.recipe, *(cells[place] for cells in shown.values()))
+    for row, *cells in zip(rows, *shown.values(), strict=True):
+        table.add_row(row.recipe, *cells)
     yield table
     if found:
         table = Table(box=SIMPLE_HEAD, title="differences in points, paired by seed")
@@ -241,6 +212,17 @@ def tables(rows: Sequence[Row], found: Sequence[Difference]) -> Iterator[Table]:
             table.add_row(one.recipe, one.against, one.figure, mean, interval, ahead)
         yield table
 
+
+_SHARES = (
+    ("exact", "exact"),
+    ("valid", "valid"),
+    ("commit_valid", "commit"),
+    ("commit_valid_of_unique", "of unique"),
+    ("violated", "violated"),
+    ("peak_exact", "peak"),
+    ("train_exact", "train"),
+)
+"""Shares of a `Row`, and their headings."""
 
 Curve = list[tuple[float, float]]
 """CPU seconds of training, share of valid predictions on validation examples."""

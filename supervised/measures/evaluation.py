@@ -19,6 +19,7 @@ from supervised.data_sets.datasets import TokenBatch, TokenDataset
 from supervised.measures.guidance import advantage_margin, guided_logits, hamming_distance
 from supervised.objectives.losses import exact, sample_losses, token_accuracy
 from trm.compute.workers import ALONE, Workers
+from trm.experiments.sections import check_at_least
 from trm.nn.recursion import Latents
 from trm.nn.stablemax import IGNORE
 from trm.nn.token_model import TokenModel
@@ -45,12 +46,8 @@ class EvalOptions:
 
     def __post_init__(self) -> None:
         """Check ranges."""
-        if self.steps is not None and self.steps < 1:
-            raise ValueError(f"steps must be at least 1, got {self.steps}")
-        if self.noise < 0:
-            raise ValueError(f"noise must not be negative, got {self.noise}")
-        if self.samples < 1:
-            raise ValueError(f"samples must be at least 1, got {self.samples}")
+        check_at_least(self, "", 1, "steps", "samples")
+        check_at_least(self, "", 0, "noise")
         if self.samples > 1 and self.noise == 0:
             raise ValueError(f"samples {self.samples} need noise above 0: without it all are equal")
 

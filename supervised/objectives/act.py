@@ -65,17 +65,13 @@ class ActObjective:
         """All slots start halted.
 
         Args:
-            model: with a halting head.
+            model: with a halting head and without step embedding, as recipes are checked.
             stream: where slots get their samples.
             config: the recipe's section.
             batch_size: slots.
             noise: on the CPU; drawn from for exploration.
             distillation: adds to the loss of every sample at every step.
         """
-        if model.halt is None:
-            raise ValueError("act needs model.halting_head true: it decides when a sequence ends")
-        if model.step_table is not None:
-            raise ValueError("act needs model.step_embedding false: slots are at different steps")
         self.model, self.stream, self.config, self.noise = model, stream, config, noise
         self.distillation = distillation
         self.carried = CarriedBatch(model, batch_size)

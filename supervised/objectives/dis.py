@@ -8,8 +8,7 @@ authors' code differ there is a switch (REFERENCE.md C2).
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -22,32 +21,35 @@ from supervised.objectives.supervision_step import CarriedBatch, Step
 from supervised.objectives.targets import (
     CorruptedAs,
     Corruption,
-    FileTargets,
-    FinalTargets,
     InputPath,
     SolverOrder,
     TargetGenerator,
+    final_targets,
     random_order,
 )
+from trm.experiments.sections import check_positive, check_within
 from trm.nn.token_model import TokenModel
+from trm.runs.recipe import Retired
 
 
 @dataclass(frozen=True, kw_only=True)
 class DisConfig:
     """The `dis` section of a recipe."""
 
-    targets: Literal["independent", "nested", "input_path", "solver", "file", "final"] = "nested"
+    RETIRED: ClassVar[Mapping[str, Retired]] = {
+        "file": Retired(None, "Targets are never read from a file."),
+    }
+
+    targets: Literal["independent", "nested", "input_path", "solver", "final"] = "nested"
     """Where targets come from: q_beta drawn anew at each step (the paper's Eq. 15) or once a path;
-    the random path from input to label (the authors' code); the same in a solver's order; a file;
-    the label at every step (the control)."""
+    the random path from input to label (the authors' code); the same in a solver's order; the
+    label at every step (the control)."""
     corrupted_as: CorruptedAs = "mask"
     """What q_beta shows in place of a token."""
     initial_corruption: float = 1.0
     """beta before the first step; beta_s = initial (1 - s / N)^power."""
     corruption_power: float = 1.0
     """1 = linear, as in the paper."""
-    file: str | None = None
-    """The file of `targets: file`; JSON lines, see `supervised.objectives.targets.FileTargets`."""
     weights: Literal["uniform", "linear"] = "linear"
     """w_s of the steps' losses: 1, or proportional to s with mean 1 (the paper; the authors' code
     has none)."""
@@ -62,31 +64,22 @@ class DisConfig:
     """One optimiser step for each supervision step (pseudo-code), or one for the sum over s."""
 
     def __post_init__(self) -> None:
-        """Check ranges and combinations."""
-        if not 0 < self.initial_corruption <= 1:
-            raise ValueError(
-                f"dis.initial_corruption must lie in (0, 1], got {self.initial_corruption}"
-            )
-        if not self.corruption_power > 0:
-            raise ValueError(f"dis.corruption_power must be positive, got {self.corruption_power}")
-        if (self.file is not None) != (self.targets == "file"):
-            raise ValueError(f"dis.file goes with dis.targets 'file', got {self.file!r}")
+        """Check ranges."""
+        check_within(self, "dis", "(0, 1]", "initial_corruption")
+        check_positive(self, "dis", "corruption_power")
 
     def generator(self, dataset: TokenDataset) -> TargetGenerator:
         """The target generator for a data set.
 
         Raises:
-            ValueError: for `solver` on a data set without one, and what `FileTargets` raises.
+            ValueError: for `solver` on a data set without one.
         """
         if self.targets == "final":
-            return FinalTargets()
+            return final_targets
         if self.targets == "input_path":
             return InputPath(random_order)
         if self.targets == "solver":
             return InputPath(SolverOrder(codec_of(dataset.info.domain)))
-        if self.targets == "file":
-            assert self.file is not None
-            return FileTargets(Path(self.file), dataset)
         return Corruption(
             nested=self.targets == "nested",
             shown=self.corrupted_as,
@@ -159,7 +152,7 @@ class DisObjective:
 
     def _restart(self) -> None:
         samples = self.stream.take(self.batch_size).to(self.model.start_h.device)
-        self._frames = self.targets.frames(samples, self.model.schedule.supervision, self.noise)
+        self._frames = self.targets(samples, self.model.schedule.supervision, self.noise)
         self._inputs = samples.inputs
         self.carried.samples, self.carried.latents = samples, self.model.start(self.batch_size)
         self._step = 0

@@ -1,13 +1,12 @@
 """What ACT and DIS share: a supervision step, the batch that is carried along, reported figures.
 
-`act.ActObjective` and `dis.DisObjective` are `Objective`s. `supervised.trainer` asks one for a
-`Step`, goes backward, and lets the optimisers act when the step is complete; a checkpoint holds the
-objective's state.
+`supervised.trainer` asks an `act.ActObjective` or a `dis.DisObjective` for a `Step`, goes backward,
+and lets the optimisers act when the step is complete; a checkpoint holds the objective's state.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -30,25 +29,6 @@ class Step:
     """These rows, a leaf: their gradient gathers in it."""
     complete: bool = True
     """Whether the optimisers act after the backward pass; else gradients go on gathering."""
-
-
-@runtime_checkable
-class Objective(Protocol):
-    """Draws samples and says what to minimise."""
-
-    figures: "Figures"
-
-    def step(self) -> Step:
-        """The next supervision step; draws samples where slots are free."""
-        ...
-
-    def state(self) -> dict[str, Any]:
-        """The carried batch and figures, all that resuming needs beside weights and streams."""
-        ...
-
-    def load_state(self, state: Mapping[str, Any]) -> None:
-        """Take up a state."""
-        ...
 
 
 class Figures:

@@ -6,10 +6,9 @@ token ids, `IGNORE` where a position is not supervised. All frames keep the labe
 Deviation from the authors' code: positions that the label does not supervise are never supervised.
 """
 
-import json
-from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import Any, Literal, Protocol, runtime_checkable
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -18,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from supervised.data_sets.codecs import PAD, BoardCodec
-from supervised.data_sets.datasets import TokenBatch, TokenDataset
+from supervised.data_sets.datasets import TokenBatch
 from trm.nn.stablemax import IGNORE
 
 CorruptedAs = Literal["mask", "input", "ignored", "random"]
@@ -26,31 +25,18 @@ CorruptedAs = Literal["mask", "input", "ignored", "random"]
 to learn from; or any token but padding."""
 
 
-@runtime_checkable
-class TargetGenerator(Protocol):
-    """Phi of DIS Eq. 14."""
+Frames = Int[Tensor, "frame batch position"]
 
-    def frames(
-        self, batch: TokenBatch, steps: int, generator: torch.Generator
-    ) -> Int[Tensor, "frame batch position"]:
-        """Frames 0..steps of every sample; the last one is the label.
+TargetGenerator = Callable[[TokenBatch, int, torch.Generator], Frames]
+"""Phi of DIS Eq. 14: (batch, N, generator) -> frames 0..N of every sample; the last is the label.
 
-        Args:
-            batch: on the CPU or a device, where the frames will be too.
-            steps: N.
-            generator: on the CPU.
-        """
-        ...
+The frames are where the batch is; the generator is on the CPU.
+"""
 
 
-class FinalTargets:
+def final_targets(batch: TokenBatch, steps: int, generator: torch.Generator) -> Frames:
     """The label at every step: the control that the paper lacks."""
-
-    def frames(
-        self, batch: TokenBatch, steps: int, generator: torch.Generator
-    ) -> Int[Tensor, "frame batch position"]:
-        """See `TargetGenerator`."""
-        return batch.labels.expand(steps + 1, -1, -1).clone()
+    return batch.labels.expand(steps + 1, -1, -1).clone()
 
 
 def corruption_rate(step: int, *, steps: int, initial: float, power: float) -> float:
@@ -58,31 +44,24 @@ def corruption_rate(step: int, *, steps: int, initial: float, power: float) -> f
     return float(initial * (1 - step / steps) ** power)
 
 
+@dataclass(frozen=True, kw_only=True)
 class Corruption:
     """q_beta (DIS Eq. 15): every supervised position is corrupted with probability beta_s.
 
     Independent: new draws at every step, as the equation says; in expectation alone the targets
     come closer. Nested: one uniform draw u a position, corrupted while u < beta_s, so that along a
-    path corruption only ever goes; what a corrupted position shows stays too.
+    path corruption only ever goes; what a corrupted position shows stays too. `initial` and `power`
+    are those of `corruption_rate`.
     """
 
-    def __init__(
-        self,
-        *,
-        nested: bool,
-        shown: CorruptedAs,
-        vocab_size: int,
-        initial: float = 1.0,
-        power: float = 1.0,
-    ) -> None:
-        """See `corruption_rate`."""
-        self.nested, self.shown, self.vocab_size = nested, shown, vocab_size
-        self.initial, self.power = initial, power
+    nested: bool
+    shown: CorruptedAs
+    vocab_size: int
+    initial: float = 1.0
+    power: float = 1.0
 
-    def frames(
-        self, batch: TokenBatch, steps: int, generator: torch.Generator
-    ) -> Int[Tensor, "frame batch position"]:
-        """See `TargetGenerator`."""
+    def __call__(self, batch: TokenBatch, steps: int, generator: torch.Generator) -> Frames:
+        """A `TargetGenerator`."""
         labels, supervised = batch.labels, batch.labels != IGNORE
         frames = []
         draws = self._draw(batch, generator)
@@ -115,6 +94,7 @@ def random_order(batch: TokenBatch, generator: torch.Generator) -> Float[Tensor,
     return torch.rand(batch.labels.shape, generator=generator).to(batch.labels.device)
 
 
+@dataclass(frozen=True)
 class InputPath:
     """A path from the input to the label: frame s shows the first s / N of the edits that it takes.
 
@@ -122,14 +102,10 @@ class InputPath:
     a path of programmable edits (DIS Sec. 4.4, generator 1). Nested, hence monotone.
     """
 
-    def __init__(self, order: Order) -> None:
-        """`order` says which edits come first."""
-        self.order = order
+    order: Order
 
-    def frames(
-        self, batch: TokenBatch, steps: int, generator: torch.Generator
-    ) -> Int[Tensor, "frame batch position"]:
-        """See `TargetGenerator`."""
+    def __call__(self, batch: TokenBatch, steps: int, generator: torch.Generator) -> Frames:
+        """A `TargetGenerator`."""
         inputs, labels = batch.inputs, batch.labels
         differs = (inputs != labels) & (labels != IGNORE)
         keys = self.order(batch, generator).masked_fill(~differs, float("inf"))
@@ -197,91 +173,3 @@ class SolverOrder:
         membership[np.arange(legal.shape[1]), self._group] = self._writes
         counts = legal.astype(np.float32) @ membership
         return counts[:, self._group]
-
-
-class FileTargets:
-    """Targets that somebody else wrote, e.g. plans of a language model (generator 2).
-
-    One JSON object a line: `{"example": 3, "targets": [[...], ...]}`, each target the tokens of all
-    positions, the last one the label. Other numbers of targets than N are spread over the N steps.
-    A token that the vocabulary lacks becomes the input's (the projection on the output space).
-    """
-
-    def __init__(self, path: Path, dataset: TokenDataset) -> None:
-        """Read and check a file against the data set that it belongs to.
-
-        Raises:
-            ValueError: names file, line and what is wrong: an example that is missing, twice or not
-                in the data set, a wrong length, a path that does not end in its label.
-        """
-        self.path = path
-        self._paths: dict[int, Tensor] = {}
-        for number, example, targets in _read_lines(path):
-            where = f"{path}, line {number}: example {example}"
-            if not 0 <= example < len(dataset):
-                raise ValueError(f"{where} is none of the {len(dataset)} of the data set")
-            if example in self._paths:
-                raise ValueError(f"{where} is listed twice")
-            batch = dataset.batch([example])
-            for target in targets:
-                if len(target) != batch.inputs.shape[1]:
-                    raise ValueError(
-                        f"{where}: a target has {len(target)} tokens, not {batch.inputs.shape[1]}"
-                    )
-            frames = torch.tensor(targets, dtype=torch.long)
-            known = (frames >= 0) & (frames < dataset.info.vocab_size)
-            frames = torch.where(known, frames, batch.inputs)
-            supervised = batch.labels != IGNORE
-            if bool(((frames[-1] != batch.labels) & supervised).any()):
-                raise ValueError(f"{where}: the last target is not the label")
-            self._paths[example] = frames.masked_fill(~supervised, IGNORE)
-        missing = sorted(set(range(len(dataset))) - set(self._paths))
-        if missing:
-            raise ValueError(f"{path}: no targets for example {missing[0]}")
-
-    def frames(
-        self, batch: TokenBatch, steps: int, generator: torch.Generator
-    ) -> Int[Tensor, "frame batch position"]:
-        """See `TargetGenerator`; frame 0 is the input.
-
-        Raises:
-            ValueError: for an image of an example: the file knows examples as stored alone.
-        """
-        columns = []
-        for row, example in enumerate(batch.example.tolist()):
-            path = self._paths[example]
-            index = [-(-step * len(path) // steps) - 1 for step in range(1, steps + 1)]
-            columns.append(path[index])
-            if not torch.equal(path[-1], batch.labels[row].cpu()):
-                raise ValueError(
-                    f"{self.path}: example {example} is an image under a symmetry; targets from a"
-                    " file need data.augment false"
-                )
-        later = torch.stack(columns, dim=1).to(batch.inputs.device)
-        first = torch.where(batch.labels == IGNORE, IGNORE, batch.inputs)
-        return torch.cat((first[None], later))
-
-
-def _read_lines(path: Path) -> Sequence[tuple[int, int, list[list[int]]]]:
-    """Line number, example and targets of every line."""
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: cannot be read: {error}") from None
-    records = []
-    for number, line in enumerate(lines, start=1):
-        try:
-            record = json.loads(line)
-            example, targets = record["example"], record["targets"]
-            whole = isinstance(example, int) and all(
-                isinstance(token, int) for target in targets for token in target
-            )
-            if not whole or not targets:
-                raise TypeError("expected an integer and lists of integers")
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(
-                f'{path}, line {number}: expected {{"example": N, "targets": [[...], ...]}}'
-                f" ({error})"
-            ) from None
-        records.append((number, example, targets))
-    return records

@@ -46,20 +46,13 @@ def cache_info(folder: Path) -> CacheInfo:
     manifest = read_manifest(folder)
     built = [k for k in range(manifest.num_shards) if shard_file(folder, k).exists()]
     size = sum(shard_file(folder, number).stat().st_size for number in built)
-    costs = [
-        json.loads(file.read_bytes())
-        for number in built
-        if (file := cost_file(folder, number)).exists()
-    ]
+    files = [cost_file(folder, number) for number in built]
+    costs = [json.loads(file.read_bytes()) for file in files if file.exists()]
     examples = sum(len(manifest.examples_of(number)) for number in built)
     positions, vocab = manifest.num_positions, manifest.vocab_size
+    named = ("teacher", "data", "recipe", "num_examples", "entries", "num_shards")
     return CacheInfo(
-        teacher=manifest.teacher,
-        data=manifest.data,
-        recipe=manifest.recipe,
-        num_examples=manifest.num_examples,
-        entries=manifest.entries,
-        num_shards=manifest.num_shards,
+        **{name: getattr(manifest, name) for name in named},
         shards_built=len(built),
         bytes=size,
         bytes_per_entry=size / (examples * manifest.entries) if built else None,

@@ -13,18 +13,20 @@ manifest in `cache.json`, and the hashes that tell one teacher, data set and exa
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Final, Literal
+from typing import ClassVar, Final, Literal
 
 import torch
 
 from supervised.data_sets.datasets import TokenBatch, TokenDataset
 from supervised.planner.planner import PlannerConfig
+from trm.experiments.sections import check_at_least
 from trm.nn.token_model import TokenModel
 from trm.runs.durable import replace_durably
 from trm.runs.files import read_json_object
+from trm.runs.recipe import Retired
 
 FORMAT_VERSION: Final = 1
 """Version of cache.json and of the shards."""
@@ -39,22 +41,18 @@ _MANIFEST: Final = "cache.json"
 class StorageConfig:
     """The `storage` section of a recipe: what is kept of a teacher's logits."""
 
+    RETIRED: ClassVar[Mapping[str, Retired]] = {
+        "top": Retired(None, "All logits of a position are kept."),
+    }
+
     logits: Literal["float32", "float16", "none"] = "float16"
     """Precision; "none" keeps tokens alone, enough for hard distillation."""
-    top: int | None = None
-    """Keep this many largest logits of a position, and one more number that replaces each of the
-    others, so that together they keep their StableMax probability; null = keep all."""
     examples: int = 1000
     """Examples of a shard, which is the work of one job."""
 
     def __post_init__(self) -> None:
-        """Check the ranges."""
-        if self.examples < 1:
-            raise ValueError(f"storage.examples must be at least 1, got {self.examples}")
-        if self.top is not None and (self.top < 1 or self.logits == "none"):
-            raise ValueError(
-                f"storage.top must be at least 1, and null where no logits are kept, got {self.top}"
-            )
+        """Check the range."""
+        check_at_least(self, "storage", 1, "examples")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,8 +66,7 @@ class CacheRecipe:
 
     def __post_init__(self) -> None:
         """Check the range."""
-        if self.batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, got {self.batch_size}")
+        check_at_least(self, "", 1, "batch_size")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

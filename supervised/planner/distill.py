@@ -18,6 +18,7 @@ from torch import Tensor
 
 from supervised.data_sets.datasets import TokenBatch
 from supervised.planner.teacher_cache import TeacherCache, TeacherTargets
+from trm.experiments.sections import check_at_least, check_positive
 from trm.nn.stablemax import (
     IGNORE,
     kl_divergence,
@@ -44,12 +45,8 @@ class DistillConfig:
 
     def __post_init__(self) -> None:
         """Check the ranges."""
-        if self.weight < 0:
-            raise ValueError(f"distill.weight must not be negative, got {self.weight}")
-        if self.quality is not None and self.quality <= 0:
-            raise ValueError(f"distill.quality must be positive or null, got {self.quality}")
-        if self.temperature <= 0:
-            raise ValueError(f"distill.temperature must be positive, got {self.temperature}")
+        check_at_least(self, "distill", 0, "weight")
+        check_positive(self, "distill", "quality", "temperature")
         if self.kind == "hard" and self.temperature != 1:
             raise ValueError(f"distill.temperature is for kind soft, got {self.temperature}")
 

@@ -22,6 +22,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from trm.experiments.sections import check_at_least, check_within
 from trm.nn.recursion import Latents
 from trm.nn.stablemax import (
     IGNORE,
@@ -69,19 +70,14 @@ class PlannerConfig:
 
     def __post_init__(self) -> None:
         """Check the ranges."""
-        for name in ("steps", "rollouts", "entries"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"planner.{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("noise", "seed"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"planner.{name} must not be negative, got {getattr(self, name)}")
+        check_at_least(self, "planner", 1, "steps", "rollouts", "entries")
+        check_at_least(self, "planner", 0, "noise", "seed")
         if self.entries > self.rollouts:
             raise ValueError(
                 f"planner.entries must be at most planner.rollouts = {self.rollouts}, because a "
                 f"rollout gives one candidate, got {self.entries}"
             )
-        if not 0 <= self.score_share <= 1:
-            raise ValueError(f"planner.score_share must lie in [0, 1], got {self.score_share}")
+        check_within(self, "planner", "[0, 1]", "score_share")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -98,8 +94,6 @@ class Candidates:
     """z, float32; tokens are their argmax."""
     loss: Float[Tensor, "batch candidate"]
     """l: mean StableMax cross-entropy over the supervised tokens, nats, float64."""
-    exact: Bool[Tensor, "batch candidate"]
-    """Whether every supervised token is right."""
     score: Float[Tensor, "batch candidate"]
     """The planner's score, float64."""
 
@@ -227,7 +221,6 @@ def _scored(output: StepOutput, labels: Tensor, number: int, config: PlannerConf
         step=torch.full_like(labels[:, :1], number),
         logits=output.logits.float()[:, None],
         loss=loss[:, None],
-        exact=exact[:, None],
         score=score[:, None],
     )
 

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
@@ -26,7 +25,7 @@ Arrays = dict[str, NDArray[Any]]
 """Name -> array."""
 
 _METADATA: Final = "teacher_cache"
-_BY_ENTRY: Final = ("tokens", "logits", "index")
+_BY_ENTRY: Final = ("tokens", "logits")
 """Arrays whose first two axes are entry and supervised position; the others begin with examples."""
 
 
@@ -57,30 +56,13 @@ def pack(
         "tokens": logits.argmax(dim=-1).numpy().astype(np.uint8),
     }
     if storage.logits != "none":
-        values = logits
-        if storage.top is not None and storage.top < logits.shape[-1] - 1:
-            values, index = top_logits(logits, storage.top)
-            arrays["index"] = index.numpy().astype(np.uint8)
-        arrays["logits"] = values.numpy().astype(storage.logits)
+        arrays["logits"] = logits.numpy().astype(storage.logits)
         if not np.isfinite(arrays["logits"]).all():
             raise ValueError(
                 f"storage.logits must be float32: the teacher's reach "
                 f"{float(logits.abs().max()):.0f}, which float16 cannot hold"
             )
     return arrays
-
-
-def top_logits(logits: Tensor, top: int) -> tuple[Tensor, Tensor]:
-    """The largest logits, then one logit that replaces each of the others; and their indices.
-
-    With s the increasing function of StableMax, p = s / sum s, the others get the logit whose s is
-    the mean of theirs: at temperature 1 all kept probabilities stay as they were.
-    """
-    values, index = logits.sort(dim=-1, descending=True, stable=True)
-    rest = values[..., top:].double()
-    mean = torch.where(rest < 0, 1 / (1 - rest.clamp_max(0)), rest + 1).mean(dim=-1, keepdim=True)
-    replacing = torch.where(mean < 1, 1 - 1 / mean, mean - 1)
-    return torch.cat([values[..., :top], replacing.float()], dim=-1), index[..., :top]
 
 
 def join(parts: Sequence[Arrays]) -> Arrays:

@@ -9,7 +9,7 @@ first entry is served.
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import numpy as np
 import torch
@@ -25,6 +25,9 @@ from supervised.planner.cache_manifest import (
     shard_file,
 )
 from supervised.planner.shards import Shard
+
+_KEY: Final = np.dtype([("high", "<u8"), ("low", "<u8")])
+"""An example's key as two numbers, which numpy sorts and finds."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -57,8 +60,8 @@ class TeacherCache:
         self.folder, self.manifest = folder, manifest
         self._shards = shards
         keys = np.concatenate([shard.keys for shard in shards])
-        halves = np.ascontiguousarray(keys).view("<u8")
-        self._order = np.lexsort((halves[:, 1], halves[:, 0]))
+        halves = np.ascontiguousarray(keys).view(_KEY).reshape(-1)
+        self._order = np.lexsort((halves["low"], halves["high"]))
         self._sorted = halves[self._order]
 
     @classmethod
@@ -103,17 +106,9 @@ class TeacherCache:
 
     def find(self, batch: TokenBatch) -> Int[np.ndarray, " batch"]:
         """The number that each example of a batch has in the cache, -1 where it is not there."""
-        wanted = np.frombuffer(b"".join(example_keys(batch)), "<u8").reshape(-1, 2)
-        place = np.searchsorted(self._sorted[:, 0], wanted[:, 0])
-        found = np.full(len(wanted), -1, np.int64)
-        for row, start in enumerate(place):
-            # The first half of a key decides, except in one of 10^19 pairs.
-            while start < len(self._sorted) and self._sorted[start, 0] == wanted[row, 0]:
-                if self._sorted[start, 1] == wanted[row, 1]:
-                    found[row] = self._order[start]
-                    break
-                start += 1
-        return found
+        wanted = np.frombuffer(b"".join(example_keys(batch)), _KEY)
+        place = np.searchsorted(self._sorted, wanted).clip(max=len(self._sorted) - 1)
+        return np.where(self._sorted[place] == wanted, self._order[place], -1)
 
     def choose(
         self, batch: TokenBatch, rng: np.random.Generator, *, quality: float | None
@@ -157,12 +152,7 @@ class TeacherCache:
             some = slice(int(arrays["start"][row]), int(arrays["start"][row + 1]))
             tokens[place, mask] = arrays["tokens"][k, some]
             loss[place], step[place] = arrays["loss"][row, k], arrays["step"][row, k]
-            if "index" in arrays:
-                kept, index = arrays["logits"][k, some], arrays["index"][k, some]
-                spread = np.repeat(kept[:, -1:], manifest.vocab_size, axis=1)
-                np.put_along_axis(spread, index.astype(np.int64), kept[:, :-1], axis=1)
-                logits[place, mask] = spread
-            elif "logits" in arrays:
+            if "logits" in arrays:
                 logits[place, mask] = arrays["logits"][k, some]
         return TeacherTargets(
             available=torch.from_numpy(chosen[:, 0] >= 0),

@@ -295,8 +295,8 @@ def test_a_checkpoint_with_a_key_too_many_too_few_or_of_another_shape_is_refused
     shape = TokenShape(vocab_size=7, num_positions=16)
     whole = torch.load(path, weights_only=True)
     for change, message in (
-        ({"model.inner.extra": torch.zeros(1)}, r"inner\.extra: the recipe's model has no"),
-        ({"model.inner.H_init": torch.zeros(3)}, r"shape \[3\], the recipe's model has \[64\]"),
+        ({"model.inner.extra": torch.zeros(1)}, r'Unexpected key\(s\) in state_dict: "extra"'),
+        ({"model.inner.H_init": torch.zeros(3)}, r"size mismatch for start_h: .*\[3\].*\[64\]"),
         ({"H_init": torch.zeros(64)}, "appears twice"),
     ):
         torch.save(whole | change, path)
@@ -304,7 +304,7 @@ def test_a_checkpoint_with_a_key_too_many_too_few_or_of_another_shape_is_refused
             import_model(path, recipe, shape)
     del whole["model.inner.lm_head.weight"]
     save_file(whole, tmp_path / "cut.safetensors")
-    with pytest.raises(ValueError, match=r"nothing for readout\.weight"):
+    with pytest.raises(ValueError, match=r'Missing key\(s\) in state_dict: "readout\.weight"'):
         import_model(tmp_path / "cut.safetensors", recipe, shape)
     (tmp_path / "junk.pt").write_bytes(b"junk")
     with pytest.raises(ValueError, match=r"junk\.pt: cannot be read"):

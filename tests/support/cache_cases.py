@@ -54,7 +54,7 @@ def open_source(
     teacher_seed: int = 0, data_seed: int = 0, deadly: Path | None = None, *, parent: bool = False
 ) -> tuple[TokenModel, TokenDataset]:
     """Teacher and data; with `deadly`, the first job to delete that file dies (or its parent)."""
-    in_job = Path(getattr(sys.modules["__main__"], "__file__", "")).name == "jobs.py"
+    in_job = Path(getattr(sys.modules["__main__"], "__file__", "")).name == "attempts.py"
     if deadly is not None and in_job:
         try:
             deadly.unlink()

@@ -19,7 +19,6 @@ from supervised.cli import supervised
 from supervised.data_sets.arc import (
     ArcDataset,
     ArcIdentifiers,
-    crop,
     decode_tokens,
     encode_boards,
     known_among,
@@ -138,21 +137,6 @@ def test_test_inputs_stay_at_the_top_left(made: Path) -> None:
     assert len(set(batch.puzzle.tolist())) > 10
 
 
-def test_augmented_gives_the_same_examples_for_the_same_numbers(made: Path) -> None:
-    test = opened(made, "test")
-    count = len(test.identifiers.symmetries(test.task_of(0)[0]))
-    batch = test.augmented([0] * count, range(count))
-    first = test.identifiers.puzzle("cc", 0)
-    assert batch.puzzle.tolist() == list(range(first, first + count))
-    assert torch.equal(batch.inputs[0], test.batch([0]).inputs[0])
-    for k, symmetry in enumerate(test.identifiers.symmetries("cc")):
-        restored = symmetry.inverse().plans(crop(batch.labels[k : k + 1].numpy()))[0]
-        assert grid_of(restored, 30).tolist() == swap(11)["output"]
-    for wrong in ([count], [-1], [0, 1]):
-        with pytest.raises(ValueError, match="augmentations must be 1 numbers of symmetries"):
-            test.augmented([0], wrong)
-
-
 def test_symmetries_are_all_different_and_as_many_as_there_are() -> None:
     spots = np.array([[1, 0], [0, 0]], np.int8)
     task = ArcTask(id="spot", train=((spots, spots),), test=((spots, None),))
@@ -202,10 +186,15 @@ def test_a_perfect_predictor_wins_every_vote(made: Path) -> None:
     def predict(queries: Any) -> Any:
         rows = {("cc", 0): 0, ("dd", 0): 1, ("dd", 1): 2}
         picked = [rows[query.task, query.test] for query in queries]
-        batch = test.augmented(picked, [query.augmentation for query in queries])
-        for query, tokens in zip(queries, batch.inputs, strict=True):
-            assert np.array_equal(decode_tokens(tokens.numpy()), query.board)
-        return batch.labels.numpy().clip(0), np.full(len(queries), 0.5)
+        batch = test.batch(picked)
+        answers = []
+        for query, *tokens in zip(queries, batch.inputs, batch.labels, strict=True):
+            symmetry = names.symmetry(names.puzzle(query.task, query.augmentation))
+            board, answer = symmetry.plans(decode_tokens(torch.stack(tokens).numpy()))
+            assert np.array_equal(board, query.board)
+            answers.append(answer)
+        predicted = encode_boards(np.stack(answers)).astype(np.int64)
+        return predicted, np.full(len(queries), 0.5)
 
     for task in tasks:
         for result in vote_on_task(task, names.symmetries(task.id), [predict]):

@@ -15,7 +15,7 @@ from click.testing import CliRunner
 from plan_envs.maze.instances import maze_instances
 from plan_envs.maze.rules import Maze
 from plan_envs.queens.instances import enumerate_solutions, symmetry_class
-from plan_envs.sudoku.instances import format_line, split_of, sudoku_instances
+from plan_envs.sudoku.instances import format_line, sudoku_instances
 from supervised.cli import supervised
 from supervised.data_sets import board_plans, building
 from supervised.data_sets.board_plans import (
@@ -255,16 +255,12 @@ def test_the_committed_index_chooses_the_training_puzzles(
     assert others == {line.split(",")[1] for k, line in enumerate(lines) if k not in (31, 7, 8)}
 
 
-def test_one_file_is_dealt_to_splits_that_no_symmetry_joins(tmp_path: Path) -> None:
+def test_a_file_without_test_puzzles_makes_no_test_split(tmp_path: Path) -> None:
     path = write_csv(tmp_path / "all.csv", num=25)
-    more = write_csv(tmp_path / "more.csv", num=25, split="test").read_text().splitlines()[1:]
-    path.write_text(path.read_text() + "\n".join(more) + "\n")
-    info = build_dataset(
-        tmp_path / "d", sudoku_extreme_plan(source=str(path), train=20, validation=0)
-    )
-    assert info.counts == {"train": 20, "test": 25}
-    for split in info.counts:
-        assert set(split_of(boards_of(tmp_path / "d", split)[1], side=9)) == {split}
+    plan = sudoku_extreme_plan(source=str(path), train=20, validation=5)
+    assert build_dataset(tmp_path / "d", plan).counts == {"train": 20, "validation": 5}
+    with pytest.raises(ValueError, match="test must be 0 without a file of test puzzles, got 3"):
+        sudoku_extreme_plan(source=str(path), test=3)
 
 
 def test_maze_hard_keeps_its_thousand_and_validates_on_mazes_like_them(tmp_path: Path) -> None:
@@ -333,7 +329,7 @@ def test_the_command_builds_goes_on_and_tells(tmp_path: Path) -> None:
     assert json.loads(told.stdout) == json.loads(done.stdout)
     assert json.loads(told.stdout)["counts"] == {"train": 50, "validation": 200, "test": 200}
     text = CliRunner().invoke(supervised, ["data", "info", out, "--check"]).stdout
-    assert "vocab_size     3" in text and "all 6 files are whole" in text
+    assert "vocab_size               3\n" in text and "all 6 files are whole" in text
 
 
 def test_a_hub_out_of_reach_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -379,14 +375,14 @@ def test_the_hub_is_read_by_default(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         (
             "sudoku-extreme",
             "sudoku/extreme_real.csv",
-            [],
-            {"train": 557, "validation": 69, "test": 56},
+            ["--train", "500", "--validation", "100"],
+            {"train": 500, "validation": 100},
         ),
         (
             "maze-hard",
             "maze/maze-30x30-hard.csv",
             ["--train", "700", "--validation", "50"],
-            {"train": 700, "validation": 50, "test": 93},
+            {"train": 700, "validation": 50},
         ),
     ],
 )

@@ -350,8 +350,6 @@ def test_softmax_losses_are_those_of_torch_per_sample() -> None:
         (lambda: ActConfig(exploration=1.5), r"act.exploration must lie in \[0, 1\], got 1.5"),
         (lambda: DisConfig(initial_corruption=0.0), "dis.initial_corruption must lie in"),
         (lambda: DisConfig(corruption_power=0.0), "dis.corruption_power must be positive"),
-        (lambda: DisConfig(targets="file"), "dis.file goes with dis.targets 'file', got None"),
-        (lambda: DisConfig(file="x"), "dis.file goes with dis.targets 'file', got 'x'"),
     ],
 )
 def test_a_section_that_cannot_work_is_refused(make: Any, message: str) -> None:

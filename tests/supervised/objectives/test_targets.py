@@ -1,7 +1,5 @@
 """Target generators: every path ends in the label, nested ones only ever come closer."""
 
-import json
-from pathlib import Path
 from typing import Any
 
 import hypothesis.strategies as st
@@ -14,11 +12,10 @@ from plan_envs.catalogue import resolve_task
 from supervised.data_sets.datasets import BoardDataset, TokenBatch
 from supervised.objectives.targets import (
     Corruption,
-    FileTargets,
-    FinalTargets,
     InputPath,
     SolverOrder,
     corruption_rate,
+    final_targets,
     random_order,
 )
 from trm.nn.stablemax import IGNORE
@@ -48,7 +45,7 @@ def distance(frames: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
 
 
 GENERATORS: dict[str, Any] = {
-    "final": FinalTargets(),
+    "final": final_targets,
     "input_path": InputPath(random_order),
 } | {
     f"{kind}-{shown}": Corruption(nested=kind == "nested", shown=shown, vocab_size=6)
@@ -63,7 +60,7 @@ def test_a_path_ends_in_the_label_and_keeps_what_is_not_supervised(
     name: str, steps: int, seed: int
 ) -> None:
     given_batch = batch(seed)
-    frames = GENERATORS[name].frames(given_batch, steps, torch.Generator().manual_seed(seed))
+    frames = GENERATORS[name](given_batch, steps, torch.Generator().manual_seed(seed))
     assert frames.shape == (steps + 1, *given_batch.labels.shape)
     assert torch.equal(frames[-1], given_batch.labels)
     assert bool((frames[:, :, :2] == IGNORE).all())
@@ -75,7 +72,7 @@ def test_along_a_nested_path_no_position_turns_away_from_the_label(
     name: str, steps: int, seed: int
 ) -> None:
     given_batch = batch(seed)
-    frames = GENERATORS[name].frames(given_batch, steps, torch.Generator().manual_seed(seed))
+    frames = GENERATORS[name](given_batch, steps, torch.Generator().manual_seed(seed))
     wrong = frames != given_batch.labels
     assert not bool((wrong[1:] & ~wrong[:-1]).any())
 
@@ -84,7 +81,7 @@ def test_along_a_nested_path_no_position_turns_away_from_the_label(
 def test_the_share_of_corrupted_tokens_falls_by_the_schedule(nested: bool) -> None:
     given_batch = batch(rows=400, positions=40)
     generator = Corruption(nested=nested, shown="mask", vocab_size=6, initial=0.8, power=2.0)
-    frames = generator.frames(given_batch, 4, torch.Generator().manual_seed(0))
+    frames = generator(given_batch, 4, torch.Generator().manual_seed(0))
     shares = (frames[:, :, 2:] == 0).double().mean(dim=(1, 2)).tolist()
     expected = [0.8 * (1 - s / 4) ** 2 for s in range(5)]
     assert shares == pytest.approx(expected, abs=0.015)
@@ -93,7 +90,7 @@ def test_the_share_of_corrupted_tokens_falls_by_the_schedule(nested: bool) -> No
 
 def test_independent_corruption_may_turn_back_and_nested_may_not() -> None:
     given_batch = batch(rows=50)
-    frames = GENERATORS["independent-mask"].frames(given_batch, 6, torch.Generator())
+    frames = GENERATORS["independent-mask"](given_batch, 6, torch.Generator())
     wrong = frames != given_batch.labels
     assert bool((wrong[1:] & ~wrong[:-1]).any())
 
@@ -101,7 +98,7 @@ def test_independent_corruption_may_turn_back_and_nested_may_not() -> None:
 @given(steps=STEPS, seed=st.integers(0, 1000))
 def test_frame_s_of_an_input_path_shows_the_authors_number_of_edits(steps: int, seed: int) -> None:
     given_batch = batch(seed)
-    frames = InputPath(random_order).frames(given_batch, steps, torch.Generator().manual_seed(seed))
+    frames = InputPath(random_order)(given_batch, steps, torch.Generator().manual_seed(seed))
     differs = (given_batch.inputs != given_batch.labels) & (given_batch.labels != IGNORE)
     edits = differs.sum(dim=1)
     for step in range(steps + 1):
@@ -155,59 +152,3 @@ def test_a_sudoku_solver_fills_cells_with_one_candidate_first() -> None:
         first = int(order[row].argmin())
         open_cells = np.flatnonzero(counts)
         assert counts[first] == counts[open_cells].min()
-
-
-# --- targets from a file
-
-
-def write(path: Path, data: BoardDataset, targets: Any) -> Path:
-    lines = []
-    for index in range(len(data)):
-        one = data.batch([index])
-        inputs, labels = one.inputs[0].tolist(), one.labels[0].tolist()
-        lines.append(json.dumps({"example": index, "targets": targets(inputs, labels)}))
-    path.write_text("\n".join(lines) + "\n")
-    return path
-
-
-def test_targets_of_a_file_are_spread_over_the_steps(tmp_path: Path) -> None:
-    data = board("sudoku4x4-hard")
-    path = write(tmp_path / "t.jsonl", data, lambda x, y: [x, [99, *y[1:]], y])
-    given_batch = data.batch([2, 0])
-    frames = FileTargets(path, data).frames(given_batch, 6, torch.Generator())
-    assert torch.equal(frames[0], given_batch.inputs)
-    for step, source in ((1, 0), (2, 0), (3, 1), (4, 1), (5, 2), (6, 2)):
-        expected = [given_batch.inputs, given_batch.labels.clone(), given_batch.labels][source]
-        if source == 1:  # 99 is no token: the input's is taken
-            expected = expected.clone()
-            expected[:, 0] = given_batch.inputs[:, 0]
-        assert torch.equal(frames[step], expected), step
-
-
-@pytest.mark.parametrize(
-    ("targets", "message"),
-    [
-        (lambda x, y: [x], "line 1: example 0: the last target is not the label"),
-        (lambda x, y: [y[:-1]], "line 1: example 0: a target has 15 tokens, not 16"),
-        (lambda x, y: [], "line 1: expected"),
-        (lambda x, y: [["a"] * 16], "line 1: expected"),
-    ],
-)
-def test_a_file_that_does_not_fit_is_refused_by_line(
-    tmp_path: Path, targets: Any, message: str
-) -> None:
-    data = board("sudoku4x4-hard")
-    with pytest.raises(ValueError, match=message):
-        FileTargets(write(tmp_path / "t.jsonl", data, targets), data)
-
-
-def test_a_file_without_an_example_and_one_with_images_are_refused(tmp_path: Path) -> None:
-    data = board("sudoku4x4-hard")
-    path = write(tmp_path / "t.jsonl", data, lambda x, y: [y])
-    targets = FileTargets(path, data)
-    image = data.batch([0, 1, 2, 3], np.random.default_rng(0))
-    with pytest.raises(ValueError, match=r"data\.augment false"):
-        targets.frames(image, 6, torch.Generator())
-    path.write_text("\n".join(path.read_text().splitlines()[:-1]))
-    with pytest.raises(ValueError, match="no targets for example 3"):
-        FileTargets(path, data)

@@ -18,7 +18,6 @@ from cache_cases import (
 
 from supervised.data_sets.datasets import TokenBatch
 from supervised.planner.teacher_cache import TeacherCache, TeacherTargets
-from trm.nn.stablemax import stablemax_probabilities
 
 
 def sample(
@@ -60,18 +59,6 @@ def test_tokens_alone_serve_hard_distillation_only(built: Path, tmp_path: Path) 
     assert not cache.has_logits
     assert found.logits is None
     assert torch.equal(found.tokens, TeacherCache.open(built).entry(range(EXAMPLES), 1).tokens)
-
-
-def test_the_largest_logits_keep_their_probabilities(built: Path, tmp_path: Path) -> None:
-    exact = TeacherCache.open(built).entry(range(EXAMPLES), 0)
-    cache = TeacherCache.open(build_here(tmp_path / "c", with_storage(top=2)))
-    found = cache.entry(range(EXAMPLES), 0)
-    assert exact.logits is not None and found.logits is not None
-    for row, kept in zip(exact.logits.flatten(0, 1), found.logits.flatten(0, 1), strict=True):
-        p, q = stablemax_probabilities(row), stablemax_probabilities(kept)
-        largest = row.argsort(descending=True, stable=True)
-        assert torch.allclose(q[largest[:2]], p[largest[:2]], atol=1e-6)
-        assert torch.allclose(q[largest[2:]], p[largest[2:]].mean(), atol=1e-6)
 
 
 def test_no_other_input_label_or_puzzle_gets_the_entries(built: Path) -> None:
