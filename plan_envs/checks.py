@@ -4,7 +4,9 @@ Kernels check nothing. The functions here give them contiguous arrays of one typ
 that names the argument and its value.
 """
 
+import operator
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -51,6 +53,44 @@ def as_boards(name: str, boards: Int8Array, width: int, largest: int | None = No
         wrong = boards[boards.view(np.uint8) > largest][0]
         raise ValueError(f"{name} must hold 0..{largest}, got {wrong}")
     return boards
+
+
+def as_puzzles(boards: Any, width: int, largest: int) -> Int8Array:
+    """Boards of any integer type, or a single one, as `as_boards` gives them.
+
+    Raises:
+        ValueError: for another shape than [num, width] or [width], or values outside 0..largest.
+    """
+    given = np.atleast_2d(np.asarray(boards))
+    if given.size and not 0 <= given.min() <= given.max() <= largest:
+        raise ValueError(f"boards must hold 0..{largest}, got {given.min()} to {given.max()}")
+    return as_boards("boards", given.astype(np.int8, copy=False), width)
+
+
+def as_range(
+    name: str, asked: Any, *, least: float, most: float, convert: Any = operator.index
+) -> tuple[Any, Any]:
+    """The bounds of an inclusive range that a caller asks for; a number is that range alone.
+
+    Args:
+        name: the name of the argument, for errors.
+        asked: (low, high), or a number.
+        least: no bound is smaller.
+        most: no bound is larger.
+        convert: makes numbers of the bounds, by default of integers alone.
+
+    Raises:
+        ValueError: for something else, or bounds out of range or order.
+    """
+    try:
+        low, high = map(convert, asked if np.ndim(asked) else (asked, asked))
+    except (TypeError, ValueError):
+        raise ValueError(f"{name} must be a number or a pair (low, high), got {asked!r}") from None
+    if not least <= low <= high <= most:
+        raise ValueError(
+            f"{name} must be (low, high) with {least} <= low <= high <= {most}, got {(low, high)}"
+        )
+    return low, high
 
 
 def check_batch(instances: Int8Array, plans: Int8Array) -> None:

@@ -80,7 +80,12 @@ class DomainSpec:
     """One character for each of 0..num_values, for texts and pictures; "" means ".123..."."""
 
     def __post_init__(self) -> None:
-        """Fill in the two defaults that depend on `num_values`."""
+        """Fill in the defaults that depend on `num_values`; protect the tables, which all share."""
+        for table in (
+            *(self.action_cell, self.action_value, self.action_kind, *self.groups.values()),
+            *(() if self.neighbours is None else (self.neighbours,)),
+        ):
+            table.flags.writeable = False
         if not self.num_instance_values:
             object.__setattr__(self, "num_instance_values", self.num_values)
         if not self.symbols:
