@@ -170,14 +170,6 @@ class Game:
         }
         return "\n".join(f"{name:<14} {fact}" for name, fact in facts.items())
 
-    def mask_text(self) -> str:
-        """The number of legal edits of every cell, and of the kinds that need no cell."""
-        return hints.mask_text(self.position)
-
-    def help_text(self) -> str:
-        """How edits are typed, and the commands."""
-        return hints.help_text(self.position)
-
     # ---- what is played
 
     def command(self, line: str) -> Reply:
@@ -247,8 +239,6 @@ class Game:
             raise Mistake(f"{direction}: the border of the grid")
         return self.take(self.main.actions[row * columns + column, self.main.values[0]])
 
-    # ---- below the public things
-
     def _start(self, **arguments: Any) -> None:
         _, info = self.env.reset(**arguments)
         self._turns = [_Turn(self.env, info)]
@@ -261,13 +251,10 @@ class Game:
             "back": self.back,
             "restart": self.restart,
             "new": self.new,
-            "mask": lambda: Reply(text=self.mask_text()),
+            "mask": lambda: Reply(text=hints.mask_text(self.position)),
             "score": lambda: Reply(text=self.score_text()),
-            "help": lambda: Reply(text=self.help_text()),
-            "?": lambda: Reply(text=self.help_text()),
-            "quit": lambda: Reply(text="", leave=True),
-            "exit": lambda: Reply(text="", leave=True),
-            "q": lambda: Reply(text="", leave=True),
+            **dict.fromkeys(("help", "?"), lambda: Reply(text=hints.help_text(self.position))),
+            **dict.fromkeys(("quit", "exit", "q"), lambda: Reply(text="", leave=True)),
         }
         if name == "hint":
             if len(rest) not in (0, 2):
