@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from plan_envs.domain import Int8Array
+from plan_envs.domain import Int8Array, one_of
 
 
 def check_choices(domain: object, choices: Mapping[str, tuple[str, ...]]) -> None:
@@ -21,9 +21,7 @@ def check_choices(domain: object, choices: Mapping[str, tuple[str, ...]]) -> Non
         ValueError: names the field, its choices and its value.
     """
     for field, allowed in choices.items():
-        value = getattr(domain, field)
-        if value not in allowed:
-            raise ValueError(f"{field} must be one of {list(allowed)}, got {value!r}")
+        one_of(field, getattr(domain, field), *allowed)
 
 
 def as_boards(name: str, boards: Int8Array, width: int, largest: int | None = None) -> Int8Array:

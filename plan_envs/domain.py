@@ -234,26 +234,25 @@ class Symmetry(Protocol):
         ...
 
 
-def is_shaped(reward: RewardKind) -> bool:
-    """True for shaped rewards and False for sparse ones.
+def one_of(name: str, value: str, *choices: str) -> str:
+    """The value of an argument.
 
     Raises:
-        ValueError: for another word.
+        ValueError: if it is none of its choices; names the argument.
     """
-    if reward not in ("shaped", "sparse"):
-        raise ValueError(f"reward must be 'shaped' or 'sparse', got {reward!r}")
-    return reward == "shaped"
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {list(choices)}, got {value!r}")
+    return value
+
+
+def is_shaped(reward: RewardKind) -> bool:
+    """True for shaped rewards and False for sparse ones; another word is refused."""
+    return one_of("reward", reward, "shaped", "sparse") == "shaped"
 
 
 def absorbs_dead(dead_end: DeadEnd) -> bool:
-    """True when entering a dead plan ends the episode, False when play goes on.
-
-    Raises:
-        ValueError: for another word.
-    """
-    if dead_end not in ("absorb", "continue"):
-        raise ValueError(f"dead_end must be 'absorb' or 'continue', got {dead_end!r}")
-    return dead_end == "absorb"
+    """True when entering a dead plan ends the episode, False when play goes on."""
+    return one_of("dead_end", dead_end, "absorb", "continue") == "absorb"
 
 
 def potential(score: NDArray[Any], max_score: float) -> NDArray[np.float64]:

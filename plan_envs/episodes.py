@@ -15,7 +15,15 @@ from gymnasium.error import ResetNeeded
 from numpy.typing import NDArray
 
 from plan_envs.catalogue import Task, pool_of, resolve_task
-from plan_envs.domain import DeadEnd, DomainSpec, Int8Array, PlanDomain, RewardKind, Successors
+from plan_envs.domain import (
+    DeadEnd,
+    DomainSpec,
+    Int8Array,
+    PlanDomain,
+    RewardKind,
+    Successors,
+    one_of,
+)
 from plan_envs.engine import FINISHED, OUT_OF_RANGE, EngineOptions
 from plan_envs.engines import make_engine
 from plan_envs.instances import InstanceSet
@@ -176,17 +184,6 @@ class PlanEditing:
         masks = self._engine.masks
         keys = rng.random(masks.shape) * masks
         return np.where(masks.any(axis=1), keys.argmax(axis=1), -1)
-
-
-def one_of(name: str, value: str, *choices: str) -> str:
-    """The value of an argument.
-
-    Raises:
-        ValueError: if it is none of its choices.
-    """
-    if value not in choices:
-        raise ValueError(f"{name} must be one of {list(choices)}, got {value!r}")
-    return value
 
 
 def read_instance(domain: PlanDomain, value: Any, dead_end: DeadEnd = "absorb") -> Int8Array:

@@ -23,7 +23,7 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from plan_envs.domain import DomainSpec, Int8Array
+from plan_envs.domain import DomainSpec, Int8Array, one_of
 
 Split = Literal["train", "validation", "test"]
 
@@ -99,14 +99,8 @@ class InstanceSet:
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the set to an .npz file."""
         with Path(path).open("wb") as file:
-            np.savez_compressed(
-                file,
-                name=np.array(self.name),
-                instances=self.instances,
-                solutions=self.solutions,
-                ratings=self.ratings,
-                keys=self.keys,
-            )
+            fields = {name: np.asarray(getattr(self, name)) for name in self.__slots__}
+            np.savez_compressed(file, **fields)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Self:
@@ -266,8 +260,7 @@ def check_request(split: str, num: int, seed: int) -> None:
     Raises:
         ValueError: for an unknown split, or a negative number or seed.
     """
-    if split not in SPLITS:
-        raise ValueError(f"split must be one of {', '.join(SPLITS)}, got {split!r}")
+    one_of("split", split, *SPLITS)
     for name, value in (("num", num), ("seed", seed)):
         if value < 0:
             raise ValueError(f"{name} must be >= 0, got {value}")

@@ -173,9 +173,10 @@ class PlanEditVectorEnv(PlanEditing, VectorEnv[Any, Any, Any]):
 
     def _seed(self, seed: int | Sequence[int | None] | None, chosen: NDArray[np.bool_]) -> None:
         """Seed the streams of the chosen environments that have a seed, or no stream yet."""
+        seeds: list[int | None]
         if seed is None or isinstance(seed, int | np.integer):
-            super().reset(seed=None if seed is None else int(seed))
             first = None if seed is None else int(seed)
+            super().reset(seed=first)
             seeds = [None if first is None else first + i for i in range(self.num_envs)]
         else:
             seeds = list(seed)

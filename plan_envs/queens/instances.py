@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from plan_envs.checks import as_puzzles, as_range
-from plan_envs.domain import Int8Array
+from plan_envs.domain import Int8Array, one_of
 from plan_envs.instances import (
     SPLITS,
     InstanceSet,
@@ -90,8 +90,7 @@ def queens_instances(
     """
     _check_side(n)
     check_request(split, num, seed)
-    if holdout not in ("classes", "instances"):
-        raise ValueError(f"holdout must be 'classes' or 'instances', got {holdout!r}")
+    one_of("holdout", holdout, "classes", "instances")
     low, high = _given_range(given, n)
     share = SPLITS.index(split)
     by_classes = holdout == "classes"

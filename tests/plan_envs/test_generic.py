@@ -106,7 +106,7 @@ def test_no_states_have_no_successors() -> None:
 
 def test_unknown_options_are_refused() -> None:
     board = np.zeros((1, 81), np.int8)
-    with pytest.raises(ValueError, match="reward must be 'shaped' or 'sparse', got 'rich'"):
+    with pytest.raises(ValueError, match=r"reward must be one of .*got 'rich'"):
         general_successors(Sudoku(9), board, board, reward="rich")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="dead_end must be 'absorb' or 'continue', got 'x'"):
+    with pytest.raises(ValueError, match=r"dead_end must be one of .*got 'x'"):
         general_successors(Sudoku(9), board, board, dead_end="x")  # type: ignore[arg-type]

@@ -432,9 +432,9 @@ def test_instances_that_do_not_fit_are_refused() -> None:
     ("arguments", "message"),
     [
         ({"gamma": 0.0}, r"gamma must lie in \(0, 1\], got 0"),
-        ({"reward": "dense"}, "reward must be 'shaped' or 'sparse', got 'dense'"),
+        ({"reward": "dense"}, r"reward must be one of \['shaped', 'sparse'\], got 'dense'"),
         ({"dead_end": "stop"}, "dead_end must be"),
-        ({"illegal": "ignore"}, "illegal must be 'noop' or 'raise'"),
+        ({"illegal": "ignore"}, r"illegal must be one of \['noop', 'raise'\]"),
         ({"max_episode_steps": 0}, "max_episode_steps must be >= 1"),
         ({"render_mode": "svg"}, "render_mode must be one of"),
         ({"split": "dev"}, "split must be one of"),

@@ -225,7 +225,7 @@ def test_generated_puzzles_stay_what_they_were() -> None:
     ("options", "message"),
     [
         ({"side": 5}, "side must be one of 4, 6, 9, 16, got 5"),
-        ({"split": "dev"}, "split must be one of train, validation, test, got 'dev'"),
+        ({"split": "dev"}, "split must be one of .*got 'dev'"),
         ({"num": -1}, "num"),
         ({"seed": -1}, "seed"),
         ({"givens": (26, 28), "blanks": (1, 4)}, "one of givens and blanks"),
