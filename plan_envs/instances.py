@@ -23,6 +23,7 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
+from plan_envs.checks import as_boards
 from plan_envs.domain import DomainSpec, Int8Array, one_of
 
 Split = Literal["train", "validation", "test"]
@@ -99,7 +100,9 @@ class InstanceSet:
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the set to an .npz file."""
         with Path(path).open("wb") as file:
-            fields = {name: np.asarray(getattr(self, name)) for name in self.__slots__}
+            fields: dict[str, Any] = {
+                name: np.asarray(getattr(self, name)) for name in self.__slots__
+            }
             np.savez_compressed(file, **fields)
 
     @classmethod
@@ -134,17 +137,8 @@ class InstanceSet:
             "solutions": (spec.num_cells, spec.num_values),
         }
         for field, (size, highest) in needs.items():
-            boards = getattr(self, field)
-            if boards.shape[1] != size:
-                raise ValueError(
-                    f"{self.name}: {field} of {spec.name} have {size} integers, "
-                    f"got {boards.shape[1]}"
-                )
-            if boards.size and boards.view(np.uint8).max() > highest:
-                wrong = boards[boards.view(np.uint8) > highest][0]
-                raise ValueError(
-                    f"{self.name}: {field} of {spec.name} hold 0..{highest}, got {wrong}"
-                )
+            name = f"{self.name}: {field} of {spec.name}"
+            as_boards(name, getattr(self, field), size, highest)
 
     def subset(self, index: Any) -> Self:
         """The instances at `index` (a slice, an integer or a boolean array), in that order.

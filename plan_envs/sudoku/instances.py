@@ -159,13 +159,10 @@ def solve(instances: Int8Array, *, side: int) -> Int8Array:
 
 def split_of(solutions: Int8Array, *, side: int, instances: Int8Array | None = None) -> list[str]:
     """The split of each solved grid (4x4: of each puzzle, so `instances` is needed there)."""
-    tables = tables_of(side)
-    if side == 4:
-        if instances is None:
-            raise ValueError("4x4 is split by puzzle: pass instances")
-        shares = generation.shares(_boards(instances, side), tables)
-    else:
-        shares = generation.shares(_boards(solutions, side), tables)
+    boards = instances if side == 4 else solutions
+    if boards is None:
+        raise ValueError("4x4 is split by puzzle: pass instances")
+    shares = generation.shares(_boards(boards, side), tables_of(side))
     return [SPLITS[share] for share in shares]
 
 
