@@ -68,11 +68,11 @@ def as_puzzles(boards: Any, width: int, largest: int) -> Int8Array:
 def as_range(
     name: str, asked: Any, *, least: float, most: float, convert: Any = operator.index
 ) -> tuple[Any, Any]:
-    """The bounds of an inclusive range that a caller asks for; a number is that range alone.
+    """The bounds of an inclusive range that a caller asks for.
 
     Args:
         name: the name of the argument, for errors.
-        asked: (low, high), or a number.
+        asked: (low, high).
         least: no bound is smaller.
         most: no bound is larger.
         convert: makes numbers of the bounds, by default of integers alone.
@@ -81,9 +81,9 @@ def as_range(
         ValueError: for something else, or bounds out of range or order.
     """
     try:
-        low, high = map(convert, asked if np.ndim(asked) else (asked, asked))
+        low, high = map(convert, asked)
     except (TypeError, ValueError):
-        raise ValueError(f"{name} must be a number or a pair (low, high), got {asked!r}") from None
+        raise ValueError(f"{name} must be a pair (low, high), got {asked!r}") from None
     if not least <= low <= high <= most:
         raise ValueError(
             f"{name} must be (low, high) with {least} <= low <= high <= {most}, got {(low, high)}"

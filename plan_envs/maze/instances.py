@@ -161,9 +161,9 @@ def _path_range(size: int, path: Any) -> tuple[int, int]:
     cells = size * size
     if path is None:
         return DEFAULT_PATH.get(size, size + size // 5), cells
-    low, high = path if np.ndim(path) and len(path) == 2 else (path, path)
-    bounds = (low, cells if high is None else high)
-    return as_range(f"path of a {size}x{size} maze", bounds, least=2, most=cells)
+    if isinstance(path, tuple | list) and path[1:] in ((None,), [None]):
+        path = (path[0], cells)
+    return as_range("path", path, least=2, most=cells)
 
 
 def _csv_maze(domain: Maze | None, question: str, place: str) -> tuple[Maze, Int8Array]:

@@ -308,7 +308,10 @@ def _check_side(n: int) -> None:
 
 def _given_range(given: tuple[int, int] | int | None, n: int) -> tuple[int, int]:
     """The range of given queens that a caller asks for, checked."""
-    return as_range("given", (1, n - 1) if given is None else given, least=0, most=n - 1)
+    if given is None:
+        return 1, n - 1
+    pair = (given, given) if isinstance(given, int | np.integer) else given
+    return as_range("given", pair, least=0, most=n - 1)
 
 
 def _csv_board(text: str, place: str) -> Int8Array:

@@ -581,7 +581,7 @@ def test_the_number_of_given_queens_is_drawn_from_the_range() -> None:
         ({"num": -1}, "num must be >= 0"),
         ({"seed": -1}, "seed must be >= 0"),
         ({"given": 8}, r"given must be \(low, high\) with 0 <= low <= high <= 7, got \(8, 8\)"),
-        ({"given": "few"}, "given must be a number or a pair .*got 'few'"),
+        ({"given": "few"}, "given must be a pair .*got 'few'"),
         ({"holdout": "rows"}, "holdout must be .*got 'rows'"),
         ({"n": 6}, "needs three symmetry classes of solutions, 6x6 has 1"),
         ({"n": 8, "given": 1, "split": "test"}, "no 8x8 board of split 'test' with 1-1 given"),
