@@ -11,33 +11,20 @@ from typing import TYPE_CHECKING, Any
 from plan_envs.registration import ENV_IDS, register_env
 
 if TYPE_CHECKING:
-    from plan_envs.arc.rules import Arc
-    from plan_envs.catalogue import TASKS, Task, register_task, resolve_task
-    from plan_envs.env import PlanEditEnv
-    from plan_envs.evaluation import EvalReport, evaluate_policy, reference_policies
-    from plan_envs.instances import InstanceSet
-    from plan_envs.maze.rules import Maze
-    from plan_envs.queens.rules import Queens
-    from plan_envs.sudoku.rules import Sudoku
-    from plan_envs.vector_env import PlanEditVectorEnv
-
-__all__ = [
-    "ENV_IDS",
-    "TASKS",
-    "Arc",
-    "EvalReport",
-    "InstanceSet",
-    "Maze",
-    "PlanEditEnv",
-    "PlanEditVectorEnv",
-    "Queens",
-    "Sudoku",
-    "Task",
-    "evaluate_policy",
-    "reference_policies",
-    "register_task",
-    "resolve_task",
-]
+    from plan_envs.arc.rules import Arc as Arc
+    from plan_envs.catalogue import TASKS as TASKS
+    from plan_envs.catalogue import Task as Task
+    from plan_envs.catalogue import register_task as register_task
+    from plan_envs.catalogue import resolve_task as resolve_task
+    from plan_envs.env import PlanEditEnv as PlanEditEnv
+    from plan_envs.evaluation import EvalReport as EvalReport
+    from plan_envs.evaluation import evaluate_policy as evaluate_policy
+    from plan_envs.evaluation import reference_policies as reference_policies
+    from plan_envs.instances import InstanceSet as InstanceSet
+    from plan_envs.maze.rules import Maze as Maze
+    from plan_envs.queens.rules import Queens as Queens
+    from plan_envs.sudoku.rules import Sudoku as Sudoku
+    from plan_envs.vector_env import PlanEditVectorEnv as PlanEditVectorEnv
 
 _HOMES = {
     "TASKS": "catalogue",
@@ -56,6 +43,8 @@ _HOMES = {
     "resolve_task": "catalogue",
 }
 
+__all__ = ["ENV_IDS", *_HOMES]
+
 for _env_id, (_task, _horizon) in ENV_IDS.items():
     register_env(_env_id, _task, _horizon)
 
@@ -69,4 +58,4 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     """The public names."""
-    return __all__
+    return sorted(__all__)

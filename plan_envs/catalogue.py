@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
 from functools import cache
 from importlib import import_module
+from itertools import chain
 from typing import Any, Final
 
 from plan_envs.arc.instances import arc_instances
@@ -94,28 +95,23 @@ def _sudoku(side: int, name: str = "", env_id: str = "", **instance_options: Any
 
 
 def _queens(n: int, classes: bool = False) -> Task:
-    name, env_id = (f"nqueens{n}", f"NQueens{n}")
-    if classes:
-        name, env_id = f"{name}-classes", f"{env_id}Classes"
-    holdout = "classes" if classes else "instances"
-    return Task(
-        name,
-        f"PlanEdit/{env_id}-v0",
-        Queens(n=n),
-        {"n": n, "holdout": holdout},
-        queens_instances,
+    suffix, ending, holdout = (
+        ("-classes", "Classes", "classes") if classes else ("", "", "instances")
     )
+    options = {"n": n, "holdout": holdout}
+    env_id = f"PlanEdit/NQueens{n}{ending}-v0"
+    return Task(f"nqueens{n}{suffix}", env_id, Queens(n=n), options, queens_instances)
 
 
 def _maze(size: int) -> Task:
-    return Task(
-        f"maze{size}",
-        f"PlanEdit/Maze{size}-v0",
-        Maze(size=size),
-        {"size": size},
-        maze_instances,
-        pool_size=100 if size > 20 else 1000,
-    )
+    env_id, options = f"PlanEdit/Maze{size}-v0", {"size": size}
+    num = 100 if size > 20 else 1000
+    return Task(f"maze{size}", env_id, Maze(size=size), options, maze_instances, num)
+
+
+def _arc(name: str, env_id: str, domain: Arc, **options: Any) -> Task:
+    shapes = {"size": domain.size, "demonstrations": domain.demonstrations}
+    return Task(name, f"PlanEdit/{env_id}-v0", domain, shapes | options, arc_instances, None)
 
 
 _LISTED: Final = (
@@ -130,22 +126,13 @@ _LISTED: Final = (
     _queens(8, classes=True),
     _maze(10),
     _maze(30),
-    Task(
-        "arc",
-        "PlanEdit/ARC-v0",
-        Arc(),
-        {"size": 30, "demonstrations": 10},
-        arc_instances,
-        pool_size=None,
-    ),
+    _arc("arc", "ARC", Arc()),
     # The tasks of ARC-AGI-1 that fit into 5x5: trained on demonstrations, tested on test inputs.
-    Task(
+    _arc(
         "arc-tiny",
-        "PlanEdit/ARCTiny-v0",
+        "ARCTiny",
         Arc(size=5, demonstrations=TINY_DEMONSTRATIONS, shaping="agreement"),
-        {"size": 5, "demonstrations": TINY_DEMONSTRATIONS, "tasks": "arc-tiny"},
-        arc_instances,
-        pool_size=None,
+        tasks="arc-tiny",
     ),
 )
 
@@ -213,13 +200,7 @@ def register_task(task: Task) -> None:
 
 @cache
 def shared_pool(task_name: str, split: str, options: tuple[tuple[str, Any], ...]) -> InstanceSet:
-    """The instances that environments draw from when none are given; built once per process.
-
-    Args:
-        task_name: a name of `TASKS`.
-        split: name of the split.
-        options: the task's instance options as sorted pairs.
-    """
+    """The pool of a task of `TASKS` with these options, as sorted pairs; built once a process."""
     return TASKS[task_name].instances(split, **dict(options))
 
 
@@ -236,10 +217,7 @@ def _find(name: str) -> Task:
     if module not in ("", "plan_envs"):
         import_module(module)
     key = bare.lower()
-    for task in TASKS.values():
-        if key in (task.name.lower(), task.env_id.lower()):
-            return task
-    for task in _other_sizes(key):
+    for task in chain(TASKS.values(), _other_sizes(key)):
         if key in (task.name.lower(), task.env_id.lower()):
             return task
     known = [*TASKS, *(task.env_id for task in TASKS.values())]
@@ -301,15 +279,11 @@ def _nearest(word: str, known: list[str]) -> str:
 def _merge_ranges(base: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
     """Options over the base; `givens` and `blanks` exclude each other, ranges become tuples."""
     merged = dict(base)
-    if options.get("givens") is not None:
-        merged.pop("blanks", None)
-    if options.get("blanks") is not None:
-        merged.pop("givens", None)
-    merged.update(options)
-    for key in _RANGES:
-        value = merged.get(key)
-        if isinstance(value, int):
-            merged[key] = (value, value)
-        elif isinstance(value, list):
-            merged[key] = tuple(value)
+    for chosen, other in (("givens", "blanks"), ("blanks", "givens")):
+        if options.get(chosen) is not None:
+            merged.pop(other, None)
+    for key, value in options.items():
+        if key in _RANGES and isinstance(value, int | list):
+            value = (value, value) if isinstance(value, int) else tuple(value)
+        merged[key] = value
     return merged

@@ -1,11 +1,52 @@
-"""Helpers of the domains that concern the cells of a board: neighbours, random choices, tables."""
+"""Helpers of the domains that concern the cells of a board: symmetries, neighbours, choices."""
 
+from dataclasses import dataclass, replace
 from functools import cache
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from plan_envs.domain import DomainSpec
+from plan_envs.domain import DomainSpec, Int8Array
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CellSymmetry:
+    """A symmetry that permutes the cells and renames the values; see `domain.Symmetry`."""
+
+    spec: DomainSpec
+    """Of the domain; its action table says which action has which image."""
+    cells: NDArray[np.int64]
+    """Shape [cell]: new[i] comes from old[cells[i]]."""
+    values: Int8Array
+    """Shape [num_values + 1]: old value of a plan -> new value; blank stays blank."""
+    renames_instances: bool
+    """Instances have the values of plans, and so have their images; else their values stay."""
+
+    def instances(self, instances: Int8Array) -> Int8Array:
+        """Images of instances, shape [batch, cell]."""
+        if self.renames_instances:
+            return self.plans(instances)
+        return np.ascontiguousarray(np.asarray(instances)[..., self.cells])
+
+    def plans(self, plans: Int8Array) -> Int8Array:
+        """Images of plans or solutions, shape [batch, cell]."""
+        return np.ascontiguousarray(self.values[np.asarray(plans)[..., self.cells]])
+
+    def actions(self) -> NDArray[np.int32]:
+        """The image of every action, shape [action]: the same kind on the images of its parts."""
+        spec, kind = self.spec, self.spec.action_kind
+        moved = np.append(np.argsort(self.cells), -1)  # no cell, -1, stays none
+        sizes = (len(spec.kind_names), spec.num_cells + 1, spec.num_values + 1)
+        number_of = np.zeros(sizes, np.int32)
+        number_of[kind, spec.action_cell, spec.action_value] = np.arange(spec.num_actions)
+        images = number_of[kind, moved[spec.action_cell], self.values[spec.action_value]]
+        return np.asarray(images, np.int32)
+
+    def inverse(self) -> Self:
+        """The symmetry that undoes this one."""
+        values = np.argsort(self.values).astype(np.int8)
+        return replace(self, cells=np.argsort(self.cells), values=values)
 
 
 def choose_cells(
@@ -31,13 +72,3 @@ def neighbours_of(size: int) -> NDArray[np.int32]:
         inside = (r >= 0) & (r < size) & (c >= 0) & (c < size)
         found[inside, direction] = (r * size + c)[inside]
     return found
-
-
-def with_fixed_tables(spec: DomainSpec) -> DomainSpec:
-    """The same spec, whose arrays can no longer be written to: domains share them."""
-    tables = [spec.action_cell, spec.action_value, spec.action_kind, *spec.groups.values()]
-    if spec.neighbours is not None:
-        tables.append(spec.neighbours)
-    for table in tables:
-        table.flags.writeable = False
-    return spec

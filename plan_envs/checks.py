@@ -4,12 +4,14 @@ Kernels check nothing. The functions here give them contiguous arrays of one typ
 that names the argument and its value.
 """
 
+import operator
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from plan_envs.domain import Int8Array
+from plan_envs.domain import Int8Array, one_of
 
 
 def check_choices(domain: object, choices: Mapping[str, tuple[str, ...]]) -> None:
@@ -19,9 +21,7 @@ def check_choices(domain: object, choices: Mapping[str, tuple[str, ...]]) -> Non
         ValueError: names the field, its choices and its value.
     """
     for field, allowed in choices.items():
-        value = getattr(domain, field)
-        if value not in allowed:
-            raise ValueError(f"{field} must be one of {list(allowed)}, got {value!r}")
+        one_of(field, getattr(domain, field), *allowed)
 
 
 def as_boards(name: str, boards: Int8Array, width: int, largest: int | None = None) -> Int8Array:
@@ -51,6 +51,44 @@ def as_boards(name: str, boards: Int8Array, width: int, largest: int | None = No
         wrong = boards[boards.view(np.uint8) > largest][0]
         raise ValueError(f"{name} must hold 0..{largest}, got {wrong}")
     return boards
+
+
+def as_puzzles(boards: Any, width: int, largest: int) -> Int8Array:
+    """Boards of any integer type, or a single one, as `as_boards` gives them.
+
+    Raises:
+        ValueError: for another shape than [num, width] or [width], or values outside 0..largest.
+    """
+    given = np.atleast_2d(np.asarray(boards))
+    if given.size and not 0 <= given.min() <= given.max() <= largest:
+        raise ValueError(f"boards must hold 0..{largest}, got {given.min()} to {given.max()}")
+    return as_boards("boards", given.astype(np.int8, copy=False), width)
+
+
+def as_range(
+    name: str, asked: Any, *, least: float, most: float, convert: Any = operator.index
+) -> tuple[Any, Any]:
+    """The bounds of an inclusive range that a caller asks for.
+
+    Args:
+        name: the name of the argument, for errors.
+        asked: (low, high).
+        least: no bound is smaller.
+        most: no bound is larger.
+        convert: makes numbers of the bounds, by default of integers alone.
+
+    Raises:
+        ValueError: for something else, or bounds out of range or order.
+    """
+    try:
+        low, high = map(convert, asked)
+    except (TypeError, ValueError):
+        raise ValueError(f"{name} must be a pair (low, high), got {asked!r}") from None
+    if not least <= low <= high <= most:
+        raise ValueError(
+            f"{name} must be (low, high) with {least} <= low <= high <= {most}, got {(low, high)}"
+        )
+    return low, high
 
 
 def check_batch(instances: Int8Array, plans: Int8Array) -> None:

@@ -80,7 +80,12 @@ class DomainSpec:
     """One character for each of 0..num_values, for texts and pictures; "" means ".123..."."""
 
     def __post_init__(self) -> None:
-        """Fill in the two defaults that depend on `num_values`."""
+        """Fill in the defaults that depend on `num_values`; protect the tables, which all share."""
+        for table in (
+            *(self.action_cell, self.action_value, self.action_kind, *self.groups.values()),
+            *(() if self.neighbours is None else (self.neighbours,)),
+        ):
+            table.flags.writeable = False
         if not self.num_instance_values:
             object.__setattr__(self, "num_instance_values", self.num_values)
         if not self.symbols:
@@ -229,26 +234,25 @@ class Symmetry(Protocol):
         ...
 
 
-def is_shaped(reward: RewardKind) -> bool:
-    """True for shaped rewards and False for sparse ones.
+def one_of(name: str, value: str, *choices: str) -> str:
+    """The value of an argument.
 
     Raises:
-        ValueError: for another word.
+        ValueError: if it is none of its choices; names the argument.
     """
-    if reward not in ("shaped", "sparse"):
-        raise ValueError(f"reward must be 'shaped' or 'sparse', got {reward!r}")
-    return reward == "shaped"
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {list(choices)}, got {value!r}")
+    return value
+
+
+def is_shaped(reward: RewardKind) -> bool:
+    """True for shaped rewards and False for sparse ones; another word is refused."""
+    return one_of("reward", reward, "shaped", "sparse") == "shaped"
 
 
 def absorbs_dead(dead_end: DeadEnd) -> bool:
-    """True when entering a dead plan ends the episode, False when play goes on.
-
-    Raises:
-        ValueError: for another word.
-    """
-    if dead_end not in ("absorb", "continue"):
-        raise ValueError(f"dead_end must be 'absorb' or 'continue', got {dead_end!r}")
-    return dead_end == "absorb"
+    """True when entering a dead plan ends the episode, False when play goes on."""
+    return one_of("dead_end", dead_end, "absorb", "continue") == "absorb"
 
 
 def potential(score: NDArray[Any], max_score: float) -> NDArray[np.float64]:

@@ -279,14 +279,16 @@ class PureEngine:
             self.step(np.array([action], np.int64), NEVER, out)
         except Refusal as refusal:
             return 0.0, False, False, 1 + refusal.reason, 0.0, 0, False
+        reward, score = float(out.reward[0]), float(out.score[0])
+        ended, late, solved = (bool(v[0]) for v in (out.terminated, out.truncated, out.solved))
         return (
-            float(out.reward[0]),
-            bool(out.terminated[0]),
-            bool(out.truncated[0]),
+            reward,
+            ended,
+            late,
             int(out.illegal_action[0]),
-            float(out.score[0]),
+            score,
             int(out.violations[0]),
-            bool(out.solved[0]),
+            solved,
         )
 
     def observe(self, out: StepArrays) -> None:

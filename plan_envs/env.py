@@ -1,7 +1,6 @@
 """The Gymnasium environment of one plan, over an engine with a fast step of its own."""
 
 import operator
-from collections.abc import Mapping
 from typing import Any
 
 import gymnasium as gym
@@ -12,16 +11,16 @@ from numpy.typing import NDArray
 
 from plan_envs import episodes
 from plan_envs.catalogue import Task
-from plan_envs.domain import DeadEnd, Int8Array, RewardKind, Successors
-from plan_envs.engine import EngineOptions, StepArrays
-from plan_envs.episodes import Episodes, Illegal, Observation
+from plan_envs.domain import DeadEnd, Int8Array, RewardKind
+from plan_envs.engine import StepArrays
+from plan_envs.episodes import Illegal, Observation, PlanEditing
 from plan_envs.instances import InstanceSet
 
 _ONLY = np.zeros(1, np.int64)
 """The index of the only environment."""
 
 
-class PlanEditEnv(gym.Env[Any, Any]):
+class PlanEditEnv(PlanEditing, gym.Env[Any, Any]):
     """Edit a plan until a checker accepts it.
 
     ## Description
@@ -118,17 +117,20 @@ class PlanEditEnv(gym.Env[Any, Any]):
         **options: Any,
     ) -> None:
         """See the class docstring, Arguments."""
-        self.task = episodes.task_of(task, options)
-        self.engine_options = EngineOptions(
+        PlanEditing.__init__(
+            self,
+            task,
+            1,
+            instances=instances,
+            split=split,
+            illegal=illegal,
+            max_episode_steps=max_episode_steps,
+            render_mode=render_mode,
             gamma=gamma,
             reward=reward,
             dead_end=dead_end,
-            limit=episodes.limit_of(max_episode_steps),
-            refuse_illegal=episodes.refuses(illegal),
+            **options,
         )
-        self._episodes = Episodes(self.task, 1, instances, split, self.engine_options)
-        self.instances, self._engine = self._episodes.instances, self._episodes.engine
-        self.render_mode = episodes.checked_mode(render_mode)
         spec = self.task.domain.spec
         self.observation_space = episodes.observation_space(spec)
         self.action_space = spaces.Discrete(spec.num_actions)
@@ -162,16 +164,14 @@ class PlanEditEnv(gym.Env[Any, Any]):
     ) -> tuple[Observation, dict[str, Any]]:
         """Start on an instance of the pool, or on `options["instance"]`, at `options["plan"]`."""
         super().reset(seed=seed)
-        if seed is not None or not self._episodes.seeded[0]:
-            self._episodes.seed(0, self.np_random)
+        if seed is not None or not self._seeded[0]:
+            self._seed_streams(0, self.np_random)
         chosen, plan = episodes.start_options(options)
         if chosen is None:
             self._engine.draw(_ONLY)
         else:
             board = episodes.read_instance(self.task.domain, chosen, self.engine_options.dead_end)
-            self._episodes.start(
-                _ONLY, board[None], None if plan is None else np.asarray(plan)[None]
-            )
+            self._start(_ONLY, board[None], None if plan is None else np.asarray(plan)[None])
         if self.render_mode == "human":
             self.render()
         return self._observe()
@@ -220,27 +220,10 @@ class PlanEditEnv(gym.Env[Any, Any]):
         Raises:
             ResetNeeded: if the current plan has no legal edit.
         """
-        action = int(self._episodes.sample(rng)[0])
+        action = int(self._sample(rng)[0])
         if action < 0:
             raise ResetNeeded("the plan has no legal edit: call reset()")
         return action
-
-    def successors(self, *, with_plans: bool = True) -> Successors:
-        """Every legal edit of the current plan with its outcome; rewards as `step` gives them."""
-        return self._episodes.successors(with_plans)
-
-    def get_state(self) -> dict[str, NDArray[Any]]:
-        """A copy of everything that `set_state` restores: plan, counters, random streams."""
-        return self._episodes.state()
-
-    def set_state(self, state: Mapping[str, NDArray[Any]]) -> tuple[Observation, dict[str, Any]]:
-        """Continue from a state of `get_state`; returns what `reset` would.
-
-        Raises:
-            ValueError: names the entry that does not fit this environment.
-        """
-        self._episodes.load_state(state)
-        return self._observe()
 
     def render(self) -> Any:
         """The plan as text, image or in a window, as `render_mode` says."""
@@ -263,13 +246,11 @@ class PlanEditEnv(gym.Env[Any, Any]):
 
     def _observe(self) -> tuple[Observation, dict[str, Any]]:
         self._engine.observe(self._state)
-        mask = self._mask.copy() if self._copy else self._mask
-        observation = {"instance": self._instance, "plan": self._plan, "action_mask": mask}
+        observation = self._live.copy()
         if self._copy:
-            observation["instance"] = self._instance.copy()
-            observation["plan"] = self._plan.copy()
+            observation = {name: board.copy() for name, board in self._live.items()}
         return observation, {
-            "action_mask": mask,
+            "action_mask": observation["action_mask"],
             "score": float(self._state.score[0]),
             "solved": bool(self._state.solved[0]),
             "violations": int(self._state.violations[0]),

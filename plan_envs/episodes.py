@@ -1,4 +1,4 @@
-"""What both Gymnasium environments share: `Episodes`, and the meaning of their arguments.
+"""What both Gymnasium environments share: `PlanEditing`, and the meaning of their arguments.
 
 `PlanEditEnv` and `PlanEditVectorEnv` hold no rules. A `Task` says which domain and which instances,
 an engine keeps the plans in play, and the environments translate to Gymnasium's conventions: fresh
@@ -7,7 +7,7 @@ saved states come together.
 """
 
 from collections.abc import Mapping
-from typing import Any, Final, Literal
+from typing import Any, ClassVar, Final, Literal
 
 import numpy as np
 from gymnasium import spaces
@@ -15,8 +15,16 @@ from gymnasium.error import ResetNeeded
 from numpy.typing import NDArray
 
 from plan_envs.catalogue import Task, pool_of, resolve_task
-from plan_envs.domain import DeadEnd, DomainSpec, Int8Array, PlanDomain, Successors
-from plan_envs.engine import FINISHED, OUT_OF_RANGE, Engine, EngineOptions
+from plan_envs.domain import (
+    DeadEnd,
+    DomainSpec,
+    Int8Array,
+    PlanDomain,
+    RewardKind,
+    Successors,
+    one_of,
+)
+from plan_envs.engine import FINISHED, OUT_OF_RANGE, EngineOptions
 from plan_envs.engines import make_engine
 from plan_envs.instances import InstanceSet
 
@@ -24,7 +32,8 @@ Observation = dict[str, Int8Array]
 """Keys instance, plan, action_mask."""
 Illegal = Literal["noop", "raise"]
 
-RENDER: Final = {"render_modes": ["ansi", "rgb_array", "human"], "render_fps": 8}
+RENDER_MODES: Final = ("ansi", "rgb_array", "human")
+RENDER: Final = {"render_modes": list(RENDER_MODES), "render_fps": 8}
 
 _STATE_DTYPES: Final = {
     "instance": np.int8,
@@ -38,160 +47,150 @@ _STATE_DTYPES: Final = {
 """The arrays of a saved state."""
 
 
-class Episodes:
+class PlanEditing:
     """Plans of n environments in play, and all that decides how an episode starts and runs."""
 
     task: Task
     instances: InstanceSet
     """The pool that resets draw from."""
-    options: EngineOptions
-    engine: Engine
-    seeded: NDArray[np.bool_]
-    """Shape [n]: whether the random streams of an environment have been seeded."""
+    engine_options: EngineOptions
+    render_mode: str | None
+    _ends_at_horizon: ClassVar[bool] = False
+    """What `max_episode_steps=None` means: truncate at the domain's horizon, or not at all."""
 
     def __init__(
         self,
-        task: Task,
+        task: str | Task,
         num_envs: int,
-        instances: InstanceSet | None,
-        split: str,
-        options: EngineOptions,
+        *,
+        instances: InstanceSet | None = None,
+        split: str = "train",
+        illegal: Illegal = "noop",
+        max_episode_steps: int | None = None,
+        render_mode: str | None = None,
+        gamma: float = 0.99,
+        reward: RewardKind = "shaped",
+        dead_end: DeadEnd = "absorb",
+        **options: Any,
     ) -> None:
-        """Open the pool and make the engine.
-
-        Args:
-            task: the domain and its instances.
-            num_envs: plans side by side.
-            instances: the pool; None = the task's shared pool of the split.
-            split: "train", "validation" or "test".
-            options: how episodes run.
+        """Open the pool and make the engine; `PlanEditEnv` says what the arguments mean.
 
         Raises:
-            ValueError: for an unknown split, or instances that cannot be played.
+            ValueError: for an unknown split or word, or instances that cannot be played.
         """
-        self.task, self.options = task, options
-        self.instances = _instances_of(task, instances, split)
-        self.engine = make_engine(task.domain, num_envs, self.instances.instances, options)
-        self.seeded = np.zeros(num_envs, np.bool_)
+        if options and isinstance(task, Task):
+            raise ValueError(f"options {sorted(options)} belong into the Task, not beside it")
+        self.task = task if isinstance(task, Task) else resolve_task(task, **options)
+        limit = max_episode_steps
+        if limit is None:
+            limit = self.task.domain.spec.horizon if self._ends_at_horizon else -1
+        if limit < 1 and limit != -1:
+            raise ValueError(f"max_episode_steps must be >= 1, or -1, got {limit}")
+        self.engine_options = EngineOptions(
+            gamma=gamma,
+            reward=reward,
+            dead_end=dead_end,
+            limit=max(limit, 0),
+            refuse_illegal=one_of("illegal", illegal, "noop", "raise") == "raise",
+        )
+        if render_mode is not None:
+            one_of("render_mode", render_mode, *RENDER_MODES)
+        self.render_mode = render_mode
+        self.instances = _instances_of(self.task, instances, split)
+        boards = self.instances.instances
+        self._engine = make_engine(self.task.domain, num_envs, boards, self.engine_options)
+        self._seeded = np.zeros(num_envs, np.bool_)
 
-    def seed(self, env: int, generator: np.random.Generator) -> None:
-        """Seed the two streams of an environment: that of its instances, that of `sample`."""
-        words = generator.integers(0, 2**64 - 1, 2, np.uint64, endpoint=True)
-        self.engine.streams[env], self.engine.samplers[env] = words
-        self.seeded[env] = True
-
-    def start(self, index: NDArray[np.int64], instances: Int8Array, plans: Any) -> None:
-        """Begin episodes on given instances.
-
-        Args:
-            index: the environments, shape [chosen].
-            instances: shape [chosen, instance].
-            plans: the plans to start from, [chosen, cell]; None = the initial ones.
-
-        Raises:
-            ValueError: if a plan does not belong to its instance, or is solved already.
-        """
-        self.engine.load(index, instances, _start_plans(self.task.domain, instances, plans))
-
-    def sample(self, rng: np.random.Generator | None) -> NDArray[np.int64]:
-        """A legal action for every environment, -1 where there is none."""
-        if rng is None:
-            return self.engine.sample()
-        masks = self.engine.masks
-        keys = rng.random(masks.shape) * masks
-        return np.where(masks.any(axis=1), keys.argmax(axis=1), -1)
-
-    def successors(self, with_plans: bool) -> Successors:
-        """Every legal edit of the current plans with its outcome; rewards as a step gives them."""
+    def successors(self, *, with_plans: bool = True) -> Successors:
+        """Every legal edit of the current plans with its outcome; rewards as `step` gives them."""
+        options, engine = self.engine_options, self._engine
         return self.task.domain.successors(
-            self.engine.instances,
-            self.engine.plans,
-            gamma=self.options.gamma,
-            reward=self.options.reward,
-            dead_end=self.options.dead_end,
+            engine.instances,
+            engine.plans,
+            gamma=options.gamma,
+            reward=options.reward,
+            dead_end=options.dead_end,
             with_plans=with_plans,
         )
 
-    def state(self) -> dict[str, NDArray[Any]]:
-        """A copy of everything that `load_state` restores: plans, counters, random streams."""
-        engine = self.engine
-        return {
-            "instance": engine.instances.copy(),
-            "plan": engine.plans.copy(),
-            "stream": engine.streams.copy(),
-            "sampler": engine.samplers.copy(),
-            "steps": engine.steps.copy(),
-            "finished": engine.finished.astype(np.bool_),
-            "seeded": self.seeded.copy(),
-        }
+    def get_state(self) -> dict[str, NDArray[Any]]:
+        """A copy of everything that `set_state` restores: plans, counters, random streams."""
+        live = {**self._live_state(), "seeded": self._seeded}
+        return {name: array.astype(_STATE_DTYPES[name]) for name, array in live.items()}
 
-    def load_state(self, state: Mapping[str, NDArray[Any]]) -> None:
-        """Continue from what `state` returned.
+    def set_state(self, state: Mapping[str, NDArray[Any]]) -> tuple[Observation, dict[str, Any]]:
+        """Continue from a state of `get_state`; returns what `reset` would.
 
         Raises:
-            ValueError: names the entry that does not fit these environments.
+            ValueError: names the entry that does not fit this environment.
         """
-        engine, domain = self.engine, self.task.domain
-        num_envs = len(engine.plans)
-        boards = {"instance": engine.instances.shape, "plan": engine.plans.shape}
+        live = self._live_state()
         if set(state) != set(_STATE_DTYPES):
             raise ValueError(
                 f"state must have the keys {sorted(_STATE_DTYPES)}, got {sorted(state)}"
             )
-        values = {}
+        values = {key: np.asarray(state[key]) for key in _STATE_DTYPES}
         for key, dtype in _STATE_DTYPES.items():
-            shape = boards.get(key, (num_envs,))
-            values[key] = np.asarray(state[key])
-            if values[key].shape != shape or values[key].dtype != dtype:
+            shape, value = live.get(key, self._seeded).shape, values[key]
+            if value.shape != shape or value.dtype != dtype:
                 raise ValueError(
                     f"state[{key!r}] must be {np.dtype(dtype)} of shape {list(shape)}, "
-                    f"got {values[key].dtype} of shape {list(values[key].shape)}"
+                    f"got {value.dtype} of shape {list(value.shape)}"
                 )
         instances, plans = values["instance"], values["plan"]
-        domain.check(instances, plans)  # refuses values out of range
-        keeps = getattr(domain, "keeps_instance", None)
-        if keeps is not None and not keeps(instances, plans).all():
+        self.task.domain.check(instances, plans)  # refuses values out of range
+        if not _belong(self.task.domain, instances, plans):
             raise ValueError("state['plan'] does not belong to state['instance']")
-        engine.load(np.arange(num_envs), instances, plans)
-        engine.streams[:], engine.samplers[:] = values["stream"], values["sampler"]
-        engine.steps[:], engine.finished[:] = values["steps"], values["finished"]
-        self.seeded = values["seeded"].copy()
+        self._engine.load(np.arange(len(plans)), instances, plans)
+        for key in ("stream", "sampler", "steps", "finished"):
+            live[key][:] = values[key]
+        self._seeded = values["seeded"].copy()
+        return self._observe()
 
+    def _observe(self) -> tuple[Observation, dict[str, Any]]:
+        """Observation and info of the current states."""
+        raise NotImplementedError
 
-def task_of(task: str | Task, options: dict[str, Any]) -> Task:
-    """A task, or the task of that name or environment id with these options."""
-    if not isinstance(task, Task):
-        return resolve_task(task, **options)
-    if options:
-        raise ValueError(f"options {sorted(options)} belong into the Task, not beside it")
-    return task
+    def _live_state(self) -> dict[str, NDArray[Any]]:
+        """The engine's own arrays by their names in a state."""
+        engine = self._engine
+        return {
+            "instance": engine.instances,
+            "plan": engine.plans,
+            "stream": engine.streams,
+            "sampler": engine.samplers,
+            "steps": engine.steps,
+            "finished": engine.finished,
+        }
 
+    def _seed_streams(self, env: int, generator: np.random.Generator) -> None:
+        """Seed the two streams of an environment: that of its instances, that of `_sample`."""
+        words = generator.integers(0, 2**64 - 1, 2, np.uint64, endpoint=True)
+        self._engine.streams[env], self._engine.samplers[env] = words
+        self._seeded[env] = True
 
-def limit_of(max_episode_steps: int | None) -> int:
-    """Gymnasium's -1 and None mean no limit, 0 for the engine."""
-    if max_episode_steps is None or max_episode_steps == -1:
-        return 0
-    if max_episode_steps < 1:
-        raise ValueError(f"max_episode_steps must be >= 1, or -1, got {max_episode_steps}")
-    return max_episode_steps
+    def _start(self, index: NDArray[np.int64], instances: Int8Array, plans: Any) -> None:
+        """Begin episodes of environments `index` on instances and plans (None = the initial ones).
 
+        Raises:
+            ValueError: if a plan does not belong to its instance, or is solved already.
+        """
+        self._engine.load(index, instances, _start_plans(self.task.domain, instances, plans))
 
-def refuses(illegal: Illegal) -> bool:
-    """True when illegal edits raise, False when they count as edits without effect."""
-    if illegal not in ("noop", "raise"):
-        raise ValueError(f"illegal must be 'noop' or 'raise', got {illegal!r}")
-    return illegal == "raise"
+    def _sample(self, rng: np.random.Generator | None) -> NDArray[np.int64]:
+        """A legal action for every environment, -1 where there is none."""
+        if rng is None:
+            return self._engine.sample()
+        masks = self._engine.masks
+        keys = rng.random(masks.shape) * masks
+        return np.where(masks.any(axis=1), keys.argmax(axis=1), -1)
 
 
 def read_instance(domain: PlanDomain, value: Any, dead_end: DeadEnd = "absorb") -> Int8Array:
     """An instance to start from, int8 [instance].
 
     A domain may have `read_instance(text)`, and `why_invalid(instance)`, which explains a conflict.
-
-    Args:
-        domain: the rules.
-        value: the instance as integers, or as the domain's text.
-        dead_end: under "absorb" an instance that begins dead is refused.
+    Under `dead_end="absorb"` an instance that begins dead is refused.
 
     Raises:
         ValueError: says what is wrong: length, range, conflicting givens, or a plan that has ended.
@@ -233,19 +232,6 @@ def start_options(options: Mapping[str, Any] | None) -> tuple[Any, Any]:
     return options["instance"], options.get("plan")
 
 
-def checked_mode(render_mode: str | None) -> str | None:
-    """The render mode, if there is such a one.
-
-    Raises:
-        ValueError: for an unknown mode.
-    """
-    if render_mode is not None and render_mode not in RENDER["render_modes"]:  # type: ignore[operator]
-        raise ValueError(
-            f"render_mode must be one of {RENDER['render_modes']}, got {render_mode!r}"
-        )
-    return render_mode
-
-
 def observation_space(spec: DomainSpec) -> spaces.Dict:
     """The observations of one environment; the spec says their sizes and largest values."""
     return spaces.Dict(
@@ -258,13 +244,7 @@ def observation_space(spec: DomainSpec) -> spaces.Dict:
 
 
 def error_of(reason: int, action: Any, where: str) -> Exception:
-    """The error that a refused step raises.
-
-    Args:
-        reason: OUT_OF_RANGE, FINISHED or ILLEGAL of `plan_envs.engine`.
-        action: the refused action.
-        where: " in environment i", or nothing.
-    """
+    """The error that a refused step raises; `where` says " in environment i", or nothing."""
     if reason == FINISHED:
         return ResetNeeded(f"the episode{where} has ended or not begun: call reset() before step()")
     if reason == OUT_OF_RANGE:
@@ -288,11 +268,7 @@ def _instances_of(task: Task, instances: InstanceSet | None, split: str) -> Inst
     boards, domain = instances.instances, task.domain
     if len(boards) == 0:
         raise ValueError(f"instances {instances.name!r} are empty")
-    if boards.shape[1] != domain.spec.instance_size:
-        raise ValueError(
-            f"instances {instances.name!r} have {boards.shape[1]} cells, "
-            f"{domain.spec.name} has {domain.spec.instance_size}"
-        )
+    instances.check_fits(domain.spec)
     plans = domain.initial(boards)
     verdict = domain.check(boards, plans)
     suspect = (verdict.violations > 0) | verdict.solved | verdict.dead
@@ -332,9 +308,14 @@ def _start_plans(domain: PlanDomain, instances: Int8Array, plans: Any) -> Int8Ar
         )
     boards: Int8Array = plans.astype(np.int8)
     verdict = domain.check(instances, boards)  # refuses values out of range
-    keeps = getattr(domain, "keeps_instance", None)
-    if keeps is not None and not keeps(instances, boards).all():
+    if not _belong(domain, instances, boards):
         raise ValueError("plan does not belong to the instance")
     if verdict.solved.any():
         raise ValueError("plan is solved already")
     return boards
+
+
+def _belong(domain: PlanDomain, instances: Int8Array, plans: Int8Array) -> bool:
+    """Whether all plans belong to their instances, as far as the domain can say."""
+    keeps = getattr(domain, "keeps_instance", None)
+    return keeps is None or bool(keeps(instances, plans).all())

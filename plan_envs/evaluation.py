@@ -96,11 +96,7 @@ def evaluate_policy(
     num = len(instances)
     if num == 0:
         raise ValueError(f"instances: the set {instances.name!r} is empty")
-    if instances.instances.shape[1] != spec.instance_size:
-        raise ValueError(
-            f"instances of {instances.instances.shape[1]} cells do not fit {spec.name}, "
-            f"which has {spec.instance_size}"
-        )
+    instances.check_fits(spec)
     absorbs_dead(dead_end)
     if batch_size < 1:
         raise ValueError(f"batch_size must be >= 1, got {batch_size}")
@@ -157,7 +153,8 @@ def random_legal(
     instances: Int8Array, plans: Int8Array, mask: Int8Array, rng: np.random.Generator
 ) -> NDArray[np.int32]:
     """A uniformly random legal action a row (a `Policy`)."""
-    return _checked(_pick_legal(mask, _streams(len(mask), rng)), "random-legal")
+    actions: NDArray[np.int32] = _pick_legal(mask, _streams(len(mask), rng))
+    return actions
 
 
 def fewest_candidates(domain: PlanDomain) -> Policy:
@@ -169,7 +166,7 @@ def fewest_candidates(domain: PlanDomain) -> Policy:
     conflicting values, erasures or STOP, these are taken only when there is no candidate at all:
     then a uniformly random legal action.
     """
-    return _filling(domain, "fewest-candidates", use_singles=False)
+    return _filling(domain, use_singles=False)
 
 
 def singles(domain: PlanDomain) -> Policy:
@@ -178,11 +175,11 @@ def singles(domain: PlanDomain) -> Policy:
     A naked single is a cell with one candidate, a hidden single a value with one place in a group
     that a solution must fill (row, column or box; not a diagonal of N-Queens).
     """
-    return _filling(domain, "singles", use_singles=True)
+    return _filling(domain, use_singles=True)
 
 
-def _filling(domain: PlanDomain, name: str, *, use_singles: bool) -> Policy:
-    """The policy of `fewest_candidates` or `singles`; `name` is for errors."""
+def _filling(domain: PlanDomain, *, use_singles: bool) -> Policy:
+    """The policy of `fewest_candidates` or `singles`."""
     tables = _tables(domain)
 
     def policy(
@@ -190,7 +187,8 @@ def _filling(domain: PlanDomain, name: str, *, use_singles: bool) -> Policy:
     ) -> NDArray[np.int32]:
         del instances
         streams = _streams(len(mask), rng)
-        return _checked(_pick_candidate(plans, mask, use_singles, streams, tables), name)
+        actions: NDArray[np.int32] = _pick_candidate(plans, mask, use_singles, streams, tables)
+        return actions
 
     return policy
 
@@ -210,10 +208,11 @@ def oracle(domain: PlanDomain, instances: InstanceSet) -> Policy:
     def policy(
         boards: Int8Array, plans: Int8Array, mask: Int8Array, rng: np.random.Generator
     ) -> NDArray[np.int32]:
-        actions = _pick_solution(
-            plans, solutions_of(boards), mask, _streams(len(mask), rng), tables
+        streams = _streams(len(mask), rng)
+        actions: NDArray[np.int32] = _pick_solution(
+            plans, solutions_of(boards), mask, streams, tables
         )
-        return _checked(actions, "oracle")
+        return actions
 
     return policy
 
@@ -265,12 +264,6 @@ def _require_legal(actions: NDArray[np.int32], mask: Int8Array) -> None:
     legal = inside & (mask[np.arange(batch), np.where(inside, actions, 0)] != 0)
     if not legal.all():
         raise ValueError(f"policy returned the illegal action {actions[~legal][0]}")
-
-
-def _checked(actions: NDArray[np.int32], name: str) -> NDArray[np.int32]:
-    if (actions < 0).any():
-        raise ValueError(f"{name}: row {np.flatnonzero(actions < 0)[0]} has no legal action")
-    return actions
 
 
 def _streams(batch: int, rng: np.random.Generator) -> NDArray[np.uint64]:

@@ -24,25 +24,16 @@ columns source, question, answer and rating."""
 HUB_SPLITS: Final = ("train", "test")
 
 
-def load_hub(
-    name: str,
-    *,
-    split: str = "train",
-    limit: int | None = None,
-    offline: bool | None = None,
-    cache_dir: str | os.PathLike[str] | None = None,
-) -> InstanceSet:
+def load_hub(name: str, *, split: str = "train", limit: int | None = None) -> InstanceSet:
     """Load a public data set; once downloaded, from the local cache and without the network.
 
     The stored answers are checked to solve their questions. Sudoku-Extreme is large (3.8 million
     puzzles in train.csv, 0.4 million in test.csv), so name a `limit` where the first rows will do.
 
     Args:
-        name: "sapientinc/sudoku-extreme" or "sapientinc/maze-30x30-hard-1k".
+        name: a name of `HUB_NAMES`.
         split: "train" or "test", the files that the data sets have.
         limit: read at most so many rows, from the first on.
-        offline: look into the cache alone; None = as HF_HUB_OFFLINE says.
-        cache_dir: folder of downloads; None = that of huggingface_hub.
 
     Raises:
         ValueError: for an unknown name or split, or a file that cannot be what it should be.
@@ -53,8 +44,7 @@ def load_hub(
         raise ValueError(f"unknown data set {name!r}; the nearest is {_nearest(name)!r}")
     if split not in HUB_SPLITS:
         raise ValueError(f"split of {name} must be one of {', '.join(HUB_SPLITS)}, got {split!r}")
-    path = _fetch(name, f"{split}.csv", _is_offline() if offline is None else offline, cache_dir)
-    found = _read_csv(path, HUB_NAMES[name], size=None, limit=limit)
+    found = _read_csv(_fetch(name, f"{split}.csv"), HUB_NAMES[name], size=None, limit=limit)
     return replace(found, name=f"{name}:{split}")
 
 
@@ -137,7 +127,7 @@ def _read_csv(path: Path, family: str, *, size: int | None, limit: int | None) -
     )
 
 
-def _fetch(name: str, file: str, offline: bool, cache_dir: str | os.PathLike[str] | None) -> Path:
+def _fetch(name: str, file: str) -> Path:
     """The local path of a data set's file, downloaded if the cache has none."""
     try:
         from huggingface_hub import hf_hub_download
@@ -147,24 +137,17 @@ def _fetch(name: str, file: str, offline: bool, cache_dir: str | os.PathLike[str
             f"or download {file} by hand and pass its path"
         ) from error
     reason = ""
+    offline = os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}
     for cached in (True,) if offline else (True, False):
         try:
-            return Path(
-                hf_hub_download(
-                    name, file, repo_type="dataset", cache_dir=cache_dir, local_files_only=cached
-                )
-            )
+            found = hf_hub_download(name, file, repo_type="dataset", local_files_only=cached)
+            return Path(found)
         except Exception as error:  # its own errors, or those of whatever HTTP library it uses
             reason = "not in the cache, and offline" if cached else _first_line(error)
     raise OSError(
         f"{name}: {file} cannot be had from the hub ({reason}); "
         f"download {file} by hand and pass its path"
     )
-
-
-def _is_offline() -> bool:
-    """What HF_HUB_OFFLINE says, by the rules of huggingface_hub."""
-    return os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}
 
 
 def _nearest(name: str) -> str:

@@ -13,7 +13,9 @@ import os
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib import resources
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -21,7 +23,8 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from plan_envs.domain import DomainSpec, Int8Array
+from plan_envs.checks import as_boards
+from plan_envs.domain import DomainSpec, Int8Array, one_of
 
 Split = Literal["train", "validation", "test"]
 
@@ -97,14 +100,10 @@ class InstanceSet:
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the set to an .npz file."""
         with Path(path).open("wb") as file:
-            np.savez_compressed(
-                file,
-                name=np.array(self.name),
-                instances=self.instances,
-                solutions=self.solutions,
-                ratings=self.ratings,
-                keys=self.keys,
-            )
+            fields: dict[str, Any] = {
+                name: np.asarray(getattr(self, name)) for name in self.__slots__
+            }
+            np.savez_compressed(file, **fields)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Self:
@@ -138,30 +137,17 @@ class InstanceSet:
             "solutions": (spec.num_cells, spec.num_values),
         }
         for field, (size, highest) in needs.items():
-            boards = getattr(self, field)
-            if boards.shape[1] != size:
-                raise ValueError(
-                    f"{self.name}: {field} of {spec.name} have {size} integers, "
-                    f"got {boards.shape[1]}"
-                )
-            if boards.size and boards.view(np.uint8).max() > highest:
-                wrong = boards[boards.view(np.uint8) > highest][0]
-                raise ValueError(
-                    f"{self.name}: {field} of {spec.name} hold 0..{highest}, got {wrong}"
-                )
+            name = f"{self.name}: {field} of {spec.name}"
+            as_boards(name, getattr(self, field), size, highest)
 
     def subset(self, index: Any) -> Self:
         """The instances at `index` (a slice, an integer or a boolean array), in that order.
 
         Arrays are copied, so that a small set does not keep the memory of a large one.
         """
-        return type(self)(
-            name=self.name,
-            instances=np.array(self.instances[index], order="C"),
-            solutions=np.array(self.solutions[index], order="C"),
-            ratings=np.array(self.ratings[index], order="C"),
-            keys=np.array(self.keys[index], order="C"),
-        )
+        fields = ("instances", "solutions", "ratings", "keys")
+        chosen = {field: np.array(getattr(self, field)[index], order="C") for field in fields}
+        return type(self)(name=self.name, **chosen)
 
 
 def _boards(name: str, field: str, values: Any) -> Int8Array:
@@ -196,10 +182,6 @@ def solutions_by_content(instances: InstanceSet, observed: int) -> Callable[[Int
     """A function from what learners see of instances, [batch, observed], to their solutions.
 
     The function raises `ValueError` for an instance that is not in the set.
-
-    Args:
-        instances: the set.
-        observed: `DomainSpec.observed_size`.
     """
     keys = content_keys(instances.instances[:, :observed])
     order = np.argsort(keys)
@@ -246,27 +228,24 @@ def stream_key(text: str) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
 
 
-class progress_bar:  # noqa: N801 (a context manager used like a function)
-    """Progress bar on stderr, or nothing."""
+def packaged_lines(file: str) -> list[str]:
+    """The lines of a file of `plan_envs/data`, without those that begin with "#"."""
+    text = (resources.files("plan_envs") / "data" / file).read_text(encoding="utf-8")
+    return [line for line in text.splitlines() if line and not line.startswith("#")]
 
-    def __init__(self, total: int, label: str, *, shown: bool) -> None:
-        self._bar: Any = None
-        if shown:
-            from rich.console import Console
-            from rich.progress import Progress
 
-            self._bar = Progress(console=Console(stderr=True), transient=True)
-            self._task = self._bar.add_task(label, total=total)
+@contextmanager
+def progress_bar(total: int, label: str, *, shown: bool) -> Iterator[Callable[[int], None]]:
+    """Progress bar on stderr, or nothing; gives a function that counts finished items."""
+    if not shown:
+        yield lambda count: None
+        return
+    from rich.console import Console
+    from rich.progress import Progress
 
-    def __enter__(self) -> Callable[[int], None]:
-        if self._bar is None:
-            return lambda count: None
-        self._bar.start()
-        return lambda count: self._bar.advance(self._task, count)
-
-    def __exit__(self, *error: object) -> None:
-        if self._bar is not None:
-            self._bar.stop()
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(label, total=total)
+        yield lambda count: bar.advance(task, count)
 
 
 def check_request(split: str, num: int, seed: int) -> None:
@@ -275,21 +254,28 @@ def check_request(split: str, num: int, seed: int) -> None:
     Raises:
         ValueError: for an unknown split, or a negative number or seed.
     """
-    if split not in SPLITS:
-        raise ValueError(f"split must be one of {', '.join(SPLITS)}, got {split!r}")
+    one_of("split", split, *SPLITS)
     for name, value in (("num", num), ("seed", seed)):
         if value < 0:
             raise ValueError(f"{name} must be >= 0, got {value}")
 
 
 def fill_in_chunks(
-    fill: Callable[[int, int], int], num: int, chunk: int, label: str, *, shown: bool
+    generate: Callable[..., Any],
+    boards: tuple[Int8Array, ...],
+    arguments: tuple[Any, ...],
+    *,
+    chunk: int,
+    label: str,
+    shown: bool,
 ) -> int:
     """Call a generator's kernel for a few rows at a time, so that Ctrl-C gets through.
 
     Args:
-        fill: makes the rows start..stop - 1; returns the first row that failed, -1 if none did.
-        num: rows in all.
+        generate: called with (*boards, start, stop, *arguments), makes the rows start..stop - 1;
+            returns the first row that failed, -1 if none did.
+        boards: arrays to fill, all of the same length.
+        arguments: of `generate`, behind the rows.
         chunk: rows a call.
         label: of the progress bar.
         shown: show a progress bar on stderr.
@@ -297,10 +283,11 @@ def fill_in_chunks(
     Returns:
         The first row that failed, at which the work ends; -1 if none did.
     """
+    num = len(boards[0])
     with progress_bar(num, label, shown=shown) as advance:
         for start in range(0, num, chunk):
             stop = min(start + chunk, num)
-            failed = fill(start, stop)
+            failed = int(generate(*boards, start, stop, *arguments))
             if failed >= 0:
                 return failed
             advance(stop - start)

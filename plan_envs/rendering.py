@@ -8,6 +8,8 @@ group. One code draws all pictures as text and as frames; the environments call 
 
 import os
 from dataclasses import dataclass
+from itertools import groupby
+from operator import itemgetter
 from typing import Any, Final
 
 import numpy as np
@@ -136,10 +138,7 @@ def default_picture(spec: DomainSpec, instance: Int8Array, plan: Int8Array) -> P
 def draw_text(picture: Picture, *, color: bool = True, numbered: bool = False) -> str:
     """A picture as lines of text: two characters a cell, `|`, `-` and `+` for thick lines.
 
-    Args:
-        picture: what to draw.
-        color: 24-bit ANSI colours; False for the symbols alone.
-        numbered: number the plan's rows and columns from 1, at the border.
+    `color` adds 24-bit ANSI colours, `numbered` the numbers of rows and columns, at the border.
     """
     rows, columns = picture.symbols.shape
     upright = [bool(line.any()) for line in picture.rule_right.T]
@@ -151,21 +150,19 @@ def draw_text(picture: Picture, *, color: bool = True, numbered: bool = False) -
     for row in range(rows):
         number = row - top + 1
         label = f"{number:2} " if 1 <= number <= height else margin
-        pen = _Pen(color)
-        rule = _Pen(color)
+        shown: list[tuple[str, _Style]] = []
+        ruled: list[tuple[str, _Style]] = []
         for column in range(columns):
             symbol = str(picture.symbols[row, column]) or " "
             ink, paper = (tuple(c[row, column].tolist()) for c in (picture.ink, picture.paper))
-            pen.write(symbol + " ", (ink, paper, bool(picture.bold[row, column])))
-            ruled = bool(picture.rule_below[row, column])
-            ground = (_THICK, PAPER, False)
-            rule.write("--" if ruled else "  ", ground)
+            shown.append((symbol + " ", (ink, paper, bool(picture.bold[row, column]))))
+            ruled.append(("--" if picture.rule_below[row, column] else "  ", _GROUND))
             if upright[column]:
-                pen.write("| " if picture.rule_right[row, column] else "  ", ground)
-                rule.write(_corner(picture, row, column), ground)
-        lines.append(label + pen.line())
+                shown.append(("| " if picture.rule_right[row, column] else "  ", _GROUND))
+                ruled.append((_corner(picture, row, column), _GROUND))
+        lines.append(label + _line(shown, color))
         if flat[row]:
-            lines.append(margin + rule.line())
+            lines.append(margin + _line(ruled, color))
     return "\n".join(lines)
 
 
@@ -197,30 +194,18 @@ _Style = tuple[tuple[int, ...], tuple[int, ...], bool]
 """Ink, paper, bold."""
 
 
-class _Pen:
-    """One line of text; escapes are written only where the style changes."""
-
-    def __init__(self, color: bool) -> None:
-        self._color, self._text = color, ""
-        self._style: _Style | None = None
-
-    def write(self, text: str, style: _Style) -> None:
-        if self._color and style != self._style:
-            self._text += _RESET * (self._style is not None) + _escape(style)
-            self._style = style
-        self._text += text
-
-    def line(self) -> str:
-        """The line; without colours, its last cell is one character wide."""
-        if self._color:
-            return self._text + _RESET
-        return self._text[:-1].rstrip()
+_GROUND: Final[_Style] = (_THICK, PAPER, False)
 
 
-def _escape(style: _Style) -> str:
-    ink, paper, bold = style
-    codes = ["1"] * bold + ["38;2", *map(str, ink), "48;2", *map(str, paper)]
-    return f"\x1b[{';'.join(codes)}m"
+def _line(parts: list[tuple[str, _Style]], color: bool) -> str:
+    """A line of text, escapes where the style changes; its last cell is without its space."""
+    if not color:
+        return "".join(text for text, _ in parts)[:-1].rstrip()
+    line = ""
+    for (ink, paper, bold), run in groupby(parts, key=itemgetter(1)):
+        codes = ["1"] * bold + ["38;2", *map(str, ink), "48;2", *map(str, paper)]
+        line += f"\x1b[{';'.join(codes)}m{''.join(text for text, _ in run)}{_RESET}"
+    return line
 
 
 def draw_frame(picture: Picture, *, size: int = 576) -> NDArray[np.uint8]:

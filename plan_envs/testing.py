@@ -7,7 +7,8 @@ Instances come from the caller (states from `random_states`), independent oracle
 """
 
 from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass, fields
+from copy import deepcopy
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import gymnasium as gym
@@ -23,7 +24,6 @@ from plan_envs.domain import (
     RewardKind,
     Symmetry,
     Verdict,
-    edit_reward,
     potential,
 )
 from plan_envs.engine import (
@@ -36,6 +36,10 @@ from plan_envs.engine import (
     StepArrays,
 )
 from plan_envs.engines import make_engine
+from plan_envs.generic import general_successors
+
+_OUTCOMES = ("action", "plan", "score", "reward", "solved", "dead", "terminated")
+"""Fields of `Successors` with a row for each edit."""
 
 MakeVector = Callable[[int, AutoresetMode], VectorEnv[Any, Any, Any]]
 """(number of environments, autoreset mode) -> the vector environment to check."""
@@ -101,15 +105,10 @@ def _play_side_by_side(
     num_envs = native.num_envs
 
     def reset(where: str, **arguments: Any) -> dict[str, Any]:
-        copies = [
-            {**arguments, "options": dict(arguments["options"])}
-            if "options" in arguments
-            else arguments
-            for _ in range(2)
-        ]
-        got, expected = native.reset(**copies[0]), reference.reset(**copies[1])
+        expected = reference.reset(**deepcopy(arguments))  # it takes reset_mask out of options
+        got = native.reset(**arguments)
         _same(got[0], expected[0], f"{mode.value}, {where}, observation")
-        _same_infos(got[1], expected[1], f"{mode.value}, {where}, info")
+        _same(got[1], expected[1], f"{mode.value}, {where}, info")
         observation: dict[str, Any] = got[0]
         return observation
 
@@ -120,11 +119,9 @@ def _play_side_by_side(
         where = f"{mode.value}, step {step}"
         actions = _some_actions(observation["action_mask"], rng, legal_share)
         got, expected = native.step(actions), reference.step(actions)
-        for name, one, other in zip(
-            ("observation", "reward", "terminated", "truncated"), got, expected, strict=False
-        ):
+        names = ("observation", "reward", "terminated", "truncated", "info")
+        for name, one, other in zip(names, got, expected, strict=True):
             _same(one, other, f"{where}, {name}")
-        _same_infos(got[4], expected[4], f"{where}, info")
         observation = got[0]
         done = got[2] | got[3]
         if mode is AutoresetMode.DISABLED and done.any():
@@ -141,12 +138,15 @@ def _some_actions(
 
 
 def _same(got: Any, expected: Any, where: str) -> None:
-    """Equal structures, types and values."""
+    """Equal structures, types and values; of infos where the masks `_key` say there is a value."""
     assert type(got) is type(expected), f"{where}: {type(got)} instead of {type(expected)}"
     if isinstance(got, Mapping):
         assert set(got) == set(expected), f"{where}: keys {set(got)} instead of {set(expected)}"
-        for key in got:
-            _same(got[key], expected[key], f"{where}[{key!r}]")
+        for key, one in got.items():
+            other = expected[key]
+            if f"_{key}" in expected and not isinstance(one, Mapping):
+                one, other = one[expected[f"_{key}"]], other[expected[f"_{key}"]]
+            _same(one, other, f"{where}[{key!r}]")
     elif isinstance(got, np.ndarray):
         assert got.dtype == expected.dtype, f"{where}: {got.dtype} instead of {expected.dtype}"
         assert got.shape == expected.shape, f"{where}: {got.shape} instead of {expected.shape}"
@@ -158,20 +158,6 @@ def _same(got: Any, expected: Any, where: str) -> None:
             assert not len(wrong), f"{where} differs at {wrong[0]}: {got} instead of {expected}"
     else:
         assert got == expected, f"{where}: {got} instead of {expected}"
-
-
-def _same_infos(got: Mapping[str, Any], expected: Mapping[str, Any], where: str) -> None:
-    """Equal infos where the masks `_key` say that a value is present."""
-    assert set(got) == set(expected), f"{where}: keys {sorted(got)} instead of {sorted(expected)}"
-    for key, value in got.items():
-        place = f"{where}[{key!r}]"
-        if isinstance(value, Mapping):
-            _same_infos(value, expected[key], place)
-        elif key.startswith("_"):
-            _same(value, expected[key], place)
-        else:
-            present = expected[f"_{key}"]
-            _same(value[present], expected[key][present], place)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -208,12 +194,9 @@ def random_states(
 
 def every_action(domain: PlanDomain, states: States) -> tuple[States, NDArray[np.int32]]:
     """Each state with each action: states repeated, and the actions, [batch * action]."""
-    num_actions = domain.spec.num_actions
-    repeated = States(
-        instances=np.repeat(states.instances, num_actions, axis=0),
-        plans=np.repeat(states.plans, num_actions, axis=0),
-    )
-    return repeated, np.tile(np.arange(num_actions, dtype=np.int32), len(states))
+    num = domain.spec.num_actions
+    x, y = (np.repeat(boards, num, axis=0) for boards in (states.instances, states.plans))
+    return States(instances=x, plans=y), np.tile(np.arange(num, dtype=np.int32), len(states))
 
 
 def check_edits(domain: PlanDomain, states: States) -> None:
@@ -275,78 +258,47 @@ def check_batch_equals_singles(domain: PlanDomain, states: States) -> None:
     """Every function of a batch is that function of each row."""
     x, y = states.instances, states.plans
     actions = np.arange(len(states), dtype=np.int32) * 7 % domain.spec.num_actions
-    whole = domain.check(x, y)
-    found = domain.successors(x, y)
+
+    def results(chosen: slice) -> dict[str, NDArray[Any]]:
+        one, other = x[chosen], y[chosen]
+        return {
+            "initial": domain.initial(one),
+            "mask": domain.action_mask(one, other),
+            "edit": domain.edit(one, other, actions[chosen]),
+            **_named(domain.check(one, other)),
+        }
+
+    whole, found = results(slice(None)), domain.successors(x, y)
     for i in range(len(states)):
         one = slice(i, i + 1)
-        assert np.array_equal(domain.initial(x[one])[0], domain.initial(x)[i])
-        assert np.array_equal(domain.action_mask(x[one], y[one])[0], domain.action_mask(x, y)[i])
-        assert np.array_equal(
-            domain.edit(x[one], y[one], actions[one])[0], domain.edit(x, y, actions)[i]
-        )
-        single = _figures(domain.check(x[one], y[one]))
-        for name, values in _figures(whole).items():
-            assert single[name][0] == values[i], f"state {i}: {name}"
+        for name, values in results(one).items():
+            _same(values, whole[name][one], f"state {i}: {name}")
         rows = slice(found.offsets[i], found.offsets[i + 1])
         alone = domain.successors(x[one], y[one])
         assert (alone.state == 0).all()
-        for name in ("action", "plan", "score", "reward", "solved", "dead", "terminated"):
+        for name in _OUTCOMES:
             assert np.array_equal(getattr(alone, name), getattr(found, name)[rows]), name
 
 
-def check_successors(
-    domain: PlanDomain,
-    states: States,
-    *,
-    gamma: float = 0.99,
-    reward: RewardKind = "shaped",
-    dead_end: DeadEnd = "absorb",
-) -> None:
-    """Successors are what mask, edit and check say one by one, in CSR form, with folded rewards."""
-    found = domain.successors(
-        states.instances, states.plans, gamma=gamma, reward=reward, dead_end=dead_end
-    )
-    masks = domain.action_mask(states.instances, states.plans)
-    state, action = np.nonzero(masks)
-    assert np.array_equal(found.offsets, np.append(0, masks.sum(axis=1, dtype=np.int64).cumsum()))
-    assert np.array_equal(found.state, state), "successors belong to other states"
-    assert np.array_equal(found.action, action), "successors are not the legal actions in order"
-    x, y = states.instances[state], states.plans[state]
-    edited = domain.edit(x, y, action.astype(np.int32))
-    assert np.array_equal(found.plan, edited), "successor plans differ from edit"
-    before, after = domain.check(x, y), domain.check(x, edited)
-    for name in ("score", "solved", "dead"):
-        wrong = getattr(found, name) != getattr(after, name)
-        _no_counterexample(wrong, found.action, f"successor {name} differs for action")
-    absorbed = (
-        after.solved
-        | domain.is_stop(action.astype(np.int32))
-        | (after.dead & (dead_end == "absorb"))
-        | ~domain.action_mask(x, edited).any(axis=1)
-    )
-    _no_counterexample(found.terminated != absorbed, found.action, "terminated differs for action")
-    max_score = domain.spec.max_score
-    expected = edit_reward(
-        potential(before.score, max_score),
-        potential(after.score, max_score),
-        solved=after.solved,
-        absorbed=absorbed,
-        gamma=gamma,
-        reward=reward,
-    )
-    wrong = found.reward != expected.astype(np.float32)
-    _no_counterexample(wrong, found.action, "reward differs for action")
-    bare = domain.successors(
-        states.instances,
-        states.plans,
-        gamma=gamma,
-        reward=reward,
-        dead_end=dead_end,
-        with_plans=False,
-    )
+def check_successors(domain: PlanDomain, states: States, **options: Any) -> None:
+    """Successors are what mask, edit and check say one by one, in CSR form, with folded rewards.
+
+    `plan_envs.generic.general_successors` puts these together; `options` are those that it takes.
+    """
+    x, y = states.instances, states.plans
+    expected = general_successors(domain, x, y, **options)
+    found = domain.successors(x, y, **options)
+    bare = domain.successors(x, y, **options, with_plans=False)
+    _same(found.offsets, expected.offsets, "offsets of successors")
+    _same(found.state, expected.state, "states of successors")
+    for name in _OUTCOMES:
+        got, wanted = getattr(found, name), getattr(expected, name)
+        assert got.shape == wanted.shape and got.dtype == wanted.dtype, f"successor {name}"
+        wrong = (got != wanted).reshape(len(got), -1).any(axis=1)
+        _no_counterexample(wrong, expected.action, f"successor {name} differs for action")
+        if name != "plan":
+            assert np.array_equal(getattr(bare, name), got), f"{name}, without plans"
     assert bare.plan.shape == (0, domain.spec.num_cells)
-    for name in ("action", "score", "reward", "solved", "dead", "terminated"):
-        assert np.array_equal(getattr(bare, name), getattr(found, name)), f"{name}, without plans"
 
 
 def check_symmetry(
@@ -372,8 +324,8 @@ def check_symmetry(
     assert np.array_equal(back.actions()[action_map], np.arange(len(action_map))), "actions"
     masks, images = domain.action_mask(states.instances, states.plans), domain.action_mask(x, y)
     assert np.array_equal(images[:, action_map], masks), "the mask does not commute"
-    verdict = _figures(domain.check(states.instances, states.plans))
-    for name, values in _figures(domain.check(x, y)).items():
+    verdict = _named(domain.check(states.instances, states.plans))
+    for name, values in _named(domain.check(x, y)).items():
         assert name in changes or np.array_equal(verdict[name], values), f"{name} changes"
     many, actions = every_action(domain, states)
     edited = symmetry.plans(domain.edit(many.instances, many.plans, actions))
@@ -408,45 +360,34 @@ def play_episode(
     limit: int,
 ) -> Episode:
     """Random legal edits from an instance until absorption or `limit`."""
-    pool = instance[None]
-    engines = [
-        make_engine(
-            domain,
-            1,
-            pool,
-            EngineOptions(gamma=gamma, reward=reward, dead_end=dead_end, limit=limit),
-        )
-        for reward in ("shaped", "sparse")
-    ]
-    only = np.zeros(1, np.int64)
-    for engine in engines:
-        engine.load(only, pool, domain.initial(pool))
-    phi = [_phi(domain, engines[0])]
-    rewards: list[tuple[float, float]] = []
-    while True:
+    pool, only = instance[None], np.zeros(1, np.int64)
+    rewards: tuple[RewardKind, ...] = ("shaped", "sparse")
+    engines = []
+    for reward in rewards:
+        options = EngineOptions(gamma=gamma, reward=reward, dead_end=dead_end, limit=limit)
+        engines.append(make_engine(domain, 1, pool, options))
+        engines[-1].load(only, pool, domain.initial(pool))
+    plans = [engines[0].plans[0].copy()]
+    steps: list[tuple[float, float, bool, bool]] = []
+    while not steps or not any(steps[-1][2:]):
         action = int(rng.choice(np.flatnonzero(engines[0].masks[0])))
-        outcomes = [engine.step_one(action) for engine in engines]
-        rewards.append((outcomes[0][0], outcomes[1][0]))
-        phi.append(_phi(domain, engines[0]))
-        if outcomes[0][1] or outcomes[0][2]:
-            break
-    shaped, sparse = np.array(rewards).T
-    return Episode(phi=np.array(phi), shaped=shaped, sparse=sparse, terminated=bool(outcomes[0][1]))
-
-
-def _phi(domain: PlanDomain, engine: Engine) -> float:
-    verdict = domain.check(engine.instances.copy(), engine.plans.copy())
-    return float(potential(verdict.score, domain.spec.max_score)[0])
+        (shaped, ended, late, *_), (sparse, *_) = (engine.step_one(action) for engine in engines)
+        steps.append((shaped, sparse, ended, late))
+        plans.append(engines[0].plans[0].copy())
+    score = domain.check(np.repeat(pool, len(plans), axis=0), np.stack(plans)).score
+    return Episode(
+        phi=potential(score, domain.spec.max_score),
+        shaped=np.array([step[0] for step in steps]),
+        sparse=np.array([step[1] for step in steps]),
+        terminated=steps[-1][2],
+    )
 
 
 def check_telescoping(episode: Episode, gamma: float) -> None:
     """The shaped return is the sparse one - Phi(s_0), + gamma^T Phi(s_T) if it was cut off."""
-    for start in range(len(episode.shaped)):
-        discount = gamma ** np.arange(len(episode.shaped) - start)
-        shaped = (discount * episode.shaped[start:]).sum()
-        sparse = (discount * episode.sparse[start:]).sum()
-        tail = 0.0 if episode.terminated else gamma ** len(discount) * episode.phi[-1]
-        assert abs(shaped - (sparse - episode.phi[start] + tail)) < 1e-9, f"from step {start}"
+    tail = 0.0 if episode.terminated else episode.phi[-1]
+    expected = _returns(episode.sparse, gamma, tail) - episode.phi[:-1]
+    np.testing.assert_allclose(_returns(episode.shaped, gamma, 0.0), expected, rtol=0, atol=1e-9)
 
 
 def check_conventions(episode: Episode, gamma: float) -> None:
@@ -458,12 +399,16 @@ def check_conventions(episode: Episode, gamma: float) -> None:
     last_phi = C_MAX if episode.terminated else episode.phi[-1]
     after = np.append(episode.phi[1:-1], last_phi)
     raw = episode.sparse + gamma * after - episode.phi[:-1]
-    for start in range(len(raw)):
-        discount = gamma ** np.arange(len(raw) - start)
-        bootstrap = gamma ** len(discount) * (-C_MAX if episode.terminated else 0.0)
-        paper = (discount * raw[start:]).sum() + bootstrap
-        folded = (discount * episode.shaped[start:]).sum()
-        assert abs(paper - folded) < 1e-9, f"from step {start}: {paper} and {folded}"
+    paper = _returns(raw, gamma, -C_MAX if episode.terminated else 0.0)
+    np.testing.assert_allclose(paper, _returns(episode.shaped, gamma, 0.0), rtol=0, atol=1e-9)
+
+
+def _returns(rewards: NDArray[np.float64], gamma: float, tail: float) -> NDArray[np.float64]:
+    """The discounted return from every step on, with a value behind the last one; [step]."""
+    found = [tail]
+    for reward in rewards[::-1]:
+        found.append(reward + gamma * found[-1])
+    return np.array(found[:0:-1])
 
 
 def check_engines(
@@ -497,11 +442,11 @@ def check_engines(
                 engine.step(actions, autoreset, out)
                 for engine, out in zip((own, pure), outs, strict=True)
             ]
-            _same_outcomes(outs[0], outs[1], where)
+            _same(outs[0]._asdict(), outs[1]._asdict(), where)
             assert (finals[0] is None) == (finals[1] is None), f"{where}: finals"
             if finals[0] is not None and finals[1] is not None:
                 assert np.array_equal(finals[0].index, finals[1].index), f"{where}: finals"
-                _same_outcomes(finals[0].arrays, finals[1].arrays, f"{where}, finals")
+                _same(finals[0].arrays._asdict(), finals[1].arrays._asdict(), f"{where}, finals")
             over = np.flatnonzero(outs[0].terminated | outs[0].truncated)
             if autoreset == NEVER and len(over):
                 for engine in (own, pure):
@@ -515,18 +460,13 @@ def _same_engines(own: Engine, pure: Engine, where: str) -> None:
         assert same, f"{where}: {name} differ"
 
 
-def _same_outcomes(one: StepArrays, other: StepArrays, where: str) -> None:
-    for name in StepArrays._fields:
-        _same(getattr(one, name), getattr(other, name), f"{where}, {name}")
-
-
 def _no_counterexample(wrong: Any, actions: NDArray[Any], claim: str) -> None:
     rows = np.flatnonzero(wrong)
     assert not len(rows), f"{claim} {actions[rows[0]]} (row {rows[0]}, {len(rows)} in all)"
 
 
-def _figures(verdict: Verdict) -> dict[str, NDArray[Any]]:
+def _named(verdict: Verdict) -> dict[str, NDArray[Any]]:
     """Every array of a verdict by name."""
-    named = {item.name: getattr(verdict, item.name) for item in fields(verdict)}
+    named = asdict(verdict)
     details: dict[str, NDArray[Any]] = named.pop("details")
     return named | details

@@ -4,7 +4,7 @@ It follows the conventions of Gymnasium's `SyncVectorEnv`; `plan_envs.episodes` 
 with the single environment.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from copy import deepcopy
 from typing import Any, Final
 
@@ -18,10 +18,9 @@ from numpy.typing import NDArray
 
 from plan_envs import episodes
 from plan_envs.catalogue import Task
-from plan_envs.domain import DeadEnd, Int8Array, RewardKind, Successors
-from plan_envs.engine import NEVER, NEXT_STEP, SAME_STEP, EngineOptions, Finals, Refusal, StepArrays
-from plan_envs.episodes import RENDER, Episodes, Illegal, Observation
-from plan_envs.instances import InstanceSet
+from plan_envs.domain import Int8Array
+from plan_envs.engine import NEVER, NEXT_STEP, SAME_STEP, Finals, Refusal, StepArrays
+from plan_envs.episodes import RENDER, Observation, PlanEditing
 
 _AUTORESET: Final = {
     AutoresetMode.DISABLED: NEVER,
@@ -33,7 +32,7 @@ _AUTORESET: Final = {
 _INFO_KEYS: Final = ("action_mask", "score", "solved", "violations", "illegal_action")
 
 
-class PlanEditVectorEnv(VectorEnv[Any, Any, Any]):
+class PlanEditVectorEnv(PlanEditing, VectorEnv[Any, Any, Any]):
     """Many plans edited side by side in one call; see `PlanEditEnv` for the MDP.
 
     Everything is a batch of what `PlanEditEnv` gives, by the conventions of Gymnasium's
@@ -55,44 +54,26 @@ class PlanEditVectorEnv(VectorEnv[Any, Any, Any]):
     """
 
     metadata: dict[str, Any] = {**RENDER, "autoreset_mode": AutoresetMode.NEXT_STEP}  # noqa: RUF012
+    _ends_at_horizon = True
 
     def __init__(
         self,
         task: str | Task = "sudoku9x9",
         *,
         num_envs: int = 1,
-        instances: InstanceSet | None = None,
-        split: str = "train",
-        gamma: float = 0.99,
-        reward: RewardKind = "shaped",
-        dead_end: DeadEnd = "absorb",
-        illegal: Illegal = "noop",
-        copy: bool = True,
-        max_episode_steps: int | None = None,
         autoreset_mode: AutoresetMode | str = AutoresetMode.NEXT_STEP,
-        render_mode: str | None = None,
-        **options: Any,
+        copy: bool = True,
+        **arguments: Any,
     ) -> None:
         """See the class docstring."""
         if num_envs < 1:
             raise ValueError(f"num_envs must be >= 1, got {num_envs}")
-        self.task = episodes.task_of(task, options)
+        PlanEditing.__init__(self, task, num_envs, **arguments)
         spec = self.task.domain.spec
-        limit = spec.horizon if max_episode_steps is None else max_episode_steps
-        self.engine_options = EngineOptions(
-            gamma=gamma,
-            reward=reward,
-            dead_end=dead_end,
-            limit=episodes.limit_of(limit),
-            refuse_illegal=episodes.refuses(illegal),
-        )
-        self._episodes = Episodes(self.task, num_envs, instances, split, self.engine_options)
-        self.instances, self._engine = self._episodes.instances, self._episodes.engine
-        mode = AutoresetMode(autoreset_mode)
-        self.metadata = {**RENDER, "autoreset_mode": mode}
-        self.render_mode = episodes.checked_mode(render_mode)
         if self.render_mode == "human":
             raise ValueError("render_mode 'human' shows one plan: use PlanEditEnv, or 'rgb_array'")
+        mode = AutoresetMode(autoreset_mode)
+        self.metadata = {**RENDER, "autoreset_mode": mode}
         self.num_envs = num_envs
         self.single_observation_space = episodes.observation_space(spec)
         self.single_action_space = spaces.Discrete(spec.num_actions)
@@ -133,7 +114,7 @@ class PlanEditVectorEnv(VectorEnv[Any, Any, Any]):
         else:
             boards = self._read_instances(instance, index)
             start = None if plan is None else np.asarray(plan)[index]
-            self._episodes.start(index, boards, start)
+            self._start(index, boards, start)
         return self._observe(chosen)
 
     def step(
@@ -165,24 +146,7 @@ class PlanEditVectorEnv(VectorEnv[Any, Any, Any]):
 
         A finished plan without legal edit gets action 0, which NEXT_STEP ignores.
         """
-        return np.maximum(self._episodes.sample(rng), 0)
-
-    def successors(self, *, with_plans: bool = True) -> Successors:
-        """Every legal edit of the current plans with its outcome; rewards as `step` gives them."""
-        return self._episodes.successors(with_plans)
-
-    def get_state(self) -> dict[str, NDArray[Any]]:
-        """A copy of everything that `set_state` restores: plans, counters, random streams."""
-        return self._episodes.state()
-
-    def set_state(self, state: Mapping[str, NDArray[Any]]) -> tuple[Observation, dict[str, Any]]:
-        """Continue from a state of `get_state`; returns what `reset` would.
-
-        Raises:
-            ValueError: names the entry that does not fit this environment.
-        """
-        self._episodes.load_state(state)
-        return self._observe(self._everyone.copy())
+        return np.maximum(self._sample(rng), 0)
 
     def render(self) -> tuple[Any, ...] | None:
         """A frame for each environment."""
@@ -200,24 +164,27 @@ class PlanEditVectorEnv(VectorEnv[Any, Any, Any]):
             return self._buffers
         return StepArrays.empty(self.num_envs, self.task.domain.spec)
 
-    def _observe(self, fresh: NDArray[np.bool_]) -> tuple[Observation, dict[str, Any]]:
+    def _observe(
+        self, fresh: NDArray[np.bool_] | None = None
+    ) -> tuple[Observation, dict[str, Any]]:
         out = self._arrays()
         self._engine.observe(out)
-        return _observation(out), _infos(out, fresh)
+        return _observation(out), _infos(out, self._everyone.copy() if fresh is None else fresh)
 
     def _seed(self, seed: int | Sequence[int | None] | None, chosen: NDArray[np.bool_]) -> None:
         """Seed the streams of the chosen environments that have a seed, or no stream yet."""
+        seeds: list[int | None]
         if seed is None or isinstance(seed, int | np.integer):
-            super().reset(seed=None if seed is None else int(seed))
             first = None if seed is None else int(seed)
+            super().reset(seed=first)
             seeds = [None if first is None else first + i for i in range(self.num_envs)]
         else:
             seeds = list(seed)
             if len(seeds) != self.num_envs:
                 raise ValueError(f"seed must have {self.num_envs} entries, got {len(seeds)}")
         for i in np.flatnonzero(chosen).tolist():
-            if seeds[i] is not None or not self._episodes.seeded[i]:
-                self._episodes.seed(i, seeding.np_random(seeds[i])[0])
+            if seeds[i] is not None or not self._seeded[i]:
+                self._seed_streams(i, seeding.np_random(seeds[i])[0])
 
     def _read_instances(self, value: Any, index: NDArray[np.int64]) -> Int8Array:
         """The instances of environments `index`."""

@@ -9,6 +9,7 @@ pool, and an environment keeps an instance of its own only if that was loaded. T
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from plan_envs.arc import engine_kernels as kernels
 from plan_envs.arc.rules import Arc
@@ -45,10 +46,8 @@ class ArcEngine(PackedEngine):
         self._source[:] = -1
         return self._own.reshape(-1), self._pool.reshape(-1), domain.spec.instance_size
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        """Copies and pickles share no memory, and their views are views again."""
-        restore, arguments = super().__reduce__()
-        return _restore, (restore, arguments, self._own.copy())
+    def _memory(self) -> tuple[NDArray[Any], ...]:
+        return self._rows.head, self._own
 
     @property
     def instances(self) -> Int8Array:
@@ -59,10 +58,3 @@ class ArcEngine(PackedEngine):
         loaded = self._source < 0
         gathered[loaded] = self._own[loaded]
         return gathered
-
-
-def _restore(restore: Any, arguments: tuple[Any, ...], own: Int8Array) -> ArcEngine:
-    """An engine from what `PackedEngine` restores and its own instances."""
-    engine: ArcEngine = restore(*arguments)
-    engine._own[:] = own
-    return engine

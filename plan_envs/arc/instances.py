@@ -7,7 +7,6 @@ ARC's format (ConceptARC); none are shipped here, only lists of ids (`plan_envs/
 
 import hashlib
 from collections.abc import Iterable, Sequence
-from importlib import resources
 from itertools import permutations
 from pathlib import Path
 from typing import Any, Final
@@ -18,7 +17,7 @@ from plan_envs.arc.grids import LARGEST, MOST_DEMONSTRATIONS
 from plan_envs.arc.rules import Arc
 from plan_envs.arc.tasks import ArcTask, Grid, load_arc
 from plan_envs.domain import Int8Array
-from plan_envs.instances import SPLITS, InstanceSet, stream_key
+from plan_envs.instances import InstanceSet, check_request, packaged_lines, stream_key
 
 TASK_LISTS: Final = ("arc-tiny",)
 """Lists of ids that come with the package."""
@@ -35,9 +34,7 @@ def task_list(name: str) -> list[str]:
     """
     if name not in TASK_LISTS:
         raise ValueError(f"tasks must be one of {list(TASK_LISTS)} or a list of ids, got {name!r}")
-    file = resources.files("plan_envs") / "data" / f"{name.replace('-', '_')}.txt"
-    lines = file.read_text(encoding="utf-8").splitlines()
-    return [line.split()[1] for line in lines if line and not line.startswith("#")]
+    return [line.split()[1] for line in packaged_lines(f"{name.replace('-', '_')}.txt")]
 
 
 def arc_instances(
@@ -94,8 +91,7 @@ def arc_instances(
     """
     del progress
     domain = Arc(size, demonstrations)
-    if split not in SPLITS:
-        raise ValueError(f"split must be one of {list(SPLITS)}, got {split!r}")
+    check_request(split, 0, seed)
     if augment < 0 or (augment and split != "train"):
         raise ValueError(f"augment must be >= 0, and 0 for split {split!r}, got {augment}")
     if num is not None and num < 1:
@@ -128,13 +124,7 @@ def arc_instances(
 
 
 def leave_one_out(task: ArcTask, domain: Arc, *, of: int | None = None) -> Int8Array:
-    """The demonstrations of a task as instances, each with the others shown; [num, instance].
-
-    Args:
-        task: the task; only its demonstrations are read.
-        domain: says how large boards are and how many demonstrations are shown.
-        of: use only the first `of` demonstrations; None = all.
-    """
+    """The first `of` demonstrations as instances, each with the others shown; [num, instance]."""
     pairs = task.train[:of]
     rows = [
         domain.instance_of((*pairs[:k], *pairs[k + 1 :]), *pairs[k], name=f"task {task.id}")

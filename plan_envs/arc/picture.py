@@ -58,7 +58,7 @@ def _lay_out(
     All first grids get the room of the largest, and so do all second ones.
     """
     first, second = (np.array([pair[side] for pair in shapes]).max(axis=0) for side in (0, 1))
-    best: tuple[tuple[int, int], list[tuple[_Corner, _Corner]]] | None = None
+    layouts: list[tuple[tuple[int, int], list[tuple[_Corner, _Corner]]]] = []
     for axis in (1, 0):  # the second grid right of the first, or below it
         room = np.maximum(first, second) + 1
         room[axis] = first[axis] + second[axis] + 3
@@ -67,14 +67,7 @@ def _lay_out(
         for columns in range(1, len(shapes) + 1):
             lines = -(-len(shapes) // columns)
             shape = lines * int(room[0]) + 1, columns * int(room[1]) + 1
-            if best is None or max(shape) < max(best[0]):
-                corners = np.stack(np.divmod(range(len(shapes)), columns), axis=1) * room + 1
-                best = (
-                    shape,
-                    [
-                        ((int(at[0]), int(at[1])), (int(to[0]), int(to[1])))
-                        for at, to in zip(corners, corners + shift, strict=True)
-                    ],
-                )
-    assert best is not None
-    return best
+            corners = np.stack(np.divmod(range(len(shapes)), columns), axis=1) * room + 1
+            places = zip(corners.tolist(), (corners + shift).tolist(), strict=True)
+            layouts.append((shape, [((a, b), (c, d)) for (a, b), (c, d) in places]))
+    return min(layouts, key=lambda layout: max(layout[0]))

@@ -26,7 +26,7 @@ from plan_envs.arc.grids import (
 )
 from plan_envs.arc.picture import draw
 from plan_envs.arc.symmetry import ArcSymmetry, canvases
-from plan_envs.cells import choose_cells, neighbours_of, with_fixed_tables
+from plan_envs.cells import choose_cells, neighbours_of
 from plan_envs.checks import check_choices
 from plan_envs.compiled.kernel_domain import KernelDomain
 from plan_envs.domain import DomainSpec, Int8Array
@@ -197,22 +197,15 @@ class Arc(KernelDomain):
             return f"demonstration {k} lacks its {'output' if shown[k, 0] else 'input'}"
         return None
 
-    def random_symmetry(
-        self, rng: np.random.Generator, *, flips: bool = True, keep_black: bool = True
-    ) -> ArcSymmetry:
-        """A random symmetry of tasks: one of the 8 dihedral ones, with permuted colours.
+    def random_symmetry(self, rng: np.random.Generator, *, flips: bool = True) -> ArcSymmetry:
+        """A random symmetry of tasks: a dihedral one, with permuted colours but for colour 0.
 
-        Args:
-            rng: drawn from.
-            flips: False leaves the identity and the transposition; only these commute with growing
-                and shrinking, which happens below and on the right.
-            keep_black: colour 0, which canvases grow with, keeps its place.
+        Without `flips` the identity and the transposition are left; only these commute with growing
+        and shrinking, which happens below and on the right.
         """
         dihedral = int(rng.integers(8 if flips else 2))
-        first = 1 if keep_black else 0
-        moved = first + rng.permutation(NUM_COLOURS - first)
-        colours = (*range(first), *(int(colour) for colour in moved))
-        return ArcSymmetry(self.size, dihedral, colours)
+        colours = 1 + rng.permutation(NUM_COLOURS - 1)
+        return ArcSymmetry(self.size, dihedral, (0, *colours.tolist()))
 
     def reference_policies(self, instances: InstanceSet) -> dict[str, Policy]:
         """Policies that tables show beside a learned one.
@@ -329,7 +322,7 @@ def _spec(size: int, demonstrations: int) -> DomainSpec:
     every_cell = np.arange(cells, dtype=np.int32)
     no_cell = np.full(2 * size + 1, -1, np.int32)
     sizes = np.arange(1, size + 1, dtype=np.int32)
-    spec = DomainSpec(
+    return DomainSpec(
         name=f"arc{size}x{size}",
         num_cells=cells,
         num_values=NUM_COLOURS,
@@ -343,10 +336,9 @@ def _spec(size: int, demonstrations: int) -> DomainSpec:
         ),
         action_kind=np.repeat(np.arange(4, dtype=np.int32), [NUM_COLOURS * cells, size, size, 1]),
         kind_names=KIND_NAMES,
-        neighbours=neighbours_of(size).copy(),
+        neighbours=neighbours_of(size),
         instance_layers=1 + 2 * demonstrations,
         hidden_layers=1,
         num_instance_values=NUM_COLOURS,
         symbols=" 0123456789",
     )
-    return with_fixed_tables(spec)

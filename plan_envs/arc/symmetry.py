@@ -18,10 +18,9 @@ class ArcSymmetry:
 
     Grids stay at the top left of their boards, so a map acts on each grid's own rectangle. Tasks
     and labels have all these symmetries. Of the *editor* only transpositions that keep colour 0 are
-    symmetries, because a canvas grows below and on the right, with colour 0. For these `actions`
-    exists; for any symmetry `actions_on(height, width)` says how the paints of a canvas map. A
-    flip also changes the agreement of a canvas with a target of another size; whether the canvas
-    is the target, no symmetry changes.
+    symmetries, because a canvas grows below and on the right, with colour 0: only these have
+    `actions`. A flip also changes the agreement of a canvas with a target of another size; whether
+    the canvas is the target, no symmetry changes.
 
     Args:
         size: rows and columns of a board.
@@ -64,37 +63,20 @@ class ArcSymmetry:
 
         Raises:
             ValueError: if the symmetry flips, or moves colour 0: then where a paint goes depends on
-                the canvas (`actions_on`), and growing or shrinking has no image.
+                the canvas, and growing or shrinking has no image.
         """
         if self.dihedral > 1 or self.colours[0] != 0:
             raise ValueError(
                 f"only transpositions that keep colour 0 map every action; this symmetry has "
-                f"dihedral={self.dihedral}, colours={self.colours}: see actions_on(height, width)"
+                f"dihedral={self.dihedral}, colours={self.colours}"
             )
-        return self.actions_on(self.size, self.size)
-
-    def actions_on(self, height: int, width: int) -> NDArray[np.int32]:
-        """The image of every action on a canvas of the given size, shape [action].
-
-        It commutes with the mask, and with the effect of paints and submit. Heights map to widths
-        under transposition; see `actions` for when their effects commute too. Paints outside of the
-        canvas, which are never legal, are transposed if the symmetry does so.
-        """
-        size = self.size
-        row, column = np.divmod(np.arange(size * size), size)
-        inside = (row < height) & (column < width)
+        cells = np.arange(self.size**2).reshape(self.size, self.size)
+        resizes = NUM_COLOURS * cells.size + np.arange(2 * self.size + 1)  # the last one submits
         if self.transposes:
-            row, column, height, width = column, row, width, height
-        if self.dihedral & 2:
-            row = np.where(inside, height - 1 - row, row)
-        if self.dihedral & 4:
-            column = np.where(inside, width - 1 - column, column)
-        paints = (row * size + column)[:, None] * NUM_COLOURS + np.array(self.colours)
-        resizes = NUM_COLOURS * size * size + np.arange(2 * size)
-        if self.transposes:
-            resizes = np.roll(resizes, size)
-        submit = NUM_COLOURS * size * size + 2 * size
-        return np.concatenate([paints.ravel(), resizes, [submit]]).astype(np.int32)
+            cells = cells.T
+            resizes[:-1] = np.roll(resizes[:-1], self.size)
+        paints = cells.reshape(-1, 1) * NUM_COLOURS + np.array(self.colours)
+        return np.concatenate([paints.ravel(), resizes]).astype(np.int32)
 
     def inverse(self) -> Self:
         """The symmetry that undoes this one; transposed, a flip of rows is one of columns."""
@@ -108,13 +90,8 @@ class ArcSymmetry:
 def canvases(name: str, boards: Int8Array, size: int) -> Int8Array:
     """Boards that show a rectangle of colours at the top left and nothing else, checked.
 
-    Args:
-        name: the name of the argument, for errors.
-        boards: shape [batch, cell].
-        size: rows and columns of a board.
-
     Raises:
-        ValueError: names the first row that is no canvas.
+        ValueError: names the argument and the first row that is no canvas.
     """
     boards = as_boards(name, boards, size * size)
     wrong = kernels.first_malformed(boards, size)

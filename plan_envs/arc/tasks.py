@@ -118,12 +118,8 @@ def parse_task(value: Any, *, name: str) -> ArcTask:
             output = pair.get("output")
             if output is None and part == "train":
                 raise ValueError(f"{place} has no 'output'")
-            found.append(
-                (
-                    _grid(pair["input"], f"{place}.input"),
-                    None if output is None else _grid(output, f"{place}.output"),
-                )
-            )
+            answer = None if output is None else _grid(output, f"{place}.output")
+            found.append((_grid(pair["input"], f"{place}.input"), answer))
     return ArcTask(id=name, train=tuple(pairs["train"]), test=tuple(pairs["test"]))
 
 

@@ -12,12 +12,7 @@ from plan_envs.instances import hash_rows
 
 
 def in_disk_cache(kernel: Any = hash_rows) -> bool:
-    """Whether numba keeps machine code of a kernel on the disk.
-
-    Args:
-        kernel: a function under `njit(cache=True)`; by default one that every use of an instance
-            set compiles.
-    """
+    """Whether numba keeps machine code of a kernel that every use of an instance set compiles."""
     source = Path(kernel.py_func.__code__.co_filename).stem
     index_files = f"{source}.{kernel.py_func.__qualname__}-*.nbi"
     return any(Path(kernel.stats.cache_path).glob(index_files))

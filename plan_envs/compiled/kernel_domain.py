@@ -123,16 +123,7 @@ class KernelDomain(ABC):
             offsets, self.spec.num_cells, with_plans=with_plans, spare=self._spare
         )
         terms = (float(gamma), is_shaped(reward), absorbs_dead(dead_end))
-        outcomes = (
-            found.state,
-            found.action,
-            found.plan,
-            found.score,
-            found.reward,
-            found.solved,
-            found.dead,
-            found.terminated,
-        )
+        outcomes = tuple(getattr(found, name) for name in _OUTCOMES)
         self._kernels.write_successors(instances, plans, *rules, *scratch, terms, offsets, outcomes)
         return found
 
@@ -185,6 +176,7 @@ class KernelDomain(ABC):
         return self._instances(instances), self._plans(plans)
 
 
+_OUTCOMES: Final = ("state", "action", "plan", "score", "reward", "solved", "dead", "terminated")
 _VECTORS: Final = {
     "state": np.dtype(np.int32),
     "action": np.dtype(np.int32),

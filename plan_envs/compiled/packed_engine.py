@@ -82,6 +82,8 @@ class PackedEngine(ABC):
     kernels: Any
     """The domain's module with the kernels `load_all`, `draw_all`, `step_all`, `step_one`,
     `observe_all` and `sample_all`."""
+    usual: tuple[Any, Any] = (None, None)
+    """The default rules, and `step_all` with these as constants."""
 
     def __init__(self, domain: Any, num_envs: int, pool: Int8Array, options: EngineOptions) -> None:
         """Same arguments as `make_engine`; every environment starts finished, to be reset."""
@@ -97,7 +99,7 @@ class PackedEngine(ABC):
         self._resets = self._prepare(domain, num_envs, pool, options)
         self._no_finals = _finals(0, domain.spec)
         self._shown: Any = _nothing
-        self._step_all: Any = self.kernels.step_all
+        self._step_all: Any = self.usual[1] if domain == self.usual[0] else self.kernels.step_all
         self._step_code: Any = None
         step_one = self.kernels.step_one
         if num_envs == 1:  # the compiled code itself: 100 ns less than by way of the dispatcher
@@ -116,9 +118,18 @@ class PackedEngine(ABC):
     ) -> tuple[Any, ...]:
         """What a reset needs, for the kernels; the first item is also for `load_all`."""
 
+    def _memory(self) -> tuple[NDArray[Any], ...]:
+        """The arrays that make the state."""
+        return (self._rows.head,)
+
     def __reduce__(self) -> tuple[Any, ...]:
         """Copies and pickles share no memory, and their views are views again."""
-        return _restore, (type(self), self._arguments, self._rows.head.copy())
+        return type(self), self._arguments, tuple(array.copy() for array in self._memory())
+
+    def __setstate__(self, saved: tuple[NDArray[Any], ...]) -> None:
+        """Fill in the state of a copy."""
+        for array, values in zip(self._memory(), saved, strict=True):
+            array[:] = values
 
     def load(self, index: NDArray[np.int64], instances: Int8Array, plans: Int8Array) -> None:
         """Put environments `index` into given states at step 0."""
@@ -172,14 +183,10 @@ class PackedEngine(ABC):
 class PooledEngine(PackedEngine):
     """A `PackedEngine` whose rows hold all of an instance, so that a reset copies a ready row."""
 
-    def __init__(self, domain: Any, num_envs: int, pool: Int8Array, options: EngineOptions) -> None:
-        """Same arguments as `make_engine`; every environment starts finished, to be reset."""
-        super().__init__(domain, num_envs, pool, options)
-        self.instances = self._rows.boards[0]
-
     def _prepare(
         self, domain: Any, num_envs: int, pool: Int8Array, options: EngineOptions
     ) -> tuple[Any, ...]:
+        self.instances = self._rows.boards[0]
         self._pool = _ready_pool(self, domain, pool, options)
         return self._pool.resets
 
@@ -242,10 +249,3 @@ def _finals(room: int, spec: DomainSpec) -> tuple[NDArray[np.int64], StepArrays]
 
 def _nothing() -> None:
     """Stands for a reference to no array."""
-
-
-def _restore(kind: type[PackedEngine], arguments: Any, head: NDArray[np.int64]) -> PackedEngine:
-    """An engine from its constructor's arguments and its memory."""
-    engine = kind(*arguments)
-    engine._rows.head[:] = head
-    return engine

@@ -6,13 +6,14 @@ goal included, as the public set's do. Each maze has a random stream of its own,
 mazes of a set do not depend on its size.
 """
 
-import operator
+import math
 import os
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 
+from plan_envs.checks import as_puzzles, as_range
 from plan_envs.domain import Int8Array
 from plan_envs.instances import (
     SPLITS,
@@ -24,8 +25,8 @@ from plan_envs.instances import (
     stream_key,
 )
 from plan_envs.maze import generation
-from plan_envs.maze.kernels import FREE, START, WALL
-from plan_envs.maze.rules import MAZE_SYMBOLS, SIZES, Maze
+from plan_envs.maze.kernels import FREE, GOAL, START, WALL
+from plan_envs.maze.rules import MAZE_SYMBOLS, Maze
 
 DEFAULT_PATH: Final[dict[int, int]] = {30: 110}
 """size -> least number of cells on the shortest path when a caller names none: that of the public
@@ -81,17 +82,18 @@ def maze_instances(
     domain = Maze(size)
     check_request(split, num, seed)
     low, high = _path_range(size, path)
-    least, most = _wall_range(walls)
+    below_1 = math.nextafter(1.0, 0.0)
+    least, most = as_range("walls", walls, least=0, most=below_1, convert=float)
     stream = np.uint64(stream_key(f"maze/{size}/{split}/{seed}/{low}-{high}/{least}-{most}"))
     instances = np.zeros((num, size * size), np.int8)
-    share = SPLITS.index(split)
-
-    def fill(start: int, stop: int) -> int:
-        return int(
-            generation.generate(instances, start, stop, stream, share, (low, high), (least, most))
-        )
-
-    failed = fill_in_chunks(fill, num, _CHUNK, f"mazes {size}x{size} {split}", shown=progress)
+    failed = fill_in_chunks(
+        generation.generate,
+        (instances,),
+        (stream, SPLITS.index(split), (low, high), (least, most)),
+        chunk=_CHUNK,
+        label=f"mazes {size}x{size} {split}",
+        shown=progress,
+    )
     if failed >= 0:
         raise ValueError(
             f"no {size}x{size} maze of split {split!r} with path={(low, high)} and "
@@ -105,9 +107,7 @@ def maze_instances(
 
 def split_of(instances: Int8Array, *, size: int) -> list[str]:
     """The split of each maze, shape [num]; equal for a maze and its images."""
-    instances = np.require(instances, np.int8, ("C", "W"))
-    if instances.ndim != 2 or instances.shape[1] != size * size:
-        raise ValueError(f"instances must have shape [num, {size * size}], got {instances.shape}")
+    instances = as_puzzles(instances, size * size, GOAL)
     return [SPLITS[generation.split_of(instance, size)] for instance in instances]
 
 
@@ -136,8 +136,8 @@ def read_maze_csv(
     for line, row in csv_rows(Path(path), limit):
         place = f"{path}:{line}"
         question = row["question"] or ""
-        domain = domain or Maze(_size_of(question, place))
-        mazes.append(_csv_maze(domain, question, place))
+        domain, maze = _csv_maze(domain, question, place)
+        mazes.append(maze)
         paths.append((place, row.get("answer") or ""))
         ratings.append(csv_rating(row.get("rating") or "", place))
     if domain is None or not mazes:
@@ -161,51 +161,22 @@ def _path_range(size: int, path: Any) -> tuple[int, int]:
     cells = size * size
     if path is None:
         return DEFAULT_PATH.get(size, size + size // 5), cells
+    if isinstance(path, tuple | list) and path[1:] in ((None,), [None]):
+        path = (path[0], cells)
+    return as_range("path", path, least=2, most=cells)
+
+
+def _csv_maze(domain: Maze | None, question: str, place: str) -> tuple[Maze, Int8Array]:
+    """A maze of a file, and the domain of its size."""
     try:
-        low, high = path
-        low = operator.index(low)
-        high = cells if high is None else operator.index(high)
-    except (TypeError, ValueError):
-        raise ValueError(f"path must be a pair (low, high), got {path!r}") from None
-    if not 2 <= low <= high <= cells:
-        raise ValueError(
-            f"path of a {size}x{size} maze must be (low, high) with 2 <= low <= high <= {cells}, "
-            f"got {tuple(path)}"
-        )
-    return low, high
-
-
-def _wall_range(walls: Any) -> tuple[float, float]:
-    try:
-        least, most = (float(share) for share in walls)
-    except (TypeError, ValueError):
-        raise ValueError(f"walls must be a pair (low, high), got {walls!r}") from None
-    if not 0 <= least <= most < 1:
-        raise ValueError(
-            f"walls must be (low, high) with 0 <= low <= high < 1, got {(least, most)}"
-        )
-    return least, most
-
-
-def _size_of(question: str, place: str) -> int:
-    size: int = round(len(question) ** 0.5)
-    if size * size != len(question) or size not in SIZES:
-        raise ValueError(
-            f"{place}: question: a maze has size * size characters with size "
-            f"{SIZES[0]}-{SIZES[-1]}, got {len(question)}"
-        )
-    return size
-
-
-def _csv_maze(domain: Maze, question: str, place: str) -> Int8Array:
-    try:
+        domain = domain or Maze(round(len(question) ** 0.5))
         instance = domain.read_instance(question)
     except ValueError as error:
         raise ValueError(f"{place}: question: {error}") from None
     for name, symbol in (("start", "S"), ("goal", "G")):
         if question.count(symbol) != 1:
             raise ValueError(f"{place}: question has {question.count(symbol)} {name}s, not one")
-    return instance
+    return domain, instance
 
 
 def _why_wrong(domain: Maze, instance: Int8Array, answer: str, distance: int) -> str | None:

@@ -8,19 +8,19 @@ one or two numba calls each (`plan_envs.maze.kernels`). Instances come from
 
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, ClassVar, Final, Literal, Self
+from typing import Any, ClassVar, Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from plan_envs.cells import neighbours_of, with_fixed_tables
+from plan_envs.cells import CellSymmetry, neighbours_of
 from plan_envs.checks import check_choices
 from plan_envs.compiled.kernel_domain import KernelDomain
 from plan_envs.domain import DomainSpec, Int8Array
 from plan_envs.evaluation import Policy
 from plan_envs.instances import InstanceSet
 from plan_envs.maze import kernels
-from plan_envs.maze.kernels import FREE, GOAL, HEAD, START, WALL
+from plan_envs.maze.kernels import DOWN, FREE, GOAL, HEAD, LEFT, RIGHT, START, UP, WALL
 from plan_envs.rendering import Picture
 
 EditSet = Literal["fill", "full"]
@@ -117,17 +117,14 @@ class Maze(KernelDomain):
             ValueError: names the row and column, or the number of characters, that is wrong.
         """
         size = self.size
-        lines = [text] if len(text) == size * size and "\n" not in text else text.splitlines()
-        while lines and not lines[0]:
-            lines.pop(0)
-        while lines and not lines[-1]:
-            lines.pop()
-        if len(lines) == 1 and len(lines[0]) == size * size:
-            lines = [text[row * size : row * size + size] for row in range(size)]
+        lines = text.strip("\n").splitlines()
         if len(lines) == 1:
-            raise ValueError(
-                f"a {size}x{size} maze has {size * size} characters, got {len(lines[0])}"
-            )
+            text = lines[0]
+            if len(text) != size * size:
+                raise ValueError(
+                    f"a {size}x{size} maze has {size * size} characters, got {len(text)}"
+                )
+            lines = [text[row * size : row * size + size] for row in range(size)]
         if len(lines) != size:
             raise ValueError(f"a {size}x{size} maze has {size} rows, got {len(lines)}")
         board = np.zeros((size, size), np.int8)
@@ -200,9 +197,27 @@ class Maze(KernelDomain):
         kernels.walk_along(instances, solutions, distance, neighbours_of(self.size), plans)
         return plans
 
-    def random_symmetry(self, rng: np.random.Generator) -> "MazeSymmetry":
+    def random_symmetry(self, rng: np.random.Generator) -> CellSymmetry:
         """One of the eight symmetries of the square, uniformly."""
-        return MazeSymmetry.of(self.size, int(rng.integers(8)), undo=self.edits == "full")
+        return self.symmetry(int(rng.integers(8)))
+
+    def symmetry(self, number: int) -> CellSymmetry:
+        """Symmetry 0-7: bit 0 mirrors rows, bit 1 columns, bit 2 transposes afterwards.
+
+        It turns the arrows of a path, too. It commutes with mask, edit, score, `valid` and
+        `shortest`; `label` is a tie-break in a fixed order of directions, so it does not.
+        """
+        cells = np.arange(self.size**2, dtype=np.int64).reshape(self.size, self.size)
+        values = np.arange(HEAD + 1, dtype=np.int8)
+        if number & 1:
+            cells, values = cells[::-1], values[[0, DOWN, UP, LEFT, RIGHT, HEAD]]
+        if number & 2:
+            cells, values = cells[:, ::-1], _MIRRORED[values]
+        if number & 4:
+            cells, values = cells.T, _TRANSPOSED[values]
+        return CellSymmetry(
+            spec=self.spec, cells=cells.ravel(), values=values, renames_instances=False
+        )
 
     def reference_policies(self, instances: InstanceSet) -> dict[str, Policy]:
         """Policies that tables show beside a learned one.
@@ -279,63 +294,15 @@ _PATH_INK: Final = ((20, 84, 190), (18, 112, 48), (190, 24, 24))
 """Colours of a path on its way, of one that has reached the goal, and of one that is stuck."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class MazeSymmetry:
-    """One of the eight symmetries of the square; it turns the arrows of a path, too.
-
-    It commutes with mask, edit, score, `valid` and `shortest`; `label` is a tie-break in a fixed
-    order of directions, so it does not.
-    """
-
-    cells: NDArray[np.int64]
-    """Shape [cell]: new[i] comes from old[cells[i]]."""
-    values: Int8Array
-    """Shape [6]: old value of a plan -> new value."""
-    undo: bool
-    """The domain has the action undo, after those of the cells."""
-
-    @classmethod
-    def of(cls, size: int, number: int, *, undo: bool) -> Self:
-        """Symmetry 0-7: bit 0 mirrors rows, bit 1 columns, bit 2 transposes afterwards."""
-        cells = np.arange(size * size, dtype=np.int64).reshape(size, size)
-        values = np.arange(6, dtype=np.int8)
-        up, down, left, right = 1, 2, 3, 4
-        if number & 1:
-            cells, values = cells[::-1], values[[0, down, up, left, right, 5]]
-        if number & 2:
-            cells = cells[:, ::-1]
-            values = np.array([0, 1, 2, right, left, 5], np.int8)[values]
-        if number & 4:
-            cells = cells.T
-            values = np.array([0, left, right, up, down, 5], np.int8)[values]
-        return cls(cells=cells.ravel(), values=values, undo=undo)
-
-    def instances(self, instances: Int8Array) -> Int8Array:
-        """Images of mazes, shape [batch, cell]."""
-        return np.ascontiguousarray(np.asarray(instances)[..., self.cells])
-
-    def plans(self, plans: Int8Array) -> Int8Array:
-        """Images of paths, shape [batch, cell]."""
-        return np.ascontiguousarray(self.values[np.asarray(plans)[..., self.cells]])
-
-    def actions(self) -> NDArray[np.int32]:
-        """The image of every action, shape [action]."""
-        images = np.argsort(self.cells).astype(np.int32)
-        return np.append(images, np.int32(len(images))) if self.undo else images
-
-    def inverse(self) -> Self:
-        """The symmetry that undoes this one."""
-        return type(self)(
-            cells=np.argsort(self.cells),
-            values=np.argsort(self.values).astype(np.int8),
-            undo=self.undo,
-        )
+_MIRRORED: Final = np.array([0, UP, DOWN, RIGHT, LEFT, HEAD], np.int8)
+_TRANSPOSED: Final = np.array([0, LEFT, RIGHT, UP, DOWN, HEAD], np.int8)
+"""Values of a plan -> those of its image with mirrored columns, and of its transpose."""
 
 
 @cache
 def _spec(size: int, undo: bool) -> DomainSpec:
     cells = size * size
-    spec = DomainSpec(
+    return DomainSpec(
         name=f"maze{size}x{size}",
         num_cells=cells,
         num_values=HEAD,
@@ -347,8 +314,7 @@ def _spec(size: int, undo: bool) -> DomainSpec:
         action_value=np.append(np.full(cells, HEAD), [0] * undo).astype(np.int32),
         action_kind=np.append(np.zeros(cells), [1] * undo).astype(np.int32),
         kind_names=KIND_NAMES,
-        neighbours=neighbours_of(size).copy(),
+        neighbours=neighbours_of(size),
         num_instance_values=GOAL,
         symbols=".^v<>@",
     )
-    return with_fixed_tables(spec)

@@ -5,19 +5,18 @@ It builds its words from the tables of `DomainSpec` alone, and it neither reads 
 """
 
 import difflib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
-from numpy.typing import NDArray
 
 from plan_envs.catalogue import Task, resolve_task
-from plan_envs.domain import Int8Array, potential
+from plan_envs.domain import potential
 from plan_envs.env import PlanEditEnv
 from plan_envs.playing import hints
-from plan_envs.playing.hints import DIRECTIONS, Position
-from plan_envs.playing.kinds import Mistake, action_of, cell_of, kinds_of
+from plan_envs.playing.hints import DIRECTIONS, Position, Turn
+from plan_envs.playing.kinds import Mistake, action_of, cell_of
 from plan_envs.rendering import Picture, draw_text, picture_of
 
 _POOL: Final = 20
@@ -36,17 +35,7 @@ class Reply:
     """The player wants to leave."""
 
 
-class _Turn:
-    """A state that `back` returns to."""
-
-    def __init__(self, env: PlanEditEnv, info: Mapping[str, Any]) -> None:
-        self.state = env.get_state()
-        self.score, self.violations = float(info["score"]), int(info["violations"])
-        self.reward, self.total = 0.0, 0.0
-        self.ended = ""
-
-
-class Game:
+class Game(Position):
     """A puzzle in play.
 
     Edits are typed by the names of their kinds; the first kind that edits a cell needs no name.
@@ -72,70 +61,16 @@ class Game:
         instance: str | None = None,
     ) -> None:
         self.task = resolve_task(task) if isinstance(task, str) else task
-        self.domain = self.task.domain
-        self.spec = self.domain.spec
         num = None if self.task.pool_size is None else min(_POOL, self.task.pool_size)
         pool = self.task.instances(split, num=num, seed=seed)
-        horizon = self.spec.horizon
-        self.env = PlanEditEnv(self.task, instances=pool, max_episode_steps=horizon)
-        self.kinds = kinds_of(self.spec)
-        self.main = next(kind for kind in self.kinds.values() if kind.has_cell)
-        self._turns: list[_Turn] = []
+        horizon = self.task.domain.spec.horizon
+        super().__init__(PlanEditEnv(self.task, instances=pool, max_episode_steps=horizon))
         self._start(seed=seed, options=None if instance is None else {"instance": instance})
-
-    # ---- the state
-
-    @property
-    def instance(self) -> Int8Array:
-        """Shape [instance]."""
-        board: Int8Array = self._turns[-1].state["instance"][0]
-        return board
-
-    @property
-    def plan(self) -> Int8Array:
-        """Shape [cell]."""
-        board: Int8Array = self._turns[-1].state["plan"][0]
-        return board
-
-    @property
-    def mask(self) -> NDArray[np.bool_]:
-        """Legal edits, shape [action]; none once the episode has ended."""
-        return self.env.action_masks() & (not self.ended)
 
     @property
     def edits(self) -> int:
         """Edits since the start."""
-        return len(self._turns) - 1
-
-    @property
-    def ended(self) -> str:
-        """Why the episode has ended: solved, stopped, dead, stuck, horizon; "" while it runs."""
-        return self._turns[-1].ended
-
-    @property
-    def head(self) -> int | None:
-        """The cell from which directions lead on; None in domains without (all but mazes).
-
-        A domain has directions if its cells have neighbours and its main kind writes one value,
-        which marks one cell of the plan.
-        """
-        if self.spec.neighbours is None or self.main.has_value:
-            return None
-        marked = np.flatnonzero(self.plan == self.main.values[0])
-        return int(marked[0]) if len(marked) == 1 else None
-
-    @property
-    def position(self) -> Position:
-        """The current state for `plan_envs.playing.hints`."""
-        return Position(
-            spec=self.spec,
-            kinds=self.kinds,
-            main=self.main,
-            instance=self.instance,
-            plan=self.plan,
-            mask=self.mask,
-            head=self.head,
-        )
+        return len(self.turns) - 1
 
     # ---- what is shown
 
@@ -149,7 +84,7 @@ class Game:
 
     def status(self) -> str:
         """Score, reward of the last edit, edits; and how the episode ended, if it did."""
-        turn = self._turns[-1]
+        turn = self.turns[-1]
         line = f"score {turn.score:g} of {self.spec.max_score:g}"
         if self.edits:
             line += f", reward {turn.reward:+.3f}"
@@ -158,7 +93,7 @@ class Game:
 
     def score_text(self) -> str:
         """Everything that the checker says of the plan."""
-        turn = self._turns[-1]
+        turn = self.turns[-1]
         verdict = self.domain.check(self.instance[None], self.plan[None])
         facts = {
             "score": f"{turn.score:g} of {self.spec.max_score:g}",
@@ -169,14 +104,6 @@ class Game:
             "edits": f"{self.edits} of {self.spec.horizon}",
         }
         return "\n".join(f"{name:<14} {fact}" for name, fact in facts.items())
-
-    def mask_text(self) -> str:
-        """The number of legal edits of every cell, and of the kinds that need no cell."""
-        return hints.mask_text(self.position)
-
-    def help_text(self) -> str:
-        """How edits are typed, and the commands."""
-        return hints.help_text(self.position)
 
     # ---- what is played
 
@@ -199,11 +126,11 @@ class Game:
         if self.ended:
             raise Mistake(self._ending())
         if not self.mask[action]:
-            raise Mistake(hints.why_not(self.position, action))
+            raise Mistake(hints.why_not(self, action))
         _, reward, terminated, truncated, info = self.env.step(action)
-        turn = _Turn(self.env, info)
-        turn.reward, turn.total = reward, self._turns[-1].total + reward
-        self._turns.append(turn)
+        turn = Turn(self.env, info)
+        turn.reward, turn.total = reward, self.turns[-1].total + reward
+        self.turns.append(turn)
         if terminated or truncated:
             turn.ended = self._reason(action, bool(info["solved"]), terminated=terminated)
         return Reply(text=self.status(), redraw=True)
@@ -212,14 +139,14 @@ class Game:
         """Take the last edit back."""
         if not self.edits:
             raise Mistake("there is nothing to take back")
-        self._turns.pop()
-        self.env.set_state(self._turns[-1].state)
+        self.turns.pop()
+        self.env.set_state(self.turns[-1].state)
         return Reply(text=self.status(), redraw=True)
 
     def restart(self) -> Reply:
         """The same puzzle from its start."""
-        del self._turns[1:]
-        self.env.set_state(self._turns[0].state)
+        del self.turns[1:]
+        self.env.set_state(self.turns[0].state)
         return Reply(text=self.status(), redraw=True)
 
     def new(self) -> Reply:
@@ -231,7 +158,7 @@ class Game:
         """Some legal edits, those with the fewest alternatives first; or those of one cell."""
         if self.ended:
             return self._ending()
-        return hints.hint(self.position) if cell is None else hints.hint_at(self.position, cell)
+        return hints.hint(self) if cell is None else hints.hint_at(self, cell)
 
     def step_towards(self, direction: str) -> Reply:
         """One edit of the main kind beside the head; `direction` is up, down, left or right."""
@@ -247,11 +174,9 @@ class Game:
             raise Mistake(f"{direction}: the border of the grid")
         return self.take(self.main.actions[row * columns + column, self.main.values[0]])
 
-    # ---- below the public things
-
     def _start(self, **arguments: Any) -> None:
         _, info = self.env.reset(**arguments)
-        self._turns = [_Turn(self.env, info)]
+        self.turns = [Turn(self.env, info)]
 
     def _carry_out(self, words: list[str], typed: list[str]) -> Reply:
         name, rest = words[0], words[1:]
@@ -261,13 +186,10 @@ class Game:
             "back": self.back,
             "restart": self.restart,
             "new": self.new,
-            "mask": lambda: Reply(text=self.mask_text()),
+            "mask": lambda: Reply(text=hints.mask_text(self)),
             "score": lambda: Reply(text=self.score_text()),
-            "help": lambda: Reply(text=self.help_text()),
-            "?": lambda: Reply(text=self.help_text()),
-            "quit": lambda: Reply(text="", leave=True),
-            "exit": lambda: Reply(text="", leave=True),
-            "q": lambda: Reply(text="", leave=True),
+            **dict.fromkeys(("help", "?"), lambda: Reply(text=hints.help_text(self))),
+            **dict.fromkeys(("quit", "exit", "q"), lambda: Reply(text="", leave=True)),
         }
         if name == "hint":
             if len(rest) not in (0, 2):

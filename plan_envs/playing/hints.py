@@ -4,14 +4,15 @@ All functions take a `Position` and return text.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import Final
+from dataclasses import replace
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from plan_envs.domain import DomainSpec, Int8Array
-from plan_envs.playing.kinds import Kind, usage
+from plan_envs.env import PlanEditEnv
+from plan_envs.playing.kinds import Kind, kinds_of, usage
 from plan_envs.rendering import default_picture, draw_text
 
 DIRECTIONS: Final = {"up": (-1, 0), "down": (1, 0), "left": (0, -1), "right": (0, 1)}
@@ -20,22 +21,61 @@ _SHOWN: Final = 6
 """Lines of a hint."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Position:
-    """A state of a game, as far as hints look at it."""
+class Turn:
+    """A state of a game that `back` returns to."""
 
-    spec: DomainSpec
-    kinds: Mapping[str, Kind]
-    main: Kind
-    """The first kind that edits a cell; it needs no name when it is typed."""
-    instance: Int8Array
-    """Shape [instance]."""
-    plan: Int8Array
-    """Shape [cell]."""
-    mask: NDArray[np.bool_]
-    """Legal edits, shape [action]; none once the episode has ended."""
-    head: int | None
-    """The cell from which directions lead on; None in domains without."""
+    def __init__(self, env: PlanEditEnv, info: Mapping[str, Any]) -> None:
+        self.state = env.get_state()
+        self.score, self.violations = float(info["score"]), int(info["violations"])
+        self.reward, self.total = 0.0, 0.0
+        self.ended = ""
+
+
+class Position:
+    """The state of a game, as far as hints look at it: an environment, and the turns so far."""
+
+    def __init__(self, env: PlanEditEnv) -> None:
+        self.env = env
+        self.domain = env.task.domain
+        self.spec = self.domain.spec
+        self.kinds = kinds_of(self.spec)
+        self.main = next(kind for kind in self.kinds.values() if kind.has_cell)
+        """The first kind that edits a cell; it needs no name when it is typed."""
+        self.turns: list[Turn] = []
+
+    @property
+    def instance(self) -> Int8Array:
+        """Shape [instance]."""
+        board: Int8Array = self.turns[-1].state["instance"][0]
+        return board
+
+    @property
+    def plan(self) -> Int8Array:
+        """Shape [cell]."""
+        board: Int8Array = self.turns[-1].state["plan"][0]
+        return board
+
+    @property
+    def ended(self) -> str:
+        """Why the episode has ended: solved, stopped, dead, stuck, horizon; "" while it runs."""
+        return self.turns[-1].ended
+
+    @property
+    def mask(self) -> NDArray[np.bool_]:
+        """Legal edits, shape [action]; none once the episode has ended."""
+        return self.env.action_masks() & (not self.ended)
+
+    @property
+    def head(self) -> int | None:
+        """The cell from which directions lead on; None in domains without (all but mazes).
+
+        A domain has directions if its cells have neighbours and its main kind writes one value,
+        which marks one cell of the plan.
+        """
+        if self.spec.neighbours is None or self.main.has_value:
+            return None
+        marked = np.flatnonzero(self.plan == self.main.values[0])
+        return int(marked[0]) if len(marked) == 1 else None
 
 
 def hint(at: Position) -> str:

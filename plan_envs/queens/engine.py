@@ -5,8 +5,6 @@ environments hand out. The kernels are in `plan_envs.queens.engine_kernels`.
 """
 
 from plan_envs.compiled.packed_engine import Layout, PooledEngine
-from plan_envs.domain import Int8Array
-from plan_envs.engine import EngineOptions
 from plan_envs.queens import engine_kernels as kernels
 from plan_envs.queens.rules import Queens
 
@@ -15,14 +13,7 @@ class QueensEngine(PooledEngine):
     """Plans of n N-Queens environments; see `plan_envs.engine.Engine` for the contract."""
 
     kernels = kernels
-
-    def __init__(
-        self, domain: Queens, num_envs: int, pool: Int8Array, options: EngineOptions
-    ) -> None:
-        """Same arguments as `make_engine`; every environment starts finished, to be reset."""
-        super().__init__(domain, num_envs, pool, options)
-        if domain == Queens(8, "fill", "constraint"):
-            self._step_all = kernels.step_all_8x8
+    usual = (Queens(8, "fill", "constraint"), kernels.step_all_8x8)
 
     @staticmethod
     def layout(domain: Queens) -> Layout:

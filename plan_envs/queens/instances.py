@@ -6,20 +6,21 @@ so the first k instances of a set do not depend on its size. The kernels are in
 squares, 1 = queen.
 """
 
-import operator
 import os
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from plan_envs.domain import Int8Array
+from plan_envs.checks import as_puzzles, as_range
+from plan_envs.domain import Int8Array, one_of
 from plan_envs.instances import (
     SPLITS,
     InstanceSet,
+    Split,
     check_request,
     content_keys,
     csv_rows,
@@ -89,8 +90,7 @@ def queens_instances(
     """
     _check_side(n)
     check_request(split, num, seed)
-    if holdout not in ("classes", "instances"):
-        raise ValueError(f"holdout must be 'classes' or 'instances', got {holdout!r}")
+    one_of("holdout", holdout, "classes", "instances")
     low, high = _given_range(given, n)
     share = SPLITS.index(split)
     by_classes = holdout == "classes"
@@ -100,22 +100,21 @@ def queens_instances(
         atlas = _atlas(n)
         pool, members = atlas.columns, atlas.members
         if by_classes:
-            splits = _splits_of_solutions(n)
+            split_of = split_of_classes(n)
+            splits = np.array([SPLITS.index(split_of[key]) for key in atlas.keys.tolist()])
             pool, own = pool[splits == share], _bitset(splits == share)
     stream = stream_key(f"queens/{n}/{split}/{seed}/{low}-{high}/{holdout}")
-    instances = np.zeros((num, n * n), np.int8)
-    solutions = np.zeros((num, n * n), np.int8)
+    instances, solutions = np.zeros((2, num, n * n), np.int8)
     terms = (share, (low, high), by_classes, _ATTEMPTS)
-    tables = (n, pool, own, members, dihedral_cells(n))
-
-    def fill(start: int, stop: int) -> int:
-        return int(
-            generation.generate(
-                instances, solutions, start, stop, np.uint64(stream), terms, *tables
-            )
-        )
-
-    if fill_in_chunks(fill, num, _CHUNK, f"queens {n}x{n} {split}", shown=progress) >= 0:
+    failed = fill_in_chunks(
+        generation.generate,
+        (instances, solutions),
+        (np.uint64(stream), terms, n, pool, own, members, dihedral_cells(n)),
+        chunk=_CHUNK,
+        label=f"queens {n}x{n} {split}",
+        shown=progress,
+    )
+    if failed >= 0:
         raise ValueError(
             f"no {n}x{n} board of split {split!r} with {low}-{high} given queens "
             f"(holdout={holdout!r}) found; widen the range"
@@ -137,29 +136,20 @@ def enumerate_solutions(n: int) -> Int8Array:
 def count_completions(
     instances: Int8Array, *, n: int, limit: int | None = None
 ) -> NDArray[np.int64]:
-    """Number of solutions that keep the given queens, exact, shape [num].
+    """Number of solutions that keep the given queens, exact but at most `limit`, shape [num].
 
-    Args:
-        instances: boards, shape [num, cell]; attacking givens have no completion.
-        n: rows of the board; a nearly blank board of more than 12 rows takes for ever without
-            `limit`.
-        limit: count no further.
+    Attacking givens have none. A nearly blank board of more than 12 rows takes for ever without
+    `limit`.
     """
-    counts, _ = _complete(_boards(instances, n), n, np.iinfo(np.int64).max if not limit else limit)
+    most = limit or np.iinfo(np.int64).max
+    grid = _boards(instances, n).reshape(-1, n, n)
+    columns = np.where(grid.any(axis=2), grid.argmax(axis=2), -1)
+    counts = np.zeros(len(grid), np.int64)
+    for start in range(0, len(grid), _CHUNK):
+        rows = slice(start, start + _CHUNK)
+        search.complete_all(columns[rows], n, most, counts[rows])
+    counts[(grid.sum(axis=2) > 1).any(axis=1)] = 0  # two queens in a row
     return counts
-
-
-def solve_queens(instances: Int8Array, *, n: int) -> Int8Array:
-    """The first completion of every board, shape [num, cell].
-
-    Raises:
-        ValueError: names the first board that has no completion.
-    """
-    counts, solutions = _complete(_boards(instances, n), n, 1)
-    if (counts == 0).any():
-        index = int(np.flatnonzero(counts == 0)[0])
-        raise ValueError(f"board {index} of {n}x{n} has no completion")
-    return solutions
 
 
 def symmetry_class(boards: Int8Array, *, n: int) -> NDArray[np.uint64]:
@@ -178,7 +168,7 @@ def canonical_boards(boards: Int8Array, *, n: int) -> Int8Array:
     return smallest
 
 
-def split_of_classes(n: int) -> dict[int, str]:
+def split_of_classes(n: int) -> dict[int, Split]:
     """Key of every symmetry class of solutions -> its split under holdout="classes", n <= 12.
 
     Classes in the order of their keys, which are hashes; the last two tenths, each rounded up, are
@@ -197,7 +187,7 @@ def split_of_classes(n: int) -> dict[int, str]:
             f"{len(keys)}: use holdout='instances'"
         )
     held = -(-len(keys) // 10)
-    names = ["train"] * (len(keys) - 2 * held) + ["validation"] * held + ["test"] * held
+    names = np.repeat(SPLITS, [len(keys) - 2 * held, held, held]).tolist()
     return dict(zip(keys, names, strict=True))
 
 
@@ -291,14 +281,6 @@ def _atlas(n: int) -> _Atlas:
     return _Atlas(columns=columns, boards=boards, keys=symmetry_class(boards, n=n), members=members)
 
 
-@cache
-def _splits_of_solutions(n: int) -> NDArray[np.int64]:
-    """Index into `SPLITS` of every solution, shape [num]."""
-    split_of = split_of_classes(n)
-    names: list[str] = list(SPLITS)
-    return np.array([names.index(split_of[int(key)]) for key in _atlas(n).keys])
-
-
 def _bitset(chosen: NDArray[np.bool_]) -> NDArray[np.uint64]:
     """64 flags a word, shape [word]; the flags behind the last are False."""
     padded = np.zeros(-(-len(chosen) // 64) * 64, np.bool_)
@@ -313,29 +295,10 @@ def _boards_of(columns: NDArray[np.int64], n: int) -> Int8Array:
     return boards.reshape(len(columns), n * n)
 
 
-def _complete(boards: Int8Array, n: int, limit: int) -> tuple[NDArray[np.int64], Int8Array]:
-    """Completions counted up to `limit`, and the first of each board (no queens if it has none)."""
-    grid = boards.reshape(-1, n, n)
-    columns = np.where(grid.any(axis=2), grid.argmax(axis=2), -1)
-    counts = np.zeros(len(boards), np.int64)
-    first = np.empty((len(boards), n), np.int64)
-    for start in range(0, len(boards), _CHUNK):
-        rows = slice(start, start + _CHUNK)
-        search.complete_all(columns[rows], n, limit, counts[rows], first[rows])
-    counts[(grid.sum(axis=2) > 1).any(axis=1)] = 0  # two queens in a row
-    return counts, _boards_of(first, n)
-
-
 def _boards(boards: Int8Array, n: int) -> Int8Array:
     """Boards as a contiguous int8 array [num, cell], shape and range checked."""
     _check_side(n)
-    array = np.asarray(boards)
-    if array.ndim != 2 or array.shape[1] != n * n:
-        raise ValueError(f"{n}x{n} boards must have shape [num, {n * n}], got {list(array.shape)}")
-    if array.size and (array.min() < 0 or array.max() > 1):
-        raise ValueError(f"boards hold 0 and 1, got {array.min()} to {array.max()}")
-    boards8: Int8Array = np.require(array, np.int8, ("C", "W"))
-    return boards8
+    return as_puzzles(boards, n * n, 1)
 
 
 def _check_side(n: int) -> None:
@@ -347,16 +310,8 @@ def _given_range(given: tuple[int, int] | int | None, n: int) -> tuple[int, int]
     """The range of given queens that a caller asks for, checked."""
     if given is None:
         return 1, n - 1
-    pair: Any = (given, given) if isinstance(given, int | np.integer) else given
-    try:
-        low, high = (operator.index(bound) for bound in pair)
-    except (TypeError, ValueError):
-        raise ValueError(f"given must be a number or a pair (low, high), got {given!r}") from None
-    if not 0 <= low <= high <= n - 1:
-        raise ValueError(
-            f"given must be (low, high) with 0 <= low <= high <= {n - 1}, got {(low, high)}"
-        )
-    return low, high
+    pair = (given, given) if isinstance(given, int | np.integer) else given
+    return as_range("given", pair, least=0, most=n - 1)
 
 
 def _csv_board(text: str, place: str) -> Int8Array:

@@ -6,27 +6,20 @@ calls each (`plan_envs.queens.kernels`). Instances come from `plan_envs.queens.i
 """
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any, ClassVar, Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from plan_envs.cells import with_fixed_tables
+from plan_envs.cells import CellSymmetry
 from plan_envs.checks import check_choices
 from plan_envs.compiled.kernel_domain import KernelDomain
 from plan_envs.domain import DomainSpec, Int8Array
 from plan_envs.queens import kernels
 from plan_envs.queens.instances import SIDES, count_completions, dihedral_cells
-from plan_envs.rendering import (
-    CONFLICT_INK,
-    CONFLICT_PAPER,
-    EDIT_INK,
-    GIVEN_INK,
-    Picture,
-    conflicts,
-)
+from plan_envs.rendering import CONFLICT_PAPER, EDIT_INK, Picture, conflicts, default_picture
 
 EditSet = Literal["fill", "full"]
 MaskRule = Literal["givens", "constraint"]
@@ -146,31 +139,34 @@ class Queens(KernelDomain):
         missing: NDArray[np.int64] = self.n - self._instances(instances).sum(axis=1, dtype=np.int64)
         return missing
 
-    def random_symmetry(self, rng: np.random.Generator) -> "QueensSymmetry":
-        """One of the four symmetries that keep the score; see `QueensSymmetry`."""
-        return QueensSymmetry(domain=self, index=_KEEP_ROWS[rng.integers(4)])
+    def random_symmetry(self, rng: np.random.Generator) -> CellSymmetry:
+        """One of the four symmetries that keep the score; see `symmetry`."""
+        return self.symmetry(_KEEP_ROWS[rng.integers(4)])
+
+    def symmetry(self, index: int) -> CellSymmetry:
+        """One of the eight symmetries of the board, in the order of `dihedral_cells`.
+
+        All of them map solutions to solutions and commute with mask, edit, violations and solved.
+        The four that map rows to rows (0, 2, 5, 7) also keep score and dead; the others turn
+        starved rows, which cost points, into starved columns, which do not.
+        """
+        return CellSymmetry(
+            spec=self.spec,
+            cells=dihedral_cells(self.n)[index],
+            values=np.arange(2, dtype=np.int8),
+            renames_instances=True,
+        )
 
     def picture(self, instance: Int8Array, plan: Int8Array) -> Picture:
         """A chessboard: given queens black and bold, placed ones blue, attacking ones on red."""
-        instance, plan = np.asarray(instance), np.asarray(plan)
-        given, queens = instance > 0, plan > 0
-        attacked = conflicts(self.spec, plan)
-        shape = self.spec.grid_shape
-        row, column = np.indices(shape)
-        ink = np.full((len(plan), 3), EDIT_INK, np.uint8)
-        ink[attacked] = CONFLICT_INK
-        ink[given] = GIVEN_INK
+        plain = default_picture(self.spec, np.asarray(instance), np.asarray(plan))
+        row, column = np.indices(self.spec.grid_shape)
         paper = np.where(((row + column) % 2 == 0)[..., None], _LIGHT, _DARK).astype(np.uint8)
-        paper[attacked.reshape(shape)] = CONFLICT_PAPER
-        none = np.zeros(shape, np.bool_)
-        return Picture(
-            symbols=np.where(queens, "Q", ".").reshape(shape),
-            ink=ink.reshape(*shape, 3),
-            paper=paper,
-            bold=(given & queens).reshape(shape),
-            rule_below=none,
-            rule_right=none.copy(),
-        )
+        attacked = conflicts(self.spec, plan).reshape(self.spec.grid_shape)
+        paper[attacked] = CONFLICT_PAPER
+        ink = plain.ink.copy()
+        ink[plain.symbols == "."] = EDIT_INK
+        return replace(plain, paper=paper, ink=ink)
 
     @property
     def rules(self) -> tuple[int, bool, bool]:
@@ -187,64 +183,6 @@ class Queens(KernelDomain):
         return (np.empty((batch, self.n), np.int64),)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class QueensSymmetry:
-    """One of the eight symmetries of the board.
-
-    All of them map solutions to solutions and commute with mask, edit, violations and solved. The
-    four that map rows to rows (`keeps_rows`) also keep score and dead, and so fulfil
-    `plan_envs.domain.Symmetry`; the others turn starved rows, which cost points, into starved
-    columns, which do not.
-    """
-
-    domain: Queens
-    index: int
-    """0..3: quarter turns against the clock, 4..7: the same after transposing; 0 is the
-    identity."""
-
-    def __post_init__(self) -> None:
-        """Check the range."""
-        if not 0 <= self.index < 8:
-            raise ValueError(f"index must lie in 0..7, got {self.index}")
-
-    @property
-    def keeps_rows(self) -> bool:
-        """Rows become rows, and scores stay."""
-        return self.index in _KEEP_ROWS
-
-    @classmethod
-    def random(cls, domain: Queens, rng: np.random.Generator) -> "QueensSymmetry":
-        """A uniformly random one of all eight."""
-        return cls(domain=domain, index=int(rng.integers(8)))
-
-    def instances(self, instances: Int8Array) -> Int8Array:
-        """Images of instances, shape [batch, cell]."""
-        return self.plans(instances)
-
-    def plans(self, plans: Int8Array) -> Int8Array:
-        """Images of plans or solutions, shape [batch, cell]."""
-        return np.ascontiguousarray(plans[:, self._cells])
-
-    def actions(self) -> NDArray[np.int32]:
-        """The image of every action, shape [action]."""
-        cells = self.domain.n**2
-        place = np.argsort(self._cells).astype(np.int32)
-        if self.domain.edits == "fill":
-            return place
-        return np.concatenate([place, cells + place, [2 * cells]], dtype=np.int32)
-
-    def inverse(self) -> "QueensSymmetry":
-        """The symmetry that undoes this one: turns turn back, reflections undo themselves."""
-        undone = -self.index % 4 if self.index < 4 else self.index
-        return QueensSymmetry(domain=self.domain, index=undone)
-
-    @property
-    def _cells(self) -> NDArray[np.int64]:
-        """Shape [cell]: new[i] comes from old[cells[i]]."""
-        cells: NDArray[np.int64] = dihedral_cells(self.domain.n)[self.index]
-        return cells
-
-
 @cache
 def _spec(n: int, edits: EditSet) -> DomainSpec:
     cells = n * n
@@ -252,7 +190,7 @@ def _spec(n: int, edits: EditSet) -> DomainSpec:
     value, kind = np.ones(cells, np.int32), np.zeros(cells, np.int32)
     row, column = np.divmod(cell, np.int32(n))
     full = edits == "full"
-    spec = DomainSpec(
+    return DomainSpec(
         name=f"queens{n}x{n}",
         num_cells=cells,
         num_values=1,
@@ -273,4 +211,3 @@ def _spec(n: int, edits: EditSet) -> DomainSpec:
         at_most_one=("diagonal", "antidiagonal"),
         symbols=".Q",
     )
-    return with_fixed_tables(spec)

@@ -78,13 +78,11 @@ def complete(columns, n, limit, found):
 
 
 @njit(cache=True)
-def complete_all(boards, n, limit, counts, first):
-    """Completions of every board counted up to `limit`, and the first of each."""
-    found = np.full((1, n), -1, np.int64)
+def complete_all(boards, n, limit, counts):
+    """Completions of every board counted up to `limit`."""
+    found = np.empty((0, n), np.int64)
     for i in range(len(boards)):
-        found[:] = -1
         counts[i] = complete(boards[i], n, limit, found)
-        first[i] = found[0]
 
 
 @njit(cache=True)

@@ -5,8 +5,6 @@ environments hand out. The kernels are in `plan_envs.sudoku.engine_kernels`.
 """
 
 from plan_envs.compiled.packed_engine import Layout, PooledEngine
-from plan_envs.domain import Int8Array
-from plan_envs.engine import EngineOptions
 from plan_envs.sudoku import engine_kernels as kernels
 from plan_envs.sudoku.rules import Sudoku
 
@@ -15,14 +13,7 @@ class SudokuEngine(PooledEngine):
     """Plans of n Sudoku environments; see `plan_envs.engine.Engine` for the contract."""
 
     kernels = kernels
-
-    def __init__(
-        self, domain: Sudoku, num_envs: int, pool: Int8Array, options: EngineOptions
-    ) -> None:
-        """Same arguments as `make_engine`; every environment starts finished, to be reset."""
-        super().__init__(domain, num_envs, pool, options)
-        if domain == Sudoku(9, "digits", "fill", "constraint"):
-            self._step_all = kernels.step_all_9x9
+    usual = (Sudoku(9, "digits", "fill", "constraint"), kernels.step_all_9x9)
 
     @staticmethod
     def layout(domain: Sudoku) -> Layout:

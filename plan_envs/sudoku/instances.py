@@ -1,4 +1,4 @@
-"""Sudoku instances: seeded generation, exact solving, files, symmetries, disjoint splits.
+"""Sudoku instances: seeded generation, exact solving, files, disjoint splits.
 
 Puzzles leave here as an `InstanceSet` for the environments and the trainers. The kernels are in
 `plan_envs.sudoku.generation` and `plan_envs.sudoku.search`. Generation depends on (seed, split,
@@ -7,18 +7,16 @@ run in parallel.
 """
 
 import math
-import operator
 import os
 import string
 from array import array
-from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
+from plan_envs.checks import as_puzzles, as_range
 from plan_envs.domain import Int8Array
 from plan_envs.instances import (
     SPLITS,
@@ -27,12 +25,12 @@ from plan_envs.instances import (
     csv_rating,
     csv_rows,
     fill_in_chunks,
+    packaged_lines,
     stream_key,
 )
 from plan_envs.sudoku import generation, search
 from plan_envs.sudoku.geometry import BOX_SHAPES
 from plan_envs.sudoku.search import box_shape, tables_of
-from plan_envs.sudoku.seventeen import SEVENTEEN_CLUES
 
 DEFAULT_GIVENS: dict[int, tuple[int, int]] = {4: (5, 7), 6: (12, 14), 9: (26, 28), 16: (120, 130)}
 """side -> range of givens when a caller names neither givens nor blanks."""
@@ -88,7 +86,7 @@ def sudoku_instances(
 
     9x9 with few givens: digging takes 0.2 ms a puzzle at 26-28 givens, 17 ms at 22, 64 ms at 21 and
     4 s at 20. Unique puzzles with 17-20 givens are therefore random images of 63 known puzzles with
-    17 givens (51, 4 and 8 in the splits; see `sudoku_seventeen.py`), plus random digits of the
+    17 givens (51, 4 and 8 in the splits; see `sudoku_seventeen.txt`), plus random digits of the
     solution: 10^12 images of each, but few classes, and the public benchmarks hold images of them
     too (Sudoku-Extreme's test set does), so a model trained on 17-20 givens may claim no result
     there.
@@ -112,15 +110,16 @@ def sudoku_instances(
     cells = side * side
     stream = stream_key(f"sudoku/{side}/{split}/{seed}/{low}-{high}/{bool(unique)}")
     patterns, pattern_solutions = _patterns(side, split)
-    instances = np.zeros((num, cells), np.int8)
-    solutions = np.zeros((num, cells), np.int8)
+    instances, solutions = np.zeros((2, num, cells), np.int8)
     terms = (np.uint64(stream), SPLITS.index(split), low, high, unique, _MAX_ATTEMPTS[side])
-    tables = (patterns, pattern_solutions, tables_of(side))
-
-    def fill(start: int, stop: int) -> int:
-        return int(generation.generate(instances, solutions, start, stop, *terms, *tables))
-
-    failed = fill_in_chunks(fill, num, _CHUNK, f"puzzles {side}x{side} {split}", shown=progress)
+    failed = fill_in_chunks(
+        generation.generate,
+        (instances, solutions),
+        (*terms, patterns, pattern_solutions, tables_of(side)),
+        chunk=_CHUNK,
+        label=f"puzzles {side}x{side} {split}",
+        shown=progress,
+    )
     if failed >= 0:
         raise ValueError(
             f"no {side}x{side} puzzle of split {split!r} with {low}-{high} givens "
@@ -160,13 +159,10 @@ def solve(instances: Int8Array, *, side: int) -> Int8Array:
 
 def split_of(solutions: Int8Array, *, side: int, instances: Int8Array | None = None) -> list[str]:
     """The split of each solved grid (4x4: of each puzzle, so `instances` is needed there)."""
-    tables = tables_of(side)
-    if side == 4:
-        if instances is None:
-            raise ValueError("4x4 is split by puzzle: pass instances")
-        shares = generation.shares(_boards(instances, side), tables)
-    else:
-        shares = generation.shares(_boards(solutions, side), tables)
+    boards = instances if side == 4 else solutions
+    if boards is None:
+        raise ValueError("4x4 is split by puzzle: pass instances")
+    shares = generation.shares(_boards(boards, side), tables_of(side))
     return [SPLITS[share] for share in shares]
 
 
@@ -192,23 +188,22 @@ def read_sudoku_csv(
     Raises:
         ValueError: one line that names file, line, field and value of the first malformed row.
     """
-    rows = _csv_rows(Path(path), side=side, limit=limit)
-    side, answers = rows.side, rows.answers
+    side, questions, answers, ratings, lines = _csv_rows(Path(path), side=side, limit=limit)
     missing = ~np.any(answers, axis=1)
     asked = np.flatnonzero(missing | require_unique)
-    counts, solved = _solve_batch(rows.questions[asked], 2 if require_unique else 1, side)
+    counts, solved = _solve_batch(questions[asked], 2 if require_unique else 1, side)
     for i in np.flatnonzero(counts != 1)[:1]:
-        question = rows.questions[asked[i]]
+        question = questions[asked[i]]
         reason = "several solutions" if counts[i] else _conflict(question, side) or "no solution"
-        raise _refused(path, rows.lines[asked[i]], f"question has {reason}", question, side)
+        raise _refused(path, lines[asked[i]], f"question has {reason}", question, side)
     answers[missing] = solved[missing[asked]]
-    good = np.asarray(search.valid_completion(rows.questions, answers, tables_of(side)))
+    good = np.asarray(search.valid_completion(questions, answers, tables_of(side)))
     for i in np.flatnonzero(~good)[:1]:
-        conflict = _conflict(rows.questions[i], side)
+        conflict = _conflict(questions[i], side)
         if conflict is not None:
-            raise _refused(path, rows.lines[i], f"question has {conflict}", rows.questions[i], side)
-        raise _refused(path, rows.lines[i], "answer does not solve the question", answers[i], side)
-    return InstanceSet.of(Path(path).name, rows.questions, answers, rows.ratings)
+            raise _refused(path, lines[i], f"question has {conflict}", questions[i], side)
+        raise _refused(path, lines[i], "answer does not solve the question", answers[i], side)
+    return InstanceSet.of(Path(path).name, questions, answers, ratings)
 
 
 def _refused(
@@ -260,65 +255,6 @@ def format_line(plan: Int8Array, side: int) -> str:
     return "".join(_SYMBOLS[v] if v else "." for v in _boards(plan, side)[0])
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class SudokuSymmetry:
-    """A symmetry of Sudoku: transpose, permute bands, rows, stacks and columns, relabel digits.
-
-    It fulfils `plan_envs.domain.Symmetry`; puzzles, plans and solutions have the same images.
-    """
-
-    side: int
-    """4, 6, 9 or 16."""
-    cells: NDArray[np.int64]
-    """Shape [cell]: new[i] comes from old[cells[i]]."""
-    digits: Int8Array
-    """Shape [side + 1]: old digit -> new digit; blank stays blank."""
-    tokens: bool = False
-    """The actions are those of the `tokens` codec, else of the `digits` codec (see `Sudoku`)."""
-
-    @classmethod
-    def random(cls, side: int, rng: np.random.Generator, *, tokens: bool = False) -> Self:
-        """A uniformly random symmetry; transposes only where boxes are square."""
-        box_rows, box_columns = box_shape(side)
-        rows = _random_lines(side, box_rows, rng)
-        columns = _random_lines(side, box_columns, rng)
-        grid = np.arange(side * side, dtype=np.int64).reshape(side, side)
-        if box_rows == box_columns and rng.integers(2):
-            grid = grid.T
-        cells = grid[np.ix_(rows, columns)].ravel()
-        digits = np.concatenate([[0], 1 + rng.permutation(side)]).astype(np.int8)
-        return cls(side=side, cells=cells, digits=digits, tokens=tokens)
-
-    def instances(self, instances: Int8Array) -> Int8Array:
-        """Images of puzzles, shape [batch, cell]."""
-        return self.plans(instances)
-
-    def plans(self, plans: Int8Array) -> Int8Array:
-        """Images of plans or solutions, shape [batch, cell]."""
-        return np.ascontiguousarray(self.digits[np.asarray(plans)[:, self.cells]])
-
-    def actions(self) -> NDArray[np.int32]:
-        """The image of every action, shape [action]; PAD, blank and STOP stay what they are."""
-        places = np.argsort(self.cells)[:, None]
-        if not self.tokens:
-            return (places * self.side + self.digits[1:] - 1).ravel().astype(np.int32)
-        tokens = np.concatenate([[0, 1], self.digits[1:] + 1])
-        images = (places * len(tokens) + tokens).ravel()
-        return np.append(images, images.size).astype(np.int32)
-
-    def inverse(self) -> Self:
-        """The symmetry that undoes this one."""
-        return replace(
-            self, cells=np.argsort(self.cells), digits=np.argsort(self.digits).astype(np.int8)
-        )
-
-
-def _random_lines(side: int, height: int, rng: np.random.Generator) -> NDArray[np.int64]:
-    """A random order of rows that keeps bands together."""
-    lines = [band * height + rng.permutation(height) for band in rng.permutation(side // height)]
-    return np.concatenate(lines).astype(np.int64)
-
-
 def _givens_range(
     side: int, *, givens: tuple[int, int] | None, blanks: tuple[int, int] | None, unique: bool
 ) -> tuple[int, int]:
@@ -326,25 +262,13 @@ def _givens_range(
     if givens is not None and blanks is not None:
         raise ValueError(f"name one of givens and blanks, got givens={givens} and blanks={blanks}")
     cells = side * side
-    name, asked = ("givens", givens) if blanks is None else ("blanks", blanks)
-    if asked is None:
-        asked = DEFAULT_GIVENS[side]
-    try:
-        low, high = (operator.index(bound) for bound in asked)
-    except (TypeError, ValueError):
-        raise ValueError(f"{name} must be a pair (low, high), got {asked!r}") from None
-    if low > high:
-        raise ValueError(f"{name} must be (low, high) with low <= high, got {tuple(asked)}")
-    if name == "blanks":
-        low, high = cells - high, cells - low
     least = MIN_GIVENS[side] if unique else 0
-    if low < least or high > cells - 1:
-        bounds = (least, cells - 1) if name == "givens" else (1, cells - least)
-        raise ValueError(
-            f"{name} of a {side}x{side} puzzle must lie in {bounds[0]}-{bounds[1]} "
-            f"(unique={unique}), got {tuple(asked)}"
-        )
-    return low, high
+    suffix = f"of a {side}x{side} puzzle with unique={unique}"
+    if blanks is not None:
+        low, high = as_range(f"blanks {suffix}", blanks, least=1, most=cells - least)
+        return cells - high, cells - low
+    asked = DEFAULT_GIVENS[side] if givens is None else givens
+    return as_range(f"givens {suffix}", asked, least=least, most=cells - 1)
 
 
 @cache
@@ -352,24 +276,20 @@ def _patterns(side: int, split: str) -> tuple[Int8Array, Int8Array]:
     """The known puzzles with fewest givens of a split, with solutions (9x9 only)."""
     if side != 9:
         return np.zeros((0, side * side), np.int8), np.zeros((0, side * side), np.int8)
-    puzzles = np.concatenate([parse_puzzle(line) for line in SEVENTEEN_CLUES.split()])
+    lines = packaged_lines("sudoku_seventeen.txt")
+    puzzles = np.concatenate([parse_puzzle(line) for line in lines])
     solved = solve(puzzles, side=9)
     mine = np.array(split_of(solved, side=9)) == split
     return puzzles[mine], solved[mine]
 
 
-class _CsvRows(NamedTuple):
-    """The columns of a puzzle file; an answer of zeros is a missing one."""
+def _csv_rows(
+    path: Path, *, side: int | None, limit: int | None
+) -> tuple[int, Int8Array, Int8Array, NDArray[np.float32], NDArray[np.int64]]:
+    """(side, questions, answers, ratings, lines) of a puzzle file; a missing answer is zeros.
 
-    side: int
-    questions: Int8Array
-    answers: Int8Array
-    ratings: NDArray[np.float32]
-    lines: NDArray[np.int64]
-
-
-def _csv_rows(path: Path, *, side: int | None, limit: int | None) -> _CsvRows:
-    """Read and check the characters of a puzzle file; the mathematics is checked by the caller."""
+    The characters are checked here, the mathematics by the caller.
+    """
     questions, answers = bytearray(), bytearray()
     ratings, lines = array("f"), array("l")
     for line, row in csv_rows(path, limit):
@@ -389,13 +309,10 @@ def _csv_rows(path: Path, *, side: int | None, limit: int | None) -> _CsvRows:
         lines.append(line)
     if side is None or not lines:
         raise ValueError(f"{path}: no puzzles")
-    return _CsvRows(
-        side=side,
-        questions=np.frombuffer(questions, np.int8).reshape(-1, side * side),
-        answers=np.frombuffer(answers, np.int8).reshape(-1, side * side),
-        ratings=np.array(ratings),
-        lines=np.array(lines),
-    )
+    boards = [
+        np.frombuffer(text, np.int8).reshape(-1, side * side) for text in (questions, answers)
+    ]
+    return side, boards[0], boards[1], np.array(ratings), np.array(lines)
 
 
 def _csv_board(text: str, side: int | None, place: str, field: str) -> bytes:
@@ -415,16 +332,8 @@ def _shorten(text: str) -> str:
 
 def _boards(boards: Int8Array, side: int) -> Int8Array:
     """Boards as a contiguous int8 array [num, cell], shape and range checked."""
-    cells = box_shape(side) and side * side
-    given = np.asarray(boards)
-    if given.ndim == 1:
-        given = given[None]
-    if given.ndim != 2 or given.shape[1] != cells:
-        raise ValueError(f"{side}x{side} boards must have shape [num, {cells}], got {given.shape}")
-    if given.size and (given.min() < 0 or given.max() > side):
-        raise ValueError(f"{side}x{side} boards hold 0-{side}, got {given.min()} to {given.max()}")
-    boards8: Int8Array = np.ascontiguousarray(given, np.int8)
-    return boards8
+    box_shape(side)
+    return as_puzzles(boards, side * side, side)
 
 
 def _solve_batch(boards: Int8Array, limit: int, side: int) -> tuple[NDArray[np.int64], Int8Array]:

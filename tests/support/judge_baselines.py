@@ -118,9 +118,7 @@ def main(words: Sequence[str] | None = None) -> int:
         records.append({**record, "share": options.share, "git": commit})
         if options.json:
             lines = ",\n".join(json.dumps(record) for record in records)
-            options.json.write_text(
-                f'{{"command": "{COMMAND}", "records": [\n{lines}\n]}}\n'
-            )
+            options.json.write_text(f'{{"command": "{COMMAND}", "records": [\n{lines}\n]}}\n')
     illegal = sum(one["illegal_in_training"] + one["illegal_in_prediction"] for one in records)
     print(f"{illegal} illegal edits")
     return 1 if illegal else 0

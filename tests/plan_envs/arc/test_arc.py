@@ -360,22 +360,14 @@ def test_transposition_and_colours_commute_with_mask_edit_and_checker(
 
 
 @pytest.mark.parametrize("dihedral", range(8))
-def test_paints_of_a_canvas_commute_with_every_symmetry(dihedral: int) -> None:
+def test_mask_and_checker_see_a_canvas_and_its_image_alike(dihedral: int) -> None:
     domain = Arc(4, 2, shaping="agreement")
     states = _states(domain, dihedral)
     colours = tuple(np.random.default_rng(dihedral).permutation(10).tolist())
     symmetry = ArcSymmetry(4, dihedral, colours)
     x, y = symmetry.instances(states.instances), symmetry.plans(states.plans)
     masks, images = domain.action_mask(states.instances, states.plans), domain.action_mask(x, y)
-    for row, plan in enumerate(states.plans):
-        actions = symmetry.actions_on(*grid_of(plan, 4).shape)
-        assert sorted(actions.tolist()) == list(range(domain.spec.num_actions))
-        assert np.array_equal(images[row, actions], masks[row])
-        for action in np.flatnonzero(masks[row, : 10 * 16])[::7]:
-            one = np.array([action], np.int32)
-            edited = domain.edit(states.instances[row : row + 1], plan[None], one)
-            image = domain.edit(x[row : row + 1], y[row : row + 1], actions[one])
-            assert np.array_equal(symmetry.plans(edited), image)
+    assert np.array_equal(masks.sum(axis=1), images.sum(axis=1))
     before, after = domain.check(states.instances, states.plans), domain.check(x, y)
     assert np.array_equal(before.solved, after.solved)
     sizes = (states.plans > 0) == (states.instances[:, -16:] > 0)
@@ -398,7 +390,7 @@ def test_symmetries_of_a_grid_are_those_of_numpy() -> None:
 
 
 def test_a_flip_has_no_table_of_actions_and_says_so() -> None:
-    with pytest.raises(ValueError, match=r"see actions_on\(height, width\)"):
+    with pytest.raises(ValueError, match="only transpositions"):
         ArcSymmetry(3, 2).actions()
     with pytest.raises(ValueError, match="keep colour 0"):
         ArcSymmetry(3, 1, (1, 0, *range(2, 10))).actions()
@@ -408,13 +400,11 @@ def test_a_flip_has_no_table_of_actions_and_says_so() -> None:
         ArcSymmetry(3, 8)
 
 
-def test_random_symmetries_reach_everything_and_keep_black_when_asked() -> None:
+def test_random_symmetries_reach_everything_and_keep_black() -> None:
     rng = np.random.default_rng(0)
     drawn = [Arc(4).random_symmetry(rng) for _ in range(200)]
     assert {symmetry.dihedral for symmetry in drawn} == set(range(8))
     assert {symmetry.colours[0] for symmetry in drawn} == {0}
-    moved = [Arc(4).random_symmetry(rng, keep_black=False) for _ in range(50)]
-    assert len({symmetry.colours[0] for symmetry in moved}) > 5
 
 
 def test_a_shift_that_pushes_a_cell_off_the_board_is_refused() -> None:
