@@ -111,7 +111,13 @@ class ChainPolicy:
 
     def realise(self, step: PolicyStep) -> tuple[Float[Tensor, "batch action"], dict[str, float]]:
         """The candidate as pi_phi, which is what will act."""
-        metrics = step.formed.teach(self.network, step.fit, self._clamp)
+        if step.formed.network is None:
+            report = step.fit(step.formed.probability)
+            metrics = {"candidate_kl": report.kl, "distil_steps": float(report.steps)}
+        else:
+            self.network.load_state_dict(step.formed.network.state_dict())
+            self._clamp()
+            metrics = {"distil_steps": 0.0}
         return policy_probabilities(self.network, step.states), metrics
 
     def move(self, step: PolicyStep, candidate: Float[Tensor, "batch action"]) -> dict[str, float]:

@@ -18,6 +18,7 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from trm.experiments.sections import check_within
 from trm.nn.blocks import GroupStructure, MLPMap, RelationalMap
 from trm.nn.cells import NeighbourMap
 from trm.runs.recipe import Retired
@@ -252,8 +253,5 @@ class ContractionConfig:
     } | {"value_head": Retired(None, "it was removed: only the recursion is clamped")}
 
     def __post_init__(self) -> None:
-        """Check ranges and combinations."""
-        if self.modulus is not None and not 0 < self.modulus < 1:
-            raise ValueError(
-                f"contraction.modulus must lie in (0, 1) or be null, got {self.modulus}"
-            )
+        """Check the range."""
+        check_within(self, "contraction", "(0, 1)", "modulus")

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from plan_envs.domain import Int8Array, PlanDomain
+from trm.experiments.sections import check_at_least, check_positive, check_within
 from trm.experiments.states import to_states
 from trm.nn.model import StateBatch, TinyRecursiveModel
 from trm.runs.recipe import Retired
@@ -65,16 +66,9 @@ class EvaluatorConfig:
 
     def __post_init__(self) -> None:
         """Check ranges."""
-        if not 0 < self.gamma <= 1:
-            raise ValueError(f"evaluator.gamma must lie in (0, 1], got {self.gamma}")
-        if not 0 < self.target_rate <= 1:
-            raise ValueError(f"evaluator.target_rate must lie in (0, 1], got {self.target_rate}")
-        for name in ("k_steps", "batch_size", "replay_iterations"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"evaluator.{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("passes", "learning_rate"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"evaluator.{name} must be positive, got {getattr(self, name)}")
+        check_within(self, "evaluator", "(0, 1]", "gamma", "target_rate")
+        check_at_least(self, "evaluator", 1, "k_steps", "batch_size", "replay_iterations")
+        check_positive(self, "evaluator", "passes", "learning_rate")
 
 
 def shaped_value(

@@ -14,13 +14,12 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from trm.compute.workers import ALONE, Workers
+from trm.experiments.sections import check_at_least, check_positive, check_within
 from trm.experiments.states import edit_logits, policy_probabilities
 from trm.nn.model import StateBatch, TinyRecursiveModel
 from trm.runs.recipe import Retired
 from upi_trm.advantage import Advantages
 from upi_trm.evaluator import TargetNetwork, minibatches
-
-CandidateKind = Literal["policy_gradient", "exp_advantage", "success_posterior"]
 
 GAE_DECAY = 0.95
 """lambda of GAE."""
@@ -37,7 +36,9 @@ class ImprovementConfig:
     advantage: Literal["exact", "gae"] = "exact"
     """exact: one-step lookahead with the baseline summed over all edits; gae: along the rollout,
     for `policy_gradient` only, its centring defect measured."""
-    candidate: CandidateKind = "success_posterior"
+    candidate: Literal["policy_gradient", "exp_advantage", "success_posterior"] = (
+        "success_posterior"
+    )
     """pi_cand: clipped policy gradient (the paper), pi exp(A / temperature), or pi Q^power with Q a
     probability."""
     alpha: float = 0.3
@@ -97,28 +98,15 @@ class ImprovementConfig:
 
     def __post_init__(self) -> None:
         """Check ranges and combinations."""
-        if not 0 < self.alpha <= 1:
-            raise ValueError(f"improvement.alpha must lie in (0, 1], got {self.alpha}")
-        for name in ("temperature", "power", "clip", "distil_kl", "distil_passes", "learning_rate"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"improvement.{name} must be positive, got {getattr(self, name)}")
-        if self.average_rate is not None and not 0 < self.average_rate <= 1:
-            raise ValueError(
-                f"improvement.average_rate must lie in (0, 1] or be null, got {self.average_rate}"
-            )
-        for name in ("candidate_steps", "batch_size", "distil_iterations"):
-            if getattr(self, name) < 1:
-                raise ValueError(
-                    f"improvement.{name} must be at least 1, got {getattr(self, name)}"
-                )
-        if self.lookahead_states < 0:
-            raise ValueError(
-                f"improvement.lookahead_states must not be negative, got {self.lookahead_states}"
-            )
-        if self.chain_length < 2:
-            raise ValueError(
-                f"improvement.chain_length must be at least 2, got {self.chain_length}"
-            )
+        check_within(self, "improvement", "(0, 1]", "alpha", "average_rate")
+        check_positive(
+            self,
+            "improvement",
+            *("temperature", "power", "clip", "distil_kl", "distil_passes", "learning_rate"),
+        )
+        check_at_least(self, "improvement", 1, "candidate_steps", "batch_size", "distil_iterations")
+        check_at_least(self, "improvement", 0, "lookahead_states")
+        check_at_least(self, "improvement", 2, "chain_length")
         if not self.distil and self.average_rate is not None:
             raise ValueError(
                 "improvement.average_rate is of a distilled network and must be null where"
@@ -150,103 +138,17 @@ class DistillationReport:
     """Optimiser steps taken."""
 
 
-Fit = Callable[[Float[Tensor, "batch action"]], DistillationReport]
-"""Distils a target at the states of an iteration into pi_phi."""
-
-
 @dataclass(frozen=True, kw_only=True, slots=True)
-class ClosedForm:
-    """pi_cand as a formula on the states that were looked ahead from."""
+class Candidate:
+    """pi_cand at the states that were looked ahead from."""
 
     probability: Float[Tensor, "batch action"]
+    network: TinyRecursiveModel | None = None
+    """The network that has these probabilities; None for a closed form."""
 
-    def teach(
-        self,
-        network: TinyRecursiveModel,
-        fit: Fit,
-        clamp: Callable[[], None],
-    ) -> dict[str, float]:
-        """Make `network` act like the candidate, by a fit; returns its metrics."""
-        report = fit(self.probability)
-        return {"candidate_kl": report.kl, "distil_steps": float(report.steps)}
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class TrainedNetwork:
-    """pi_cand as a network, with its probabilities at the states that were looked ahead from."""
-
-    probability: Float[Tensor, "batch action"]
-    network: TinyRecursiveModel
-
-    def teach(
-        self,
-        network: TinyRecursiveModel,
-        fit: Fit,
-        clamp: Callable[[], None],
-    ) -> dict[str, float]:
-        """Give `network` the candidate's weights, clamped."""
-        network.load_state_dict(self.network.state_dict())
-        clamp()
-        return {"distil_steps": 0.0}
-
-
-Candidate = ClosedForm | TrainedNetwork
 
 CandidateRule = Callable[[StateBatch, Float[Tensor, "batch action"], Advantages], Candidate]
 """(states, pi(a | s), advantages) -> pi_cand at the states (phase 3)."""
-
-
-@dataclass(frozen=True)
-class ExpAdvantage:
-    """pi_cand proportional to pi exp(A / temperature)."""
-
-    temperature: float
-
-    def __call__(
-        self, states: StateBatch, policy: Float[Tensor, "batch action"], found: Advantages
-    ) -> Candidate:
-        """See `exp_advantage`."""
-        formed = exp_advantage(policy, found.advantage, temperature=self.temperature)
-        return ClosedForm(probability=formed)
-
-
-@dataclass(frozen=True)
-class SuccessPosterior:
-    """pi_cand proportional to pi Q^power."""
-
-    power: float
-
-    def __call__(
-        self, states: StateBatch, policy: Float[Tensor, "batch action"], found: Advantages
-    ) -> Candidate:
-        """See `success_posterior`."""
-        formed = success_posterior(policy, found.success, power=self.power)
-        return ClosedForm(probability=formed)
-
-
-@dataclass(frozen=True)
-class ClippedGradient:
-    """pi_cand as pi_phi after clipped policy-gradient steps (the paper's)."""
-
-    network: TinyRecursiveModel
-    config: ImprovementConfig
-    generator: torch.Generator
-    workers: Workers
-
-    def __call__(
-        self, states: StateBatch, policy: Float[Tensor, "batch action"], found: Advantages
-    ) -> Candidate:
-        """See `policy_gradient_candidate`."""
-        trained = policy_gradient_candidate(
-            self.network,
-            states,
-            policy,
-            found.weighted,
-            self.config,
-            self.generator,
-            workers=self.workers,
-        )
-        return TrainedNetwork(probability=policy_probabilities(trained, states), network=trained)
 
 
 def make_candidate(
@@ -263,11 +165,22 @@ def make_candidate(
         generator: shuffles the minibatches of a policy gradient.
         workers: processes that train together.
     """
-    if config.candidate == "policy_gradient":
-        return ClippedGradient(network, config, generator, workers)
-    if config.candidate == "exp_advantage":
-        return ExpAdvantage(config.temperature)
-    return SuccessPosterior(config.power)
+
+    def formed(
+        states: StateBatch, policy: Float[Tensor, "batch action"], found: Advantages
+    ) -> Candidate:
+        if config.candidate == "exp_advantage":
+            closed = exp_advantage(policy, found.advantage, temperature=config.temperature)
+            return Candidate(probability=closed)
+        if config.candidate == "success_posterior":
+            closed = success_posterior(policy, found.success, power=config.power)
+            return Candidate(probability=closed)
+        trained = policy_gradient_candidate(
+            network, states, policy, found.weighted, config, generator, workers=workers
+        )
+        return Candidate(probability=policy_probabilities(trained, states), network=trained)
+
+    return formed
 
 
 def exp_advantage(
@@ -443,7 +356,7 @@ class PolicyStep:
     alpha: float
     num_held_out: int
     """The first states, on which KLs are measured."""
-    fit: Fit
+    fit: Callable[[Float[Tensor, "batch action"]], DistillationReport]
     """Distils a target at the states into pi_phi."""
 
 

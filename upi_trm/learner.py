@@ -33,7 +33,7 @@ from upi_trm.improvement import (
     make_candidate,
 )
 from upi_trm.persistent_z import PersistentActor
-from upi_trm.rollout import Actor, EpisodicActor, Roller, RolloutConfig, Transitions
+from upi_trm.rollout import Actor, Roller, RolloutConfig, Transitions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -205,7 +205,7 @@ class UpiLearner:
     def _actor(self, pi: ActingPolicy) -> Actor:
         plans = self.config.rollout.plans
         if self.config.model.latent == "episodic":
-            return EpisodicActor(pi.probabilities, plans)
+            return Actor(pi.probabilities, plans)
         return PersistentActor(
             self.phi,
             self.evaluator,

@@ -22,10 +22,10 @@ from trm.compute.device import Placement
 from trm.experiments.states import to_states
 from trm.nn.model import StateBatch, TinyRecursiveModel
 from trm.nn.recursion import unroll, unroll_until
-from upi_trm.rollout import FloatArray, Transitions, flat, start_tensor, states_of
+from upi_trm.rollout import Actor, FloatArray, Transitions, flat, start_tensor, states_of
 
 
-class PersistentActor:
+class PersistentActor(Actor):
     """The policy of a rollout whose latents go from each edit to the next, zero at a start."""
 
     def __init__(

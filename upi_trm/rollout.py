@@ -6,7 +6,7 @@ the value regression, and the `Visits` among them that it looks ahead from.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from plan_envs.domain import Int8Array, PlanDomain, potential
 from plan_envs.vector_env import PlanEditVectorEnv
+from trm.experiments.sections import check_at_least
 from trm.experiments.states import EditPolicy, sample_edits, to_states
 from trm.nn.model import StateBatch
 from upi_trm.curriculum import Curriculum, Starts
@@ -32,10 +33,8 @@ class RolloutConfig:
 
     def __post_init__(self) -> None:
         """Check ranges: an iteration needs a state to distil on and one to measure on."""
-        for name, least in (("plans", 2), ("steps", 1)):
-            if getattr(self, name) < least:
-                given = getattr(self, name)
-                raise ValueError(f"rollout.{name} must be at least {least}, got {given}")
+        check_at_least(self, "rollout", 2, "plans")
+        check_at_least(self, "rollout", 1, "steps")
 
 
 FloatArray = NDArray[np.float32]
@@ -149,37 +148,11 @@ def phi_of(domain: PlanDomain, score: FloatArray, device: torch.device) -> Float
     return torch.from_numpy(value).to(device)
 
 
-@runtime_checkable
-class Actor(Protocol):
-    """The policy of a rollout, with what it carries from one edit of a plan to the next."""
+class Actor:
+    """The policy of a rollout, with what it carries from one edit of a plan to the next.
 
-    def starts(self) -> tuple[FloatArray, FloatArray]:
-        """Where the recursions of policy and evaluator start next, shape [plan, place, channel]."""
-        ...
-
-    def probabilities(self, states: StateBatch) -> Float[Tensor, "plan action"]:
-        """pi(a | s) of the plans in play; moves on what is carried."""
-        ...
-
-    def ended(self, done: Bool[NDArray[np.bool_], " plan"]) -> None:
-        """Forget what was carried of episodes that are over."""
-        ...
-
-    def metrics(self, fresh: Transitions) -> dict[str, float]:
-        """Figures of a rollout about what was carried."""
-        ...
-
-    def state(self) -> dict[str, Any]:
-        """What is carried, for a checkpoint."""
-        ...
-
-    def load_state(self, state: Mapping[str, Any]) -> None:
-        """Counterpart of `state`."""
-        ...
-
-
-class EpisodicActor:
-    """An actor that carries nothing: the recursion of every edit starts at zero (the paper)."""
+    This one carries nothing: the recursion of every edit starts at zero (the paper).
+    """
 
     def __init__(self, policy: EditPolicy, plans: int) -> None:
         """`plans` are edited side by side."""
@@ -187,26 +160,26 @@ class EpisodicActor:
         self._none = np.zeros((plans, 0, 0), np.float32)
 
     def starts(self) -> tuple[FloatArray, FloatArray]:
-        """No places."""
+        """Where the recursions of policy and evaluator start next, shape [plan, place, channel]."""
         return self._none, self._none
 
     def probabilities(self, states: StateBatch) -> Float[Tensor, "plan action"]:
-        """pi(a | s)."""
+        """pi(a | s) of the plans in play; moves on what is carried."""
         return self._policy(states)
 
     def ended(self, done: Bool[NDArray[np.bool_], " plan"]) -> None:
-        """There is nothing to forget."""
+        """Forget what was carried of episodes that are over."""
 
     def metrics(self, fresh: Transitions) -> dict[str, float]:
-        """There is nothing to measure."""
+        """Figures of a rollout about what was carried."""
         return {}
 
     def state(self) -> dict[str, Any]:
-        """Nothing."""
+        """What is carried, for a checkpoint."""
         return {}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
-        """There is nothing to load."""
+        """Counterpart of `state`."""
 
 
 class Roller:
