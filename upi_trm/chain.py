@@ -140,7 +140,7 @@ class ChainPolicy:
         """The mixture holds copies: there is nothing to follow."""
 
     @property
-    def deployed(self) -> nn.Module:
+    def deployed(self) -> MixturePolicy:
         """The mixture."""
         return self.mixture
 

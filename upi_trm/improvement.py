@@ -388,7 +388,7 @@ class DistilledPolicy:
         """pi_phi itself acts: there is nothing to follow."""
 
     @property
-    def deployed(self) -> nn.Module:
+    def deployed(self) -> TinyRecursiveModel:
         """pi_phi."""
         return self.network
 
@@ -421,7 +421,7 @@ class AveragedPolicy(DistilledPolicy):
         self.average.update(self.network)
 
     @property
-    def deployed(self) -> nn.Module:
+    def deployed(self) -> TinyRecursiveModel:
         """The average."""
         return self.average.model
 

@@ -19,9 +19,10 @@ from trm.compute.device import Placement
 from trm.compute.workers import ALONE, Workers
 from trm.experiments.states import model_shape
 from trm.nn.model import ModelConfig, StateBatch, TinyRecursiveModel
+from trm.runs.checkpoints import part_of
 from upi_trm.advantage import AdvantageRule
 from upi_trm.algorithm import ExactAdvantages, Parts, iteration
-from upi_trm.chain import ActingPolicy, ChainPolicy
+from upi_trm.chain import ActingPolicy, ChainPolicy, MixturePolicy
 from upi_trm.contraction import Certificate, ContractionClamp, ContractionConfig, NotContractive
 from upi_trm.edit_values import EditValues, make_edit_values
 from upi_trm.evaluator import EvaluatorConfig, TargetNetwork, ValueFunction
@@ -169,7 +170,7 @@ class UpiLearner:
         return dict([("evaluator", self.evaluator), first, ("target", target), *others])
 
     @property
-    def deployed(self) -> nn.Module:
+    def deployed(self) -> TinyRecursiveModel | MixturePolicy:
         """The policy to evaluate and to use: phi, the running average of its weights, the chain."""
         return self.parts.pi.deployed
 
@@ -274,9 +275,3 @@ class UpiLearner:
         self.parts.policy_optimiser.load_state_dict(state["policy_optimiser"])
         self.parts.replay.clear()
         self.parts.replay.extend(Transitions.from_state(past) for past in state["replay"])
-
-
-def part_of(weights: Mapping[str, Tensor], part: str) -> dict[str, Tensor]:
-    """The weights of one network of a checkpoint, by their own names."""
-    prefix = f"{part}."
-    return {k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)}

@@ -39,7 +39,7 @@ class PersistentActor(Actor):
         modulus: Callable[[], float],
     ) -> None:
         """`modulus` says the certified L_z of the evaluator, infinite without a certificate."""
-        self._policy, self._evaluator, self._domain = policy, evaluator, domain
+        self._network, self._evaluator, self._domain = policy, evaluator, domain
         self._device, self._modulus = device, modulus
         blank = torch.zeros(plans, evaluator.num_places, evaluator.config.channels, device=device)
         self._carried = self._reached = (blank, blank)
@@ -54,16 +54,16 @@ class PersistentActor(Actor):
         """pi(a | s, z); both networks' latents move on to what they reach at these states."""
         policy_start, evaluator_start = self._carried
         seen = replace(states, start=policy_start)
-        encoding = self._policy.encode(seen)
-        z = self._policy.recur(encoding)
+        encoding = self._network.encode(seen)
+        z = self._network.recur(encoding)
         self._reached = (
             # Under autocast the recursion may answer in bfloat16.
-            self._policy.memory(z, encoding).to(policy_start.dtype),
+            self._network.memory(z, encoding).to(policy_start.dtype),
             memories(self._evaluator, replace(states, start=evaluator_start)).to(
                 evaluator_start.dtype
             ),
         )
-        return torch.softmax(self._policy.edit_logits(z, encoding, seen), dim=1)
+        return torch.softmax(self._network.edit_logits(z, encoding, seen), dim=1)
 
     def ended(self, done: Bool[NDArray[np.bool_], " plan"]) -> None:
         """Start at zero where an episode is over."""

@@ -15,6 +15,7 @@ from torch import Tensor
 from plan_envs.sudoku.rules import Sudoku
 from trm.experiments.states import edit_logits, policy_probabilities, sample_edits
 from trm.nn.model import StateBatch, TinyRecursiveModel
+from upi_trm import improvement
 from upi_trm.improvement import (
     DistillationReport,
     ImprovementConfig,
@@ -271,7 +272,10 @@ def test_policy_gradient_moves_towards_positive_advantages(known: str) -> None:
 
 
 @pytest.mark.slow
-def test_clipping_stops_the_ratio_of_an_edit_at_one_plus_epsilon() -> None:
+def test_clipping_stops_the_ratio_of_an_edit_at_one_plus_epsilon(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(improvement, "ENTROPY_WEIGHT", 0.0)
     model, states, policy, _ = exact_case()
     twice = states.select(torch.zeros(2, dtype=torch.long))
     policy = policy[[0, 0]]
@@ -284,7 +288,6 @@ def test_clipping_stops_the_ratio_of_an_edit_at_one_plus_epsilon() -> None:
             candidate_steps=200,
             learning_rate=2e-4,
             clip=clip,
-            entropy=0.0,
         )
         network = policy_gradient_candidate(model, twice, policy, weighted, config, generator(1))
         candidate = policy_probabilities(network, twice)
@@ -294,9 +297,12 @@ def test_clipping_stops_the_ratio_of_an_edit_at_one_plus_epsilon() -> None:
     assert ratio[100.0] > 2.2
 
 
-def test_without_advantages_and_entropy_the_gradient_candidate_is_the_policy() -> None:
+def test_without_advantages_and_entropy_the_gradient_candidate_is_the_policy(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(improvement, "ENTROPY_WEIGHT", 0.0)
     model, states, policy, _ = exact_case()
-    config = ImprovementConfig(candidate="policy_gradient", entropy=0.0)
+    config = ImprovementConfig(candidate="policy_gradient")
     nothing = torch.zeros_like(policy)
     network = policy_gradient_candidate(model, states, policy, nothing, config, generator(1))
     assert torch.equal(policy_probabilities(network, states), policy)

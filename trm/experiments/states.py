@@ -79,9 +79,10 @@ def to_states(
 
 @dataclass(frozen=True)
 class GreedyPolicy:
-    """The most probable edit of pi_phi, the first one on a tie; draws no random numbers."""
+    """The edit of the highest score, the first one on a tie; draws no random numbers."""
 
-    model: TinyRecursiveModel
+    score: EditPolicy
+    """Probabilities of the edits, or their masked logits."""
     placement: Placement
     chunk: int = 1024
 
@@ -100,7 +101,7 @@ class GreedyPolicy:
             part = slice(start, start + self.chunk)
             states = to_states(instances[part], plans[part], mask[part], device)
             with self.placement.autocast():
-                actions.append(edit_logits(self.model, states).argmax(dim=1).cpu().numpy())
+                actions.append(self.score(states).argmax(dim=1).cpu().numpy())
         return np.concatenate(actions).astype(np.int32)
 
 

@@ -25,9 +25,9 @@ from upi_trm.evaluator import evaluate_states
 from upi_trm.improvement import GAE_DECAY, distil, mixture
 from upi_trm.theory.bounds import (
     Bound,
+    ImprovementTerms,
     Penalty,
     advantage_bounds,
-    best_alpha,
     centred,
     distillation_bounds,
     expected_gae,
@@ -71,12 +71,7 @@ class Study:
 
     def to_json_dict(self) -> dict[str, Any]:
         """Plain values."""
-        return {
-            "states": self.states,
-            "instances": self.instances,
-            "terms": dict(self.terms),
-            "bounds": [bound.to_json_dict() for bound in self.bounds],
-        }
+        return asdict(self) | {"bounds": [bound.to_json_dict() for bound in self.bounds]}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -233,21 +228,16 @@ def small_mdp(subject: Subject, *, num: int, edits: int | None, seed: int) -> Ex
     """
     found = subject.task.instances("test", num=num, seed=seed)
     domain: Any = subject.domain
-    initial = domain.initial(found.instances)
-
-    def enumerated(instances: Int8Array, plans: Int8Array, most: int = MAX_STATES) -> ExactMDP:
-        gamma = subject.recipe.evaluator.gamma
-        return enumerate_states(domain, instances, plans=plans, gamma=gamma, max_states=most)
-
+    initial, gamma = domain.initial(found.instances), subject.recipe.evaluator.gamma
     if not hasattr(domain, "advance"):
-        return enumerated(found.instances, initial)
+        return enumerate_states(domain, found.instances, plans=initial, gamma=gamma)
     distance = domain.distance(found.instances)
 
     def near(left: int, most: int = MAX_STATES) -> ExactMDP:
         rng = np.random.default_rng(seed)
         plans = domain.advance(found.instances, found.solutions, np.minimum(distance, left), rng)
         fixed = plans if np.array_equal(initial, found.instances) else found.instances
-        return enumerated(fixed, plans, most)
+        return enumerate_states(domain, fixed, plans=plans, gamma=gamma, max_states=most)
 
     if edits is not None:
         return near(edits)
@@ -314,7 +304,7 @@ class _ExactStudy:
         self, value: ByState, *, term: str, name: str
     ) -> Float[Tensor, "batch action"]:
         """One improvement with centred advantages from `value`; returns the candidate."""
-        mdp, gamma = self.mdp, self.mdp.gamma
+        mdp = self.mdp
         estimate = centred(mdp, self.policy, value)
         q, advantage = (
             torch.from_numpy(table).to(self.device) for table in (mdp.action_value(value), estimate)
@@ -323,17 +313,14 @@ class _ExactStudy:
         candidate = self.subject.candidate(self.states, self.pi, success, advantage)
         cand = numpy_of(candidate)
         terms = improvement_terms(mdp, self.policy, cand, estimate)
-        best = {penalty: terms.best(gamma=gamma, penalty=penalty) for penalty in PENALTIES}
+        best = {penalty: terms.best(penalty) for penalty in PENALTIES}
         alphas = {penalty: [alpha, *self._alphas()] for penalty, alpha in best.items()}
-        self.bounds += improvement_bounds(
-            mdp, self.policy, cand, estimate, alphas=alphas, name=name
-        )
+        self.bounds += improvement_bounds(mdp, self.policy, cand, terms, alphas=alphas, name=name)
         self.terms[term] = {
             **terms.to_json_dict(),
             "best_alpha": best,
             "promised_at_best": {
-                penalty: terms.bound(alpha, gamma=gamma, penalty=penalty)
-                for penalty, alpha in best.items()
+                penalty: terms.bound(alpha, penalty) for penalty, alpha in best.items()
             },
             "eta_candidate": mdp.performance(cand),
         }
@@ -347,10 +334,10 @@ class _ExactStudy:
         mdp = self.mdp
         along = expected_gae(mdp, self.policy, self.value, decay=GAE_DECAY)
         alphas: dict[Penalty, list[float]] = {"paper": self._alphas()}
-        self.bounds += improvement_bounds(
-            mdp, self.policy, candidate, along, alphas=alphas, name="Remark 5.8, GAE"
-        )
         terms = improvement_terms(mdp, self.policy, candidate, along)
+        self.bounds += improvement_bounds(
+            mdp, self.policy, candidate, terms, alphas=alphas, name="Remark 5.8, GAE"
+        )
         self.terms["gae"] = terms.to_json_dict()
 
     def _distillation(
@@ -477,7 +464,7 @@ def _sampled_terms(
         "eps_CPI_estimate_max": largest,
         "best_alpha": {
             # As if A_hat were right, and with what the residual of the sample proves of it.
-            "trusting": best_alpha(gain=gain, deviation=largest, gamma=gamma),
+            "trusting": ImprovementTerms(gain=gain, deviation=largest, gamma=gamma).best(),
             "operational": operational_alpha(
                 gain=gain, largest=largest, residual=worst, gamma=gamma, k_steps=1
             ),

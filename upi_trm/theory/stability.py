@@ -8,6 +8,7 @@ that `subjects.py` opened; the reports go to the command line (`cli.py`).
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from plan_envs.domain import Int8Array
-from trm.experiments.states import Boards, GreedyPolicy, policy_probabilities
+from plan_envs.evaluation import play
+from trm.experiments.states import Boards, GreedyPolicy, edit_logits, policy_probabilities
 from trm.nn.model import StateBatch
 from trm.runs.pictures import new_figure, save_figure
 from upi_trm.evaluator import evaluate_states
@@ -213,7 +215,7 @@ def total_variation(
 def greedy_success(studied: Studied, boards: Boards, *, depth: int, radius: float | None) -> float:
     """Share of states from which the greedy policy solves within the horizon.
 
-    The protocol is that of `plan_envs.evaluation`: one pass, and dead ends continue.
+    Dead ends continue, as in an evaluation.
 
     Args:
         studied: the run.
@@ -223,23 +225,16 @@ def greedy_success(studied: Studied, boards: Boards, *, depth: int, radius: floa
     """
     domain = studied.domain
     model = with_dials(studied.policy, depth=depth, radius=radius)
-    policy = GreedyPolicy(model, studied.placement)
-    instances, plans = boards.instances, boards.plans
-    rng = np.random.default_rng(0)  # the greedy policy draws nothing
-    solved = 0
-    for step in range(domain.spec.horizon + 1):
-        verdict = domain.check(instances, plans)
-        masks = domain.action_mask(instances, plans)
-        solved += int(verdict.solved.sum())
-        going = masks.any(axis=1) & ~verdict.solved
-        instances, plans, masks = instances[going], plans[going], masks[going]
-        if not len(plans) or step == domain.spec.horizon:
-            break
-        action = policy(instances[:, : domain.spec.observed_size], plans, masks, rng)
-        plans = domain.edit(instances, plans, action)
-        stays = ~domain.is_stop(action)
-        instances, plans = instances[stays], plans[stays]
-    return solved / len(boards)
+    final, _ = play(
+        GreedyPolicy(partial(edit_logits, model), studied.placement),
+        domain,
+        boards.instances,
+        boards.plans,
+        rng=np.random.default_rng(0),  # the greedy policy draws nothing
+        dead_end="continue",
+        horizon=domain.spec.horizon,
+    )
+    return float(domain.check(boards.instances, final).solved.mean())
 
 
 # --- Several runs together

@@ -21,11 +21,12 @@ from trm.experiments.learners import learner_of, task_of
 from trm.experiments.shipped_runs import run_name
 from trm.experiments.states import Boards, EditPolicy, policy_probabilities, sample_edits, to_states
 from trm.nn.model import ModelConfig, StateBatch, TinyRecursiveModel
+from trm.runs.checkpoints import part_of
 from trm.runs.files import RunError
-from trm.runs.run import Run
+from trm.runs.run import Run, fitting
 from upi_trm.advantage import Advantages
 from upi_trm.deployment import deployed_part
-from upi_trm.learner import UpiLearner, part_of
+from upi_trm.learner import UpiLearner
 from upi_trm.recipe import RUN_KIND, UpiRecipe
 
 
@@ -108,14 +109,9 @@ def load_subject(
     )
     # The deployed policy is studied: the average where the recipe has one.
     parts = {learner.evaluator: "evaluator", learner.policy: deployed_part(recipe)}
-    try:
+    with fitting(run, checkpoint):
         for model, part in parts.items():
             model.load_state_dict(part_of(checkpoint.weights, part))
-    except RuntimeError as error:
-        detail = " ".join(str(error).split())
-        raise RunError(
-            f"{run.path}: checkpoint {checkpoint.step} does not fit: {detail}"
-        ) from error
     for model in parts:
         model.double().eval()
     return Subject(

@@ -1,6 +1,7 @@
 """Lipschitz estimates against dense Jacobians, drift against the networks themselves."""
 
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from torch import Tensor
 from plan_envs.catalogue import resolve_task
 from plan_envs.evaluation import evaluate_policy
 from trm.compute.device import Placement
-from trm.experiments.states import Boards, GreedyPolicy
+from trm.experiments.states import Boards, GreedyPolicy, edit_logits
 from trm.nn.model import Encoding, TinyRecursiveModel
 from trm.nn.recursion import project_ball
 from trm.runs.files import RunError
@@ -282,8 +283,9 @@ def test_greedy_success_is_that_of_the_evaluation(unclamped: Path) -> None:
     boards = Boards(instances=pool.instances, plans=pool.instances)
     for depth in (2, 5):
         model = with_dials(subject.learner.policy, depth=depth, radius=None)
-        wanted = evaluate_policy(GreedyPolicy(model, ONE_THREAD), FULL, pool).success_rate
-        assert greedy_success(subject, boards, depth=depth, radius=None) == wanted
+        wanted = evaluate_policy(GreedyPolicy(partial(edit_logits, model), ONE_THREAD), FULL, pool)
+        found = greedy_success(subject, boards, depth=depth, radius=None)
+        assert found == wanted.success_rate
 
 
 def test_a_solved_plan_counts_as_a_success(unclamped: Path) -> None:
