@@ -18,6 +18,9 @@ from plan_envs.domain import DeadEnd, Int8Array, PlanDomain
 from trm.nn.model import StateBatch
 from upi_trm.rollout import Transitions, Visits
 
+PerEdit = Float[Tensor, "batch action"]
+"""A figure of every edit in every state: Q, an advantage, or the probabilities of a policy."""
+
 SuccessorValue = Callable[
     [Int8Array, Int8Array, Int8Array, NDArray[np.float32], NDArray[np.int64]], Tensor
 ]
@@ -29,7 +32,7 @@ are the places in the batch of the states that the edits were made in."""
 class Lookahead:
     """One-step action values of a batch of states."""
 
-    q: Float[Tensor, "batch action"]
+    q: PerEdit
     """Q(s, a) = r + gamma U_n(s'); 0 at illegal edits."""
     mask: Bool[Tensor, "batch action"]
     """Legal edits, True = legal."""
@@ -45,11 +48,11 @@ class Lookahead:
 class Advantages:
     """What candidates are formed from, at the states that were looked ahead from."""
 
-    advantage: Float[Tensor, "batch action"]
+    advantage: PerEdit
     """A_hat(s, a), centred under pi."""
-    weighted: Float[Tensor, "batch action"]
+    weighted: PerEdit
     """Weight of each edit's ratio in a policy gradient; exact: pi(a | s) A_hat(s, a)."""
-    success: Float[Tensor, "batch action"]
+    success: PerEdit
     """Q(s, a) + Phi(s), the probability of success of each edit; NaN where no Q is known (GAE)."""
 
 
@@ -78,11 +81,11 @@ class Estimate:
     fresh: Transitions
     """The fresh rollout with the advantages of its edits."""
     metrics: dict[str, float]
-    gain: Callable[[Float[Tensor, "batch action"]], dict[str, float]]
+    gain: Callable[[PerEdit], dict[str, float]]
     """Figures of what a candidate gains."""
 
 
-AdvantageRule = Callable[[Transitions, Sample, Float[Tensor, "batch action"]], Estimate]
+AdvantageRule = Callable[[Transitions, Sample, PerEdit], Estimate]
 """(newest rollout, states, pi(a | s) there) -> advantages: exact lookahead, or GAE (phase 2)."""
 
 
@@ -146,10 +149,10 @@ def look_ahead(
 
 
 def centred_advantage(
-    q: Float[Tensor, "batch action"],
-    policy: Float[Tensor, "batch action"],
+    q: PerEdit,
+    policy: PerEdit,
     mask: Bool[Tensor, "batch action"],
-) -> Float[Tensor, "batch action"]:
+) -> PerEdit:
     """A = Q - E_{b~pi}[Q(s, b)] with a full sum over the legal edits (UPI-TRM Eq. 9).
 
     Args:
@@ -171,8 +174,6 @@ def centred_advantage(
     return torch.where(mask, q - baseline, torch.zeros_like(q))
 
 
-def centring_defect(
-    advantage: Float[Tensor, "batch action"], policy: Float[Tensor, "batch action"]
-) -> Float[Tensor, " batch"]:
+def centring_defect(advantage: PerEdit, policy: PerEdit) -> Float[Tensor, " batch"]:
     """|E_{a~pi}[A_hat(s, a)]| of each state; its supremum is eps_cent (UPI-TRM Remark 5.8)."""
     return (policy.double() * advantage.double()).sum(dim=1).abs()

@@ -15,7 +15,6 @@ from functools import partial
 
 import numpy as np
 import torch
-from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -24,6 +23,7 @@ from upi_trm.advantage import (
     AdvantageRule,
     Advantages,
     Estimate,
+    PerEdit,
     Sample,
     centred_advantage,
     centring_defect,
@@ -146,9 +146,7 @@ class ExactAdvantages:
     """"uniform" or "value"; see `ImprovementConfig.state_weight`."""
     workers: Workers
 
-    def __call__(
-        self, fresh: Transitions, at: Sample, policy: Float[Tensor, "batch action"]
-    ) -> Estimate:
+    def __call__(self, fresh: Transitions, at: Sample, policy: PerEdit) -> Estimate:
         """Phase 2 at a sample; the edits made in `fresh` are given their advantages."""
         q = self.edit_values(at.visits, at.value_view)
         advantage = centred_advantage(q.q, policy, q.mask)
@@ -179,7 +177,7 @@ class ExactAdvantages:
 def improve(
     parts: Parts,
     at: Sample,
-    policy: Float[Tensor, "batch action"],
+    policy: PerEdit,
     formed: Candidate,
     estimate: Estimate,
 ) -> dict[str, float]:
@@ -218,9 +216,8 @@ def improve(
             workers=parts.workers,
         ),
     )
-    candidate, metrics = parts.pi.realise(step)
+    candidate, metrics = parts.pi.move(step)
     metrics |= estimate.gain(candidate)
-    metrics |= parts.pi.move(step, candidate)
     entropy = -torch.special.xlogy(policy, policy).sum(dim=1).mean()
     return metrics | {"entropy": float(entropy), **parts.certify()}
 
@@ -268,7 +265,7 @@ def regress(parts: Parts) -> dict[str, float]:
 
 
 def _with_advantage(
-    fresh: Transitions, order: NDArray[np.int64], advantage: Float[Tensor, "batch action"]
+    fresh: Transitions, order: NDArray[np.int64], advantage: PerEdit
 ) -> Transitions:
     """The rollout with the advantage of each edit that was looked up."""
     rows = np.flatnonzero(order < fresh.action.size)  # the others are of older iterations
@@ -278,9 +275,7 @@ def _with_advantage(
     return replace(fresh, advantage=known.reshape(fresh.action.shape))
 
 
-def _gain(
-    advantage: Float[Tensor, "batch action"], candidate: Float[Tensor, "batch action"]
-) -> dict[str, float]:
+def _gain(advantage: PerEdit, candidate: PerEdit) -> dict[str, float]:
     """E_{a~cand}[A_hat(s, a)], the first-order gain of Eq. 11, as a mean over states."""
     return {"candidate_advantage": float((candidate * advantage).sum(dim=1).mean())}
 

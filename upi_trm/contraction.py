@@ -216,9 +216,7 @@ def unroll_bias(modulus: float, depth: int, first_step: float) -> float:
     Raises:
         NotContractive: if the modulus is not below 1.
     """
-    if not 0 <= modulus < 1:
-        raise NotContractive(f"the bound of Prop. 2.3 needs L_z < 1, got {modulus}")
-    return modulus**depth * first_step / (1 - modulus)
+    return modulus**depth * first_step / _margin(modulus)
 
 
 def posterior_bias(modulus: float, last_step: float) -> float:
@@ -234,9 +232,13 @@ def posterior_bias(modulus: float, last_step: float) -> float:
     Raises:
         NotContractive: if the modulus is not below 1.
     """
+    return modulus * last_step / _margin(modulus)
+
+
+def _margin(modulus: float) -> float:
     if not 0 <= modulus < 1:
-        raise NotContractive(f"the a-posteriori bound needs L_z < 1, got {modulus}")
-    return modulus * last_step / (1 - modulus)
+        raise NotContractive(f"the bound on the distance to z* needs L_z < 1, got {modulus}")
+    return 1 - modulus
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,12 +17,12 @@ from torch import Tensor, nn
 
 from plan_envs.domain import Int8Array, PlanDomain
 from trm.experiments.sections import check_at_least, check_positive, check_within
-from trm.experiments.states import to_states
+from trm.experiments.states import Boards, to_states
 from trm.nn.model import StateBatch, TinyRecursiveModel
 from trm.runs.recipe import Retired
 from upi_trm.advantage import SuccessorValue
 from upi_trm.persistent_z import after_edit, memories
-from upi_trm.rollout import FloatArray, Transitions, flat, phi_of, start_tensor, states_of
+from upi_trm.rollout import FloatArray, Transitions, flat, phi_of, start_tensor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -240,13 +240,17 @@ class ValueFunction:
         chosen = np.flatnonzero(read)
         if len(chosen):
             instances = flat(past.instance)[chosen]
-            after = states_of(self.domain, instances, flat(past.next_plan)[chosen], self.device)
+            before, after = (
+                Boards(instances=instances, plans=flat(plan)[chosen])
+                for plan in (past.plan, past.next_plan)
+            )
+            states = after.batch(self.domain, self.device)
             start = start_tensor(flat(past.evaluator_start)[chosen], self.device)
             if start is not None:
-                before = states_of(self.domain, instances, flat(past.plan)[chosen], self.device)
-                after = after_edit(self.model, replace(before, start=start), after)
+                parents = replace(before.batch(self.domain, self.device), start=start)
+                states = after_edit(self.model, parents, states)
             index = torch.from_numpy(chosen).to(self.device)
-            values[index] = self(after, past.next_score.ravel()[chosen])
+            values[index] = self(states, past.next_score.ravel()[chosen])
         return values.view(past.action.shape)
 
 

@@ -18,7 +18,7 @@ from trm.experiments.sections import check_at_least, check_positive, check_withi
 from trm.experiments.states import edit_logits, policy_probabilities
 from trm.nn.model import StateBatch, TinyRecursiveModel
 from trm.runs.recipe import Retired
-from upi_trm.advantage import Advantages
+from upi_trm.advantage import Advantages, PerEdit
 from upi_trm.evaluator import TargetNetwork, minibatches
 
 GAE_DECAY = 0.95
@@ -142,12 +142,12 @@ class DistillationReport:
 class Candidate:
     """pi_cand at the states that were looked ahead from."""
 
-    probability: Float[Tensor, "batch action"]
+    probability: PerEdit
     network: TinyRecursiveModel | None = None
     """The network that has these probabilities; None for a closed form."""
 
 
-CandidateRule = Callable[[StateBatch, Float[Tensor, "batch action"], Advantages], Candidate]
+CandidateRule = Callable[[StateBatch, PerEdit, Advantages], Candidate]
 """(states, pi(a | s), advantages) -> pi_cand at the states (phase 3)."""
 
 
@@ -166,9 +166,7 @@ def make_candidate(
         workers: processes that train together.
     """
 
-    def formed(
-        states: StateBatch, policy: Float[Tensor, "batch action"], found: Advantages
-    ) -> Candidate:
+    def formed(states: StateBatch, policy: PerEdit, found: Advantages) -> Candidate:
         if config.candidate == "exp_advantage":
             closed = exp_advantage(policy, found.advantage, temperature=config.temperature)
             return Candidate(probability=closed)
@@ -184,22 +182,22 @@ def make_candidate(
 
 
 def exp_advantage(
-    policy: Float[Tensor, "batch action"],
-    advantage: Float[Tensor, "batch action"],
+    policy: PerEdit,
+    advantage: PerEdit,
     *,
     temperature: float,
-) -> Float[Tensor, "batch action"]:
+) -> PerEdit:
     """pi_cand proportional to pi exp(A / temperature)."""
     return torch.softmax(policy.log() + advantage / temperature, dim=1)
 
 
 def success_posterior(
-    policy: Float[Tensor, "batch action"],
-    success: Float[Tensor, "batch action"],
+    policy: PerEdit,
+    success: PerEdit,
     *,
     power: float,
     floor: float = 1e-6,
-) -> Float[Tensor, "batch action"]:
+) -> PerEdit:
     """pi_cand proportional to pi Q^power, Q a probability of success (DIS Eq. 7, product policy).
 
     With power 1 it is the posterior over edits given that the episode succeeds; scale-free, so it
@@ -215,11 +213,11 @@ def success_posterior(
 
 
 def mixture(
-    policy: Float[Tensor, "batch action"],
-    candidate: Float[Tensor, "batch action"],
+    policy: PerEdit,
+    candidate: PerEdit,
     *,
     alpha: float,
-) -> Float[Tensor, "batch action"]:
+) -> PerEdit:
     """pi_new = (1 - alpha) pi + alpha pi_cand, statewise (UPI-TRM Sec. 3, Theorem 5.7)."""
     return (1 - alpha) * policy + alpha * candidate
 
@@ -227,8 +225,8 @@ def mixture(
 def policy_gradient_candidate(
     policy: TinyRecursiveModel,
     states: StateBatch,
-    old: Float[Tensor, "batch action"],
-    weighted_advantage: Float[Tensor, "batch action"],
+    old: PerEdit,
+    weighted_advantage: PerEdit,
     config: ImprovementConfig,
     generator: torch.Generator,
     workers: Workers = ALONE,
@@ -271,8 +269,8 @@ def policy_gradient_candidate(
 
 
 def kl_divergence(
-    target: Float[Tensor, "batch action"],
-    log_policy: Float[Tensor, "batch action"],
+    target: PerEdit,
+    log_policy: PerEdit,
     mask: Bool[Tensor, "batch action"],
 ) -> Float[Tensor, " batch"]:
     """KL(target || pi_phi) of each state, in nats, over the legal edits."""
@@ -282,9 +280,7 @@ def kl_divergence(
 
 
 @torch.no_grad()
-def mean_kl(
-    model: TinyRecursiveModel, states: StateBatch, target: Float[Tensor, "batch action"]
-) -> float:
+def mean_kl(model: TinyRecursiveModel, states: StateBatch, target: PerEdit) -> float:
     """Unweighted mean of KL(target || pi_phi) over states."""
     log_policy = torch.log_softmax(edit_logits(model, states), dim=1)
     return float(kl_divergence(target, log_policy, states.mask > 0).mean())
@@ -294,7 +290,7 @@ def distil(
     model: TinyRecursiveModel,
     optimiser: torch.optim.Optimizer,
     states: StateBatch,
-    target: Float[Tensor, "batch action"],
+    target: PerEdit,
     weight: Float[Tensor, " batch"],
     held_out: Bool[Tensor, " batch"],
     *,
@@ -349,88 +345,64 @@ class PolicyStep:
     """What moves the policy in an iteration: states, pi and pi_cand there, and how to fit."""
 
     states: StateBatch
-    policy: Float[Tensor, "batch action"]
+    policy: PerEdit
     """pi(a | s)."""
     formed: Candidate
     """pi_cand as it was formed."""
     alpha: float
     num_held_out: int
     """The first states, on which KLs are measured."""
-    fit: Callable[[Float[Tensor, "batch action"]], DistillationReport]
+    fit: Callable[[PerEdit], DistillationReport]
     """Distils a target at the states into pi_phi."""
 
 
 class DistilledPolicy:
-    """pi is one network, into which every mixture is distilled (the paper)."""
+    """pi is one network, into which every mixture is distilled (the paper).
 
-    def __init__(self, network: TinyRecursiveModel) -> None:
-        """`network` is pi_phi."""
+    With a rate it is deployed as a running average of its weights, while rollouts and the
+    improvement use pi_phi itself. The average of weights within a certified bound is within it too,
+    since the bound is convex.
+    """
+
+    def __init__(self, network: TinyRecursiveModel, average_rate: float | None = None) -> None:
+        """`network` is pi_phi; avg <- avg + rate (phi - avg) after every optimiser step."""
         self.network = network
+        self.average = None if average_rate is None else TargetNetwork(network, average_rate)
 
-    def probabilities(self, states: StateBatch) -> Float[Tensor, "batch action"]:
+    def probabilities(self, states: StateBatch) -> PerEdit:
         """pi(a | s), exactly 0 at illegal edits."""
         return policy_probabilities(self.network, states)
 
-    def realise(self, step: PolicyStep) -> tuple[Float[Tensor, "batch action"], dict[str, float]]:
-        """The candidate as it was formed: only the mixture is fitted."""
-        return step.formed.probability, {}
+    def move(self, step: PolicyStep) -> tuple[PerEdit, dict[str, float]]:
+        """Distil the mixture of Theorem 5.7; returns the candidate, as it was formed, and figures.
 
-    def move(self, step: PolicyStep, candidate: Float[Tensor, "batch action"]) -> dict[str, float]:
-        """Distil the mixture of Theorem 5.7."""
+        Only the mixture is fitted.
+        """
+        candidate = step.formed.probability
         report = step.fit(mixture(step.policy, candidate, alpha=step.alpha))
-        return {
+        return candidate, {
             "kl": report.kl,
             "kl_asked": report.kl_before,
             "distil_steps": float(report.steps),
         }
 
     def after_fit_step(self) -> None:
-        """pi_phi itself acts: there is nothing to follow."""
-
-    @property
-    def deployed(self) -> TinyRecursiveModel:
-        """pi_phi."""
-        return self.network
-
-    @property
-    def parts(self) -> dict[str, nn.Module]:
-        """The network."""
-        return {"policy": self.network}
-
-    def load(self, weights: Mapping[str, Mapping[str, Tensor]]) -> None:
-        """Take up the network's weights."""
-        self.network.load_state_dict(weights["policy"])
-
-
-class AveragedPolicy(DistilledPolicy):
-    """A distilled policy that is deployed as a running average of its weights.
-
-    Rollouts and the improvement use pi_phi itself.
-    """
-
-    def __init__(self, network: TinyRecursiveModel, rate: float) -> None:
-        """Move avg <- avg + rate (phi - avg) after every optimiser step.
-
-        The average of weights within a certified bound is within it too, since the bound is convex.
-        """
-        super().__init__(network)
-        self.average = TargetNetwork(network, rate)
-
-    def after_fit_step(self) -> None:
         """Move the average."""
-        self.average.update(self.network)
+        if self.average is not None:
+            self.average.update(self.network)
 
     @property
     def deployed(self) -> TinyRecursiveModel:
-        """The average."""
-        return self.average.model
+        """pi_phi, or its average."""
+        return self.network if self.average is None else self.average.model
 
     @property
     def parts(self) -> dict[str, nn.Module]:
-        """The network and its average."""
-        return {**super().parts, "average": self.average.model}
+        """The network, and its average."""
+        average = {} if self.average is None else {"average": self.average.model}
+        return {"policy": self.network, **average}
 
     def load(self, weights: Mapping[str, Mapping[str, Tensor]]) -> None:
-        """Take up both."""
-        super().load(weights)
-        self.average.model.load_state_dict(weights["average"])
+        """Take up the weights of all parts."""
+        for name, network in self.parts.items():
+            network.load_state_dict(dict(weights[name]))

@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
 
 from plan_envs.domain import DeadEnd, PlanDomain
@@ -20,19 +19,14 @@ from trm.compute.workers import ALONE, Workers
 from trm.experiments.states import model_shape
 from trm.nn.model import ModelConfig, StateBatch, TinyRecursiveModel
 from trm.runs.checkpoints import part_of
-from upi_trm.advantage import AdvantageRule
+from upi_trm.advantage import AdvantageRule, PerEdit
 from upi_trm.algorithm import ExactAdvantages, Parts, iteration
 from upi_trm.chain import ActingPolicy, ChainPolicy, MixturePolicy
 from upi_trm.contraction import Certificate, ContractionClamp, ContractionConfig, NotContractive
 from upi_trm.edit_values import EditValues, make_edit_values
 from upi_trm.evaluator import EvaluatorConfig, TargetNetwork, ValueFunction
 from upi_trm.gae import GaeAdvantages
-from upi_trm.improvement import (
-    AveragedPolicy,
-    DistilledPolicy,
-    ImprovementConfig,
-    make_candidate,
-)
+from upi_trm.improvement import DistilledPolicy, ImprovementConfig, make_candidate
 from upi_trm.persistent_z import PersistentActor
 from upi_trm.rollout import Actor, Roller, RolloutConfig, Transitions
 
@@ -174,7 +168,7 @@ class UpiLearner:
         """The policy to evaluate and to use: phi, the running average of its weights, the chain."""
         return self.parts.pi.deployed
 
-    def probabilities(self, states: StateBatch) -> Float[Tensor, "batch action"]:
+    def probabilities(self, states: StateBatch) -> PerEdit:
         """pi(a | s)."""
         return self.parts.pi.probabilities(states)
 
@@ -199,9 +193,7 @@ class UpiLearner:
         config = self.config.improvement
         if not config.distil:
             return ChainPolicy(self.phi, length=config.chain_length, clamp=self._clamp)
-        if config.average_rate is not None:
-            return AveragedPolicy(self.phi, config.average_rate)
-        return DistilledPolicy(self.phi)
+        return DistilledPolicy(self.phi, config.average_rate)
 
     def _actor(self, pi: ActingPolicy) -> Actor:
         plans = self.config.rollout.plans

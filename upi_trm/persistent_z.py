@@ -19,10 +19,10 @@ from torch import Tensor
 
 from plan_envs.domain import Int8Array, PlanDomain
 from trm.compute.device import Placement
-from trm.experiments.states import to_states
+from trm.experiments.states import Boards, to_states
 from trm.nn.model import StateBatch, TinyRecursiveModel
 from trm.nn.recursion import unroll, unroll_until
-from upi_trm.rollout import Actor, FloatArray, Transitions, flat, start_tensor, states_of
+from upi_trm.rollout import Actor, FloatArray, Transitions, flat, start_tensor
 
 
 class PersistentActor(Actor):
@@ -83,7 +83,7 @@ class PersistentActor(Actor):
         instances, boards, start = (
             flat(array[:, few]) for array in (fresh.instance, fresh.plan, fresh.evaluator_start)
         )
-        states = states_of(self._domain, instances, boards, self._device)
+        states = Boards(instances=instances, plans=boards).batch(self._domain, self._device)
         states = replace(states, start=start_tensor(start, self._device))
         ended = torch.from_numpy((fresh.terminated | fresh.truncated)[:, few]).to(self._device)
         return latent_drift(self._evaluator, states, ended, modulus=modulus).metrics()

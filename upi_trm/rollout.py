@@ -17,7 +17,7 @@ from torch import Tensor
 from plan_envs.domain import Int8Array, PlanDomain, potential
 from plan_envs.vector_env import PlanEditVectorEnv
 from trm.experiments.sections import check_at_least
-from trm.experiments.states import EditPolicy, sample_edits, to_states
+from trm.experiments.states import Boards, EditPolicy, sample_edits, to_states
 from trm.nn.model import StateBatch
 from upi_trm.curriculum import Curriculum, Starts
 
@@ -82,11 +82,9 @@ class Transitions:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Visits:
+class Visits(Boards):
     """States that rollouts met before their edits, in any order; arrays of shape [state, ...]."""
 
-    instances: Int8Array
-    plans: Int8Array
     score: FloatArray
     policy_start: FloatArray
     evaluator_start: FloatArray
@@ -106,33 +104,21 @@ class Visits:
             evaluator_start=joined("evaluator_start"),
         )
 
-    def __len__(self) -> int:
-        """Number of states."""
-        return len(self.plans)
-
     def select(self, index: NDArray[np.int64] | slice) -> "Visits":
         """The chosen states."""
         return Visits(**{one.name: getattr(self, one.name)[index] for one in fields(self)})
 
     def views(self, domain: PlanDomain, device: torch.device) -> tuple[StateBatch, StateBatch]:
         """The states as the policy and as the evaluator see them, each with its own starts."""
-        states = states_of(domain, self.instances, self.plans, device)
+        states = self.batch(domain, device)
         return (
             replace(states, start=start_tensor(self.policy_start, device)),
             replace(states, start=start_tensor(self.evaluator_start, device)),
         )
 
     def phi(self, domain: PlanDomain, device: torch.device) -> Float[Tensor, " state"]:
-        """Phi(s) of every state."""
+        """Phi(s) in float32."""
         return phi_of(domain, self.score, device)
-
-
-def states_of(
-    domain: PlanDomain, instances: Int8Array, plans: Int8Array, device: torch.device
-) -> StateBatch:
-    """Boards with their masks -> a batch of states whose recursions start at zero."""
-    masks = domain.action_mask(instances, plans)
-    return to_states(instances[:, : domain.spec.observed_size], plans, masks, device)
 
 
 def start_tensor(

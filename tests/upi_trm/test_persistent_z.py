@@ -27,7 +27,7 @@ from plan_envs.catalogue import resolve_task
 from plan_envs.evaluation import evaluate_policy
 from plan_envs.sudoku.rules import Sudoku
 from trm.compute.device import Placement
-from trm.experiments.states import model_shape, to_states
+from trm.experiments.states import Boards, model_shape, to_states
 from trm.nn.model import ModelConfig, StateBatch, TinyRecursiveModel
 from upi_trm.algorithm import regress
 from upi_trm.contraction import ContractionClamp, ContractionConfig, certificate
@@ -35,7 +35,7 @@ from upi_trm.deployment import greedy_policy, load_deployed
 from upi_trm.evaluator import targets_of_rollouts
 from upi_trm.learner import LearnerConfig, UpiLearner
 from upi_trm.persistent_z import GreedyPersistent, latent_drift, memories
-from upi_trm.rollout import Transitions, Visits, phi_of, states_of
+from upi_trm.rollout import Transitions, Visits, phi_of
 
 DOMAIN = Sudoku(4)
 PERSISTENT = replace(SMALL, model=replace(MODEL, latent="persistent"))
@@ -182,7 +182,7 @@ def test_successors_start_where_their_parent_ended() -> None:
         live = np.flatnonzero(~found.terminated)
         boards = np.repeat(instances[row : row + 1], len(live), axis=0)
         after = replace(
-            states_of(learner.domain, boards, found.plan[live], CPU),
+            Boards(instances=boards, plans=found.plan[live]).batch(learner.domain, CPU),
             start=parents[row : row + 1].expand(len(live), -1, -1),
         )
         with torch.no_grad():

@@ -19,7 +19,7 @@ from torch import Tensor
 from plan_envs.domain import Int8Array
 from trm.experiments.states import Boards, policy_probabilities
 from trm.nn.model import StateBatch
-from upi_trm.advantage import Lookahead, centred_advantage, centring_defect, look_ahead
+from upi_trm.advantage import Lookahead, PerEdit, centred_advantage, centring_defect, look_ahead
 from upi_trm.contraction import ContractionClamp, NotContractive, certificate
 from upi_trm.evaluator import evaluate_states
 from upi_trm.improvement import GAE_DECAY, distil, mixture
@@ -199,8 +199,7 @@ def _lipschitz_constants(
 ) -> tuple[LipschitzReport, LipschitzReport]:
     """L_z and L_V of the evaluator, estimated at 128 of the visited states."""
     few = Boards(instances=sample.instances[:128], plans=sample.plans[:128])
-    device = subject.placement.torch_device
-    states, phi = few.batch(subject.domain, device), few.phi(subject.domain, device)
+    states, phi = subject.read(few)
     evaluator = with_dials(subject.evaluator, depth=depth, radius=subject.recipe.model.radius)
     modulus = recursion_lipschitz(evaluator, states, generator=generator)
     head = value_lipschitz(evaluator, states, phi, value=subject.value, generator=generator)
@@ -256,10 +255,8 @@ class _ExactStudy:
     def __init__(self, subject: Subject, mdp: ExactMDP, depth: int) -> None:
         """The run's policy is pi, its evaluator at n = `depth` is U_n."""
         self.subject, self.mdp = subject, mdp
-        boards = Boards(instances=mdp.instances, plans=mdp.plans)
         self.device = subject.placement.torch_device
-        self.states = boards.batch(subject.domain, self.device)
-        self.phi = boards.phi(subject.domain, self.device)
+        self.states, self.phi = subject.read(Boards(instances=mdp.instances, plans=mdp.plans))
         self.pi = policy_probabilities(subject.policy, self.states)
         self.policy, self.truth = numpy_of(self.pi), mdp.value(numpy_of(self.pi))
         value, self.latent = _unrolled(subject, self.states, self.phi, depth)
@@ -300,9 +297,7 @@ class _ExactStudy:
             *advantage_bounds(mdp, policy, self.value),
         ]
 
-    def _improvement(
-        self, value: ByState, *, term: str, name: str
-    ) -> Float[Tensor, "batch action"]:
+    def _improvement(self, value: ByState, *, term: str, name: str) -> PerEdit:
         """One improvement with centred advantages from `value`; returns the candidate."""
         mdp = self.mdp
         estimate = centred(mdp, self.policy, value)
@@ -340,9 +335,7 @@ class _ExactStudy:
         )
         self.terms["gae"] = terms.to_json_dict()
 
-    def _distillation(
-        self, candidate: Float[Tensor, "batch action"], generator: torch.Generator
-    ) -> None:
+    def _distillation(self, candidate: PerEdit, generator: torch.Generator) -> None:
         """The recipe's mixture against the policy distilled from it; a fifth is held out."""
         new = mixture(self.pi, candidate, alpha=self.subject.recipe.improvement.alpha)
         held_out = torch.zeros(len(self.mdp), dtype=torch.bool)
@@ -400,19 +393,16 @@ def _sampled_study(
         depth: n of the evaluator.
         generator: shuffles the minibatches of the distillation.
     """
-    domain, device = subject.domain, subject.placement.torch_device
-    value, latent = _unrolled(
-        subject, sample.batch(domain, device), sample.phi(domain, device), depth
-    )
+    value, latent = _unrolled(subject, *subject.read(sample), depth)
     both = Boards(
         instances=np.concatenate([sample.instances, fitted.instances]),
         plans=np.concatenate([sample.plans, fitted.plans]),
     )
-    states = both.batch(domain, device)
+    states, phi = subject.read(both)
     pi = policy_probabilities(subject.policy, states)
     ahead = _look_ahead(subject, both, depth)
     estimate = centred_advantage(ahead.q, pi, ahead.mask)
-    success = ahead.q + both.phi(domain, device)[:, None]
+    success = ahead.q + phi[:, None]
     candidate = subject.candidate(states, pi, success, estimate)
     new = mixture(pi, candidate, alpha=subject.recipe.improvement.alpha)
     held_out = torch.arange(len(both)) < len(sample)
@@ -447,11 +437,8 @@ def _sampled_terms(
 ) -> dict[str, Any]:
     """Terms of the values and of the improvement.
 
-    Args:
-        residual: |U_n - T_1 U_n| of each state, which is also the centring defect of TD errors.
-        guessed: E_{a~cand}[A_hat].
-        defect: |E_{a~pi}[A_hat]| of the centred advantages.
-        gamma: discount.
+    They come from |U_n - T_1 U_n| of each state, which is also the centring defect of TD errors,
+    E_{a~cand}[A_hat] = `guessed`, and the defect |E_{a~pi}[A_hat]| of the centred advantages.
     """
     worst, gain, largest = float(residual.max()), float(guessed.mean()), float(guessed.abs().max())
     return {
@@ -506,11 +493,11 @@ def _unrolled(
 def _distilled(
     subject: Subject,
     states: StateBatch,
-    new: Float[Tensor, "batch action"],
+    new: PerEdit,
     held_out: Bool[Tensor, " batch"],
     *,
     generator: torch.Generator,
-) -> tuple[Float[Tensor, "batch action"], dict[str, float]]:
+) -> tuple[PerEdit, dict[str, float]]:
     """Distil pi_new as the recipe says, from the run's policy with a fresh optimiser.
 
     Args:

@@ -22,6 +22,7 @@ from plan_envs.evaluation import play
 from trm.experiments.states import Boards, GreedyPolicy, edit_logits, policy_probabilities
 from trm.nn.model import StateBatch
 from trm.runs.pictures import new_figure, save_figure
+from upi_trm.advantage import PerEdit
 from upi_trm.evaluator import evaluate_states
 from upi_trm.improvement import kl_divergence
 from upi_trm.theory.lipschitz import LipschitzReport, recursion_lipschitz, value_lipschitz
@@ -89,22 +90,16 @@ class DriftReport:
 
     def to_json_dict(self) -> dict[str, Any]:
         """Plain values; the measures of the first projection are at the top too."""
+        record = asdict(self)
+        del record["tables"]
         return {
-            "run": self.run,
-            "env": self.env,
-            "step": self.step,
-            "train_depth": self.train_depth,
-            "train_radius": self.train_radius,
-            "modulus": self.modulus,
-            "num_states": self.num_states,
-            "value_deviation": self.value_deviation,
+            **record,
             "radius": self.tables[0].radius,
             **{name: self.tables[0].measure(name) for name in MEASURES},
             "projections": {
                 radius_name(table.radius): {name: table.measure(name) for name in MEASURES}
                 for table in self.tables
             },
-            "lipschitz": {part: asdict(found) for part, found in self.lipschitz.items()},
         }
 
 
@@ -149,7 +144,7 @@ def measure_drift(
     measured = [_drift_table(studied, sets, depths=depths, radius=radius) for radius in chosen]
     few = torch.randperm(len(sets["visited"]), generator=generator)[:lipschitz_states].numpy()
     some = Boards(instances=sets["visited"].instances[few], plans=sets["visited"].plans[few])
-    states, phi = some.batch(domain, device), some.phi(domain, device)
+    states, phi = studied.read(some)
     return DriftReport(
         run=studied.name,
         env=studied.task.name,
@@ -174,11 +169,10 @@ def _drift_table(
     studied: Studied, sets: dict[str, Boards], *, depths: Sequence[int], radius: float | None
 ) -> tuple[DriftTable, dict[str, float]]:
     """Drift under one projection, and the standard deviation of U_n_train over each set."""
-    domain, device = studied.domain, studied.placement.torch_device
     cells: dict[int, dict[str, Drift]] = {depth: {} for depth in depths}
     deviations = {}
     for where, boards in sets.items():
-        states, phi = boards.batch(domain, device), boards.phi(domain, device)
+        states, phi = studied.read(boards)
 
         def at_depth(
             depth: int, states: StateBatch = states, phi: Tensor = phi
@@ -205,9 +199,7 @@ def _drift_table(
     return DriftTable(radius=radius, cells=cells), deviations
 
 
-def total_variation(
-    one: Float[Tensor, "batch action"], two: Float[Tensor, "batch action"]
-) -> Float[Tensor, " batch"]:
+def total_variation(one: PerEdit, two: PerEdit) -> Float[Tensor, " batch"]:
     """Total variation between two policies at each state, in [0, 1]."""
     return 0.5 * (one - two).abs().sum(dim=1)
 

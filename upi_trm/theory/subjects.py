@@ -24,7 +24,7 @@ from trm.nn.model import ModelConfig, StateBatch, TinyRecursiveModel
 from trm.runs.checkpoints import part_of
 from trm.runs.files import RunError
 from trm.runs.run import Run, fitting
-from upi_trm.advantage import Advantages
+from upi_trm.advantage import Advantages, PerEdit
 from upi_trm.deployment import deployed_part
 from upi_trm.learner import UpiLearner
 from upi_trm.recipe import RUN_KIND, UpiRecipe
@@ -56,6 +56,11 @@ class Studied:
         """The rules."""
         return self.task.domain
 
+    def read(self, boards: Boards) -> tuple[StateBatch, Float[Tensor, " batch"]]:
+        """Some states as the networks see them, and Phi."""
+        device = self.placement.torch_device
+        return boards.batch(self.domain, device), boards.phi(self.domain, device)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Subject(Studied):
@@ -67,10 +72,10 @@ class Subject(Studied):
     def candidate(
         self,
         states: StateBatch,
-        policy: Float[Tensor, "batch action"],
-        success: Float[Tensor, "batch action"],
-        advantage: Float[Tensor, "batch action"],
-    ) -> Float[Tensor, "batch action"]:
+        policy: PerEdit,
+        success: PerEdit,
+        advantage: PerEdit,
+    ) -> PerEdit:
         """pi_cand of the recipe at some states, from Q + Phi and from advantages there."""
         found = Advantages(advantage=advantage, weighted=policy * advantage, success=success)
         return self.learner.parts.candidate(states, policy, found).probability
