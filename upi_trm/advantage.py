@@ -14,18 +14,17 @@ from jaxtyping import Bool, Float
 from numpy.typing import NDArray
 from torch import Tensor
 
-from plan_envs.domain import DeadEnd, Int8Array, PlanDomain
+from plan_envs.domain import DeadEnd, PlanDomain
+from trm.experiments.states import Boards
 from trm.nn.model import StateBatch
 from upi_trm.rollout import Transitions, Visits
 
 PerEdit = Float[Tensor, "batch action"]
 """A figure of every edit in every state: Q, an advantage, or the probabilities of a policy."""
 
-SuccessorValue = Callable[
-    [Int8Array, Int8Array, Int8Array, NDArray[np.float32], NDArray[np.int64]], Tensor
-]
-"""(instances, plans, masks, scores, parents) -> U_n of each successor, shape [successor]. `parents`
-are the places in the batch of the states that the edits were made in."""
+SuccessorValue = Callable[[Boards, NDArray[np.float32], NDArray[np.int64]], Tensor]
+"""(states, scores, parents) -> U_n of each successor, shape [successor]. `parents` are the places
+in the batch of the states that the edits were made in."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -91,8 +90,7 @@ AdvantageRule = Callable[[Transitions, Sample, PerEdit], Estimate]
 
 def look_ahead(
     domain: PlanDomain,
-    instances: Int8Array,
-    plans: Int8Array,
+    boards: Boards,
     value: SuccessorValue | None,
     *,
     gamma: float,
@@ -107,8 +105,7 @@ def look_ahead(
 
     Args:
         domain: the rules.
-        instances: shape [state, instance].
-        plans: shape [state, cell].
+        boards: the states.
         value: U_n; without it, undecided edits are given their reward alone.
         gamma: discount.
         dead_end: what happens to a plan that can no longer be solved.
@@ -116,7 +113,8 @@ def look_ahead(
         by_parent: whether a value depends on the state before (a persistent latent), so that equal
             successors of different states are told apart.
     """
-    found = domain.successors(instances, plans, gamma=gamma, dead_end=dead_end)
+    instances = boards.instances
+    found = domain.successors(instances, boards.plans, gamma=gamma, dead_end=dead_end)
     q_row = found.reward.astype(np.float32)
     live = np.flatnonzero(~found.terminated)
     num_evaluated = 0
@@ -128,12 +126,11 @@ def look_ahead(
         key = np.ascontiguousarray(joined).view(f"V{joined.shape[1]}").ravel()
         _, first, back = np.unique(key, return_index=True, return_inverse=True)
         chosen = live[first]
-        next_instances, next_plans = instances[found.state[chosen]], found.plan[chosen]
-        masks = domain.action_mask(next_instances, next_plans)
-        u = value(next_instances, next_plans, masks, found.score[chosen], parent[first])
+        after = Boards(instances=instances[found.state[chosen]], plans=found.plan[chosen])
+        u = value(after, found.score[chosen], parent[first])
         q_row[live] += gamma * u.cpu().numpy()[back.ravel()]
         num_evaluated = len(chosen)
-    shape = (len(plans), domain.spec.num_actions)
+    shape = (len(boards), domain.spec.num_actions)
     q = np.zeros(shape, np.float32)
     mask, undecided = np.zeros(shape, np.bool_), np.zeros(shape, np.bool_)
     q[found.state, found.action] = q_row

@@ -60,8 +60,7 @@ class EditValues:
         """The lookahead with another value function, or with none."""
         return look_ahead(
             self.value.domain,
-            visits.instances,
-            visits.plans,
+            visits,
             value,
             gamma=self.config.gamma,
             dead_end=self.dead_end,

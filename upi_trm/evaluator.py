@@ -15,13 +15,13 @@ from jaxtyping import Bool, Float, Int
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from plan_envs.domain import Int8Array, PlanDomain
+from plan_envs.domain import PlanDomain
 from trm.experiments.sections import check_at_least, check_positive, check_within
-from trm.experiments.states import Boards, to_states
+from trm.experiments.states import Boards
 from trm.nn.model import StateBatch, TinyRecursiveModel
 from trm.runs.recipe import Retired
 from upi_trm.advantage import SuccessorValue
-from upi_trm.persistent_z import after_edit, memories
+from upi_trm.persistent_z import memories
 from upi_trm.rollout import FloatArray, Transitions, flat, phi_of, start_tensor
 
 
@@ -217,15 +217,8 @@ class ValueFunction:
         """
         memory = None if parents.start is None else memories(self.model, parents)
 
-        def value(
-            instances: Int8Array,
-            plans: Int8Array,
-            masks: Int8Array,
-            score: FloatArray,
-            parent: NDArray[np.int64],
-        ) -> Tensor:
-            visible = instances[:, : self.domain.spec.observed_size]
-            states = to_states(visible, plans, masks, self.device)
+        def value(boards: Boards, score: FloatArray, parent: NDArray[np.int64]) -> Tensor:
+            states = boards.batch(self.domain, self.device)
             if memory is not None:
                 states = replace(states, start=memory[torch.from_numpy(parent).to(self.device)])
             return self(states, score)
@@ -248,7 +241,7 @@ class ValueFunction:
             start = start_tensor(flat(past.evaluator_start)[chosen], self.device)
             if start is not None:
                 parents = replace(before.batch(self.domain, self.device), start=start)
-                states = after_edit(self.model, parents, states)
+                states = replace(states, start=memories(self.model, parents))
             index = torch.from_numpy(chosen).to(self.device)
             values[index] = self(states, past.next_score.ravel()[chosen])
         return values.view(past.action.shape)

@@ -155,19 +155,6 @@ def _keys(instances: Int8Array, plans: Int8Array) -> list[bytes]:
     return [row.tobytes() for row in np.concatenate([instances, plans], axis=1)]
 
 
-def after_edit(model: TinyRecursiveModel, before: StateBatch, after: StateBatch) -> StateBatch:
-    """States one edit later: a persistent recursion starts where that of the state before ended.
-
-    Args:
-        model: whose recursion it is.
-        before: the states before the edits; without a start the latent is episodic.
-        after: the states after them.
-    """
-    if before.start is None:
-        return after
-    return replace(after, start=memories(model, before))
-
-
 @torch.no_grad()
 def memories(
     model: TinyRecursiveModel, states: StateBatch, *, chunk: int = 1024

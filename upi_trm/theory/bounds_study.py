@@ -384,14 +384,8 @@ def _sampled_study(
     """The same terms as maxima over sampled states: lower estimates of the suprema, no proof.
 
     The Bellman residual is that of one step, which lookahead sums exactly; its K-step form would
-    need whole trees.
-
-    Args:
-        subject: the run.
-        sample: visited states to measure on; the held-out partition of the distillation.
-        fitted: visited states of other instances, which the distillation is fitted to.
-        depth: n of the evaluator.
-        generator: shuffles the minibatches of the distillation.
+    need whole trees. The distillation is fitted to the visited states of other instances,
+    `fitted`, and measured on the `sample`.
     """
     value, latent = _unrolled(subject, *subject.read(sample), depth)
     both = Boards(
@@ -465,8 +459,7 @@ def _look_ahead(subject: Subject, boards: Boards, depth: int) -> Lookahead:
     turned = with_dials(value.model, depth=depth, radius=subject.recipe.model.radius)
     ahead = look_ahead(
         subject.domain,
-        boards.instances,
-        boards.plans,
+        boards,
         replace(value, model=turned).of_successors(boards.batch(subject.domain, value.device)),
         gamma=subject.recipe.evaluator.gamma,
         dead_end="absorb",
@@ -500,12 +493,7 @@ def _distilled(
 ) -> tuple[PerEdit, dict[str, float]]:
     """Distil pi_new as the recipe says, from the run's policy with a fresh optimiser.
 
-    Args:
-        subject: the run.
-        states: where pi_new is known.
-        new: pi_new at these states.
-        held_out: states on which the distilled policy is only measured.
-        generator: shuffles the minibatches.
+    On the states that are held out the distilled policy is only measured.
 
     Returns:
         Probabilities of the distilled policy at all states, and its distances from pi_new.

@@ -243,20 +243,19 @@ class Correlation:
     points: int
 
     @staticmethod
-    def of(x: Sequence[float], y: Sequence[float]) -> "Correlation":
-        """Correlate two columns."""
-        positive = [(np.log(a), np.log(b)) for a, b in zip(x, y, strict=True) if a > 0 and b > 0]
+    def of(pairs: Sequence[tuple[float, float]]) -> "Correlation":
+        """Correlate the first figures of some pairs with the second ones."""
+        positive = [(np.log(a), np.log(b)) for a, b in pairs if a > 0 and b > 0]
         return Correlation(
-            pearson=_pearson(x, y),
-            pearson_log=_pearson([a for a, _ in positive], [b for _, b in positive]),
-            points=len(x),
+            pearson=_pearson(pairs), pearson_log=_pearson(positive), points=len(pairs)
         )
 
 
-def _pearson(x: Sequence[float], y: Sequence[float]) -> float | None:
-    if len(x) < 3 or np.ptp(x) == 0 or np.ptp(y) == 0:
+def _pearson(pairs: Sequence[tuple[float, float]]) -> float | None:
+    if len(pairs) < 3:
         return None
-    return float(np.corrcoef(x, y)[0, 1])
+    x, y = np.transpose(pairs)
+    return None if np.ptp(x) == 0 or np.ptp(y) == 0 else float(np.corrcoef(x, y)[0, 1])
 
 
 def drift_correlations(reports: Sequence[DriftReport]) -> dict[str, dict[str, Correlation]]:
@@ -268,25 +267,22 @@ def drift_correlations(reports: Sequence[DriftReport]) -> dict[str, dict[str, Co
     """
     found: dict[str, dict[str, Correlation]] = {}
     for where in STATE_SETS:
-        points = [
-            row[where]
+        drifts = [
+            (row[where].delta_v, row[where].delta_pi)
             for report in reports
             for depth, row in report.tables[0].cells.items()
             if depth != report.train_depth
         ]
-        last = [r.tables[0].cells[max(r.tables[0].cells)][where].delta_v for r in reports]
-        moduli = [report.lipschitz["evaluator"] for report in reports]
-        proven = [
-            (m.certified, v) for m, v in zip(moduli, last, strict=True) if m.certified is not None
-        ]
+        last = []
+        for report in reports:
+            cells = report.tables[0].cells
+            last.append((report.lipschitz["evaluator"], cells[max(cells)][where].delta_v))
         found[where] = {
-            "delta_v_delta_pi": Correlation.of(
-                [p.delta_v for p in points], [p.delta_pi for p in points]
-            ),
+            "delta_v_delta_pi": Correlation.of(drifts),
             "certified_modulus_delta_v": Correlation.of(
-                [m for m, _ in proven], [v for _, v in proven]
+                [(known.certified, v) for known, v in last if known.certified is not None]
             ),
-            "local_modulus_delta_v": Correlation.of([m.local for m in moduli], last),
+            "local_modulus_delta_v": Correlation.of([(known.local, v) for known, v in last]),
         }
     return found
 

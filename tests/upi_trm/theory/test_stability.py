@@ -368,15 +368,15 @@ def test_total_variation_is_half_the_absolute_difference() -> None:
 
 def test_correlations_of_known_columns() -> None:
     x = [1.0, 2.0, 3.0, 4.0]
-    assert Correlation.of(x, [2 * v + 1 for v in x]).pearson == pytest.approx(1.0)
-    squares = Correlation.of(x, [v**-3 for v in x])
+    assert Correlation.of([(v, 2 * v + 1) for v in x]).pearson == pytest.approx(1.0)
+    squares = Correlation.of([(v, v**-3) for v in x])
     assert squares.pearson_log == pytest.approx(-1.0)
     assert squares.pearson is not None
     assert -1 < squares.pearson < -0.7
-    assert Correlation.of(x, [1.0] * 4).pearson is None
-    assert Correlation.of(x[:2], x[:2]).pearson is None
+    assert Correlation.of([(v, 1.0) for v in x]).pearson is None
+    assert Correlation.of([(v, v) for v in x[:2]]).pearson is None
     # A drift of exactly 0 has no logarithm: the other points count.
-    assert Correlation.of([0.0, *x], [0.0, *x]).pearson_log == pytest.approx(1.0)
+    assert Correlation.of([(v, v) for v in (0.0, *x)]).pearson_log == pytest.approx(1.0)
 
 
 def test_the_depth_of_training_does_not_enter_the_correlation(
