@@ -80,8 +80,8 @@ class Estimate:
     fresh: Transitions
     """The fresh rollout with the advantages of its edits."""
     metrics: dict[str, float]
-    gain: Callable[[PerEdit], dict[str, float]]
-    """Figures of what a candidate gains."""
+    exact: bool
+    """Whether A_hat is that of every edit, so that a candidate's first-order gain is known."""
 
 
 AdvantageRule = Callable[[Transitions, Sample, PerEdit], Estimate]
@@ -145,11 +145,7 @@ def look_ahead(
     )
 
 
-def centred_advantage(
-    q: PerEdit,
-    policy: PerEdit,
-    mask: Bool[Tensor, "batch action"],
-) -> PerEdit:
+def centred_advantage(q: PerEdit, policy: PerEdit, mask: Bool[Tensor, "batch action"]) -> PerEdit:
     """A = Q - E_{b~pi}[Q(s, b)] with a full sum over the legal edits (UPI-TRM Eq. 9).
 
     Args:

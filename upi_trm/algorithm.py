@@ -11,7 +11,6 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
 
 import numpy as np
 import torch
@@ -170,16 +169,12 @@ class ExactAdvantages:
                 "centring_defect": float(centring_defect(advantage, policy).max()),
                 "bellman_residual": float((mean_q[few] - u).abs().max()),
             },
-            gain=partial(_gain, advantage),
+            exact=True,
         )
 
 
 def improve(
-    parts: Parts,
-    at: Sample,
-    policy: PerEdit,
-    formed: Candidate,
-    estimate: Estimate,
+    parts: Parts, at: Sample, policy: PerEdit, formed: Candidate, estimate: Estimate
 ) -> dict[str, float]:
     """Phase 3: pi <- (1 - alpha) pi + alpha pi_cand, as a network where pi is distilled.
 
@@ -188,7 +183,7 @@ def improve(
         at: the states.
         policy: pi(a | s) there.
         formed: pi_cand there.
-        estimate: the states' weights, and what the candidate gains.
+        estimate: the advantages and the states' weights.
     """
     held_out = (torch.arange(len(policy)) < at.num_held_out).to(policy.device)
 
@@ -217,7 +212,9 @@ def improve(
         ),
     )
     candidate, metrics = parts.pi.move(step)
-    metrics |= estimate.gain(candidate)
+    if estimate.exact:
+        gain = (candidate * estimate.found.advantage).sum(dim=1)  # E_{a~cand}[A_hat], Eq. 11
+        metrics["candidate_advantage"] = float(gain.mean())
     entropy = -torch.special.xlogy(policy, policy).sum(dim=1).mean()
     return metrics | {"entropy": float(entropy), **parts.certify()}
 
@@ -273,11 +270,6 @@ def _with_advantage(
     known = np.zeros(fresh.action.size, np.float32)
     known[edits] = advantage.cpu().numpy()[rows, fresh.action.ravel()[edits]]
     return replace(fresh, advantage=known.reshape(fresh.action.shape))
-
-
-def _gain(advantage: PerEdit, candidate: PerEdit) -> dict[str, float]:
-    """E_{a~cand}[A_hat(s, a)], the first-order gain of Eq. 11, as a mean over states."""
-    return {"candidate_advantage": float((candidate * advantage).sum(dim=1).mean())}
 
 
 class _Clock:

@@ -222,15 +222,8 @@ def unroll_bias(modulus: float, depth: int, first_step: float) -> float:
 def posterior_bias(modulus: float, last_step: float) -> float:
     """||z^(n) - z*|| <= L_z / (1 - L_z) ||z^(n) - z^(n-1)||, from the last step, n >= 1.
 
-    It is never larger than `unroll_bias`. The paper does not have it; it is the other estimate of
-    the fixed-point theorem.
-
-    Args:
-        modulus: L_z in (0, 1).
-        last_step: ||z^(n) - z^(n-1)||.
-
-    Raises:
-        NotContractive: if the modulus is not below 1.
+    It is never larger than `unroll_bias`, which has the same errors. The paper does not have it; it
+    is the other estimate of the fixed-point theorem.
     """
     return modulus * last_step / _margin(modulus)
 

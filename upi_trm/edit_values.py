@@ -200,12 +200,7 @@ def state_edit_value(
     """Q of every undecided edit where nothing tells them apart: what their state is worth.
 
     The head says the same of it as of the state: `corrected_values` of it gives gamma sigmoid(logit
-    P(solve | s) + c) - Phi(s), or U_n(s) + c.
-
-    Args:
-        state_value: U_n(s).
-        phi: Phi(s).
-        config: gamma, and what the evaluator's head means.
+    P(solve | s) + c) - Phi(s), or U_n(s) + c. `state_value` is U_n(s).
     """
     if config.value == "score":
         return state_value

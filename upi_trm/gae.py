@@ -57,7 +57,7 @@ class GaeAdvantages:
             weight=torch.ones(len(order), device=device),
             fresh=fresh,
             metrics={"centring_defect": self._defect(at, policy)},
-            gain=lambda candidate: {},
+            exact=False,
         )
 
     def _defect(self, at: Sample, policy: PerEdit) -> float:

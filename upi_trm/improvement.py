@@ -181,22 +181,13 @@ def make_candidate(
     return formed
 
 
-def exp_advantage(
-    policy: PerEdit,
-    advantage: PerEdit,
-    *,
-    temperature: float,
-) -> PerEdit:
+def exp_advantage(policy: PerEdit, advantage: PerEdit, *, temperature: float) -> PerEdit:
     """pi_cand proportional to pi exp(A / temperature)."""
     return torch.softmax(policy.log() + advantage / temperature, dim=1)
 
 
 def success_posterior(
-    policy: PerEdit,
-    success: PerEdit,
-    *,
-    power: float,
-    floor: float = 1e-6,
+    policy: PerEdit, success: PerEdit, *, power: float, floor: float = 1e-6
 ) -> PerEdit:
     """pi_cand proportional to pi Q^power, Q a probability of success (DIS Eq. 7, product policy).
 
@@ -212,12 +203,7 @@ def success_posterior(
     return torch.softmax(policy.log() + power * success.clamp(floor, 1.0).log(), dim=1)
 
 
-def mixture(
-    policy: PerEdit,
-    candidate: PerEdit,
-    *,
-    alpha: float,
-) -> PerEdit:
+def mixture(policy: PerEdit, candidate: PerEdit, *, alpha: float) -> PerEdit:
     """pi_new = (1 - alpha) pi + alpha pi_cand, statewise (UPI-TRM Sec. 3, Theorem 5.7)."""
     return (1 - alpha) * policy + alpha * candidate
 
@@ -269,9 +255,7 @@ def policy_gradient_candidate(
 
 
 def kl_divergence(
-    target: PerEdit,
-    log_policy: PerEdit,
-    mask: Bool[Tensor, "batch action"],
+    target: PerEdit, log_policy: PerEdit, mask: Bool[Tensor, "batch action"]
 ) -> Float[Tensor, " batch"]:
     """KL(target || pi_phi) of each state, in nats, over the legal edits."""
     safe = torch.where(mask, log_policy, torch.zeros_like(log_policy))

@@ -92,21 +92,17 @@ class Visits(Boards):
     @staticmethod
     def of(pasts: Sequence[Transitions]) -> "Visits":
         """Every state of some rollouts: rollout by rollout, step by step, plan by plan."""
-
-        def joined(name: str) -> NDArray[Any]:
-            return np.concatenate([flat(getattr(past, name)) for past in pasts])
-
+        names = {
+            "instances": "instance",
+            "plans": "plan",
+            **{name: name for name in ("score", "policy_start", "evaluator_start")},
+        }
         return Visits(
-            instances=joined("instance"),
-            plans=joined("plan"),
-            score=joined("score"),
-            policy_start=joined("policy_start"),
-            evaluator_start=joined("evaluator_start"),
+            **{
+                mine: np.concatenate([flat(getattr(past, name)) for past in pasts])
+                for mine, name in names.items()
+            }
         )
-
-    def select(self, index: NDArray[np.int64] | slice) -> "Visits":
-        """The chosen states."""
-        return Visits(**{one.name: getattr(self, one.name)[index] for one in fields(self)})
 
     def views(self, domain: PlanDomain, device: torch.device) -> tuple[StateBatch, StateBatch]:
         """The states as the policy and as the evaluator see them, each with its own starts."""

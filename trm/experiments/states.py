@@ -1,7 +1,8 @@
 """States of a domain as tensors, and the greedy policy of a network over them."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from typing import Self
 
 import numpy as np
 import torch
@@ -117,6 +118,18 @@ class Boards:
     def __len__(self) -> int:
         """Number of states."""
         return len(self.plans)
+
+    def select(self, index: NDArray[np.int64] | NDArray[np.bool_] | slice) -> Self:
+        """The chosen states."""
+        return type(self)(**{one.name: getattr(self, one.name)[index] for one in fields(self)})
+
+    @staticmethod
+    def join(parts: "Sequence[Boards]") -> "Boards":
+        """The states of all parts, in this order."""
+        return Boards(
+            instances=np.concatenate([part.instances for part in parts]),
+            plans=np.concatenate([part.plans for part in parts]),
+        )
 
     def batch(self, domain: PlanDomain, device: torch.device) -> StateBatch:
         """What a model sees of them."""

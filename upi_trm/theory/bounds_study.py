@@ -198,8 +198,7 @@ def _lipschitz_constants(
     subject: Subject, sample: Boards, depth: int, generator: torch.Generator
 ) -> tuple[LipschitzReport, LipschitzReport]:
     """L_z and L_V of the evaluator, estimated at 128 of the visited states."""
-    few = Boards(instances=sample.instances[:128], plans=sample.plans[:128])
-    states, phi = subject.read(few)
+    states, phi = subject.read(sample.select(slice(128)))
     evaluator = with_dials(subject.evaluator, depth=depth, radius=subject.recipe.model.radius)
     modulus = recursion_lipschitz(evaluator, states, generator=generator)
     head = value_lipschitz(evaluator, states, phi, value=subject.value, generator=generator)
@@ -388,10 +387,7 @@ def _sampled_study(
     `fitted`, and measured on the `sample`.
     """
     value, latent = _unrolled(subject, *subject.read(sample), depth)
-    both = Boards(
-        instances=np.concatenate([sample.instances, fitted.instances]),
-        plans=np.concatenate([sample.plans, fitted.plans]),
-    )
+    both = Boards.join([sample, fitted])
     states, phi = subject.read(both)
     pi = policy_probabilities(subject.policy, states)
     ahead = _look_ahead(subject, both, depth)

@@ -143,8 +143,7 @@ def measure_drift(
     chosen = dict.fromkeys([studied.model.radius, None]) if radii is None else radii
     measured = [_drift_table(studied, sets, depths=depths, radius=radius) for radius in chosen]
     few = torch.randperm(len(sets["visited"]), generator=generator)[:lipschitz_states].numpy()
-    some = Boards(instances=sets["visited"].instances[few], plans=sets["visited"].plans[few])
-    states, phi = studied.read(some)
+    states, phi = studied.read(sets["visited"].select(few))
     return DriftReport(
         run=studied.name,
         env=studied.task.name,
