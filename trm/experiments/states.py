@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
-from typing import Self
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -106,6 +106,9 @@ class GreedyPolicy:
         return np.concatenate(actions).astype(np.int32)
 
 
+AnyBoards = TypeVar("AnyBoards", bound="Boards")
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Boards:
     """States as boards."""
@@ -119,7 +122,7 @@ class Boards:
         """Number of states."""
         return len(self.plans)
 
-    def select(self, index: NDArray[np.int64] | NDArray[np.bool_] | slice) -> Self:
+    def select(self: AnyBoards, index: NDArray[np.int64] | NDArray[np.bool_] | slice) -> AnyBoards:
         """The chosen states."""
         return type(self)(**{one.name: getattr(self, one.name)[index] for one in fields(self)})
 
