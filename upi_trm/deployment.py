@@ -1,8 +1,8 @@
 """The policy of a learner or of its checkpoint: a network, a mixture, or one that remembers.
 
-Greedy for evaluations: while training it comes from the learner, in `policy.load_policy` from a
-run's weights. As edit probabilities for the search and the samples of `search.py`. What it is, the
-recipe says.
+The recipe says which. `load_deployed` makes it from the weights of a checkpoint; a learner in
+training has it as `UpiLearner.deployed`. Evaluations play `greedy_policy` of it, the search and the
+samples read `edit_policy`.
 """
 
 from collections.abc import Mapping

@@ -92,11 +92,8 @@ class Visits(Boards):
     @staticmethod
     def of(pasts: Sequence[Transitions]) -> "Visits":
         """Every state of some rollouts: rollout by rollout, step by step, plan by plan."""
-        names = {
-            "instances": "instance",
-            "plans": "plan",
-            **{name: name for name in ("score", "policy_start", "evaluator_start")},
-        }
+        names = {one.name: one.name for one in fields(Visits)}
+        names |= {"instances": "instance", "plans": "plan"}
         return Visits(
             **{
                 mine: np.concatenate([flat(getattr(past, name)) for past in pasts])
