@@ -3,17 +3,19 @@
 `baselines.plugin` hands `load_policy` and `load_networks` to `upi-trm eval`, `compare` and `drift`.
 """
 
+from functools import partial
+
 import torch
 
 from baselines.recipe import BaselineRecipe
 from plan_envs.catalogue import resolve_task
 from trm.compute.device import Placement
 from trm.experiments.learners import Networks
-from trm.experiments.states import GreedyPolicy, model_shape
+from trm.experiments.states import GreedyPolicy, edit_logits, model_shape
 from trm.nn.model import TinyRecursiveModel
 from trm.runs.checkpoints import Checkpoint, part_of
 from trm.runs.files import RunError
-from trm.runs.run import Run
+from trm.runs.run import Run, fitting
 
 RUN_KIND = "sb3"
 """`kind` of the runs that the baselines write."""
@@ -30,7 +32,8 @@ def load_policy(run: Run, *, placement: Placement, step: int | str | None = None
     Raises:
         RunError: a run of another learner, or weights that do not fit its recipe.
     """
-    return GreedyPolicy(load_networks(run, placement=placement, step=step).policy, placement)
+    policy = load_networks(run, placement=placement, step=step).policy
+    return GreedyPolicy(partial(edit_logits, policy), placement)
 
 
 def load_networks(run: Run, *, placement: Placement, step: int | str | None = None) -> Networks:
@@ -77,12 +80,7 @@ def load_weights(
     Raises:
         RunError: the weights are of another backbone.
     """
-    for role, network in networks.items():
-        try:
+    with fitting(run, checkpoint):
+        for role, network in networks.items():
             network.load_state_dict(part_of(checkpoint.weights, role))
-        except RuntimeError as error:
-            detail = " ".join(str(error).split())
-            raise RunError(
-                f"{run.path}: checkpoint {checkpoint.step} does not fit: {detail}"
-            ) from error
     return networks

@@ -8,6 +8,7 @@ total, so that its schedules are right; between two calls the run is evaluated, 
 import contextlib
 import math
 from collections.abc import Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, cast
 
@@ -34,7 +35,7 @@ from plan_envs.vector_env import PlanEditVectorEnv
 from trm.compute.device import Placement
 from trm.compute.streams import named_streams
 from trm.experiments import training
-from trm.experiments.states import GreedyPolicy
+from trm.experiments.states import GreedyPolicy, edit_logits
 from trm.experiments.training import Outcome, Setting, Trainee
 from trm.runs.checkpoints import Checkpoint
 from trm.runs.run import Run
@@ -251,7 +252,7 @@ class BaselineTraining(Trainee):
 
     def evaluate(self) -> dict[str, float]:
         """Greedy success on validation puzzles, and how training goes at that moment."""
-        policy = GreedyPolicy(self.networks["policy"], self.setting.placement)
+        policy = GreedyPolicy(partial(edit_logits, self.networks["policy"]), self.setting.placement)
         return self.figures() | training.play_validation(policy, self.task, self.validation)
 
     def weights(self) -> dict[str, torch.Tensor]:

@@ -106,8 +106,15 @@ def evaluate_policy(
     edits = 0
     for start in range(0, num, batch_size):
         rows = slice(start, start + batch_size)
-        plans[rows], taken = _play(
-            policy, domain, instances.instances[rows], rng=rng, dead_end=dead_end, horizon=horizon
+        boards = instances.instances[rows]
+        plans[rows], taken = play(
+            policy,
+            domain,
+            boards,
+            domain.initial(boards),
+            rng=rng,
+            dead_end=dead_end,
+            horizon=horizon,
         )
         edits += taken
     return report_of(domain, instances, plans, edits=edits)
@@ -217,17 +224,22 @@ def oracle(domain: PlanDomain, instances: InstanceSet) -> Policy:
     return policy
 
 
-def _play(
+def play(
     policy: Policy,
     domain: PlanDomain,
     instances: Int8Array,
+    plans: Int8Array,
     *,
     rng: np.random.Generator,
     dead_end: DeadEnd,
     horizon: int,
 ) -> tuple[Int8Array, int]:
-    """Play a batch to the end; returns the final plans and the number of actions taken."""
-    plans = domain.initial(instances)
+    """Play a batch to the end from some plans, shape [batch, cell].
+
+    Returns:
+        The final plans, and the number of actions taken; arguments as of `evaluate_policy`.
+    """
+    plans = plans.copy()
     live = np.flatnonzero(~_over(domain, instances, plans, dead_end))
     edits = 0
     for _ in range(horizon):

@@ -14,22 +14,24 @@ from jaxtyping import Bool, Float
 from numpy.typing import NDArray
 from torch import Tensor
 
-from plan_envs.domain import DeadEnd, Int8Array, PlanDomain
+from plan_envs.domain import DeadEnd, PlanDomain
+from trm.experiments.states import Boards
 from trm.nn.model import StateBatch
 from upi_trm.rollout import Transitions, Visits
 
-SuccessorValue = Callable[
-    [Int8Array, Int8Array, Int8Array, NDArray[np.float32], NDArray[np.int64]], Tensor
-]
-"""(instances, plans, masks, scores, parents) -> U_n of each successor, shape [successor]. `parents`
-are the places in the batch of the states that the edits were made in."""
+PerEdit = Float[Tensor, "batch action"]
+"""A figure of every edit in every state: Q, an advantage, or the probabilities of a policy."""
+
+SuccessorValue = Callable[[Boards, NDArray[np.float32], NDArray[np.int64]], Tensor]
+"""(states, scores, parents) -> U_n of each successor, shape [successor]. `parents` are the places
+in the batch of the states that the edits were made in."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Lookahead:
     """One-step action values of a batch of states."""
 
-    q: Float[Tensor, "batch action"]
+    q: PerEdit
     """Q(s, a) = r + gamma U_n(s'); 0 at illegal edits."""
     mask: Bool[Tensor, "batch action"]
     """Legal edits, True = legal."""
@@ -45,11 +47,11 @@ class Lookahead:
 class Advantages:
     """What candidates are formed from, at the states that were looked ahead from."""
 
-    advantage: Float[Tensor, "batch action"]
+    advantage: PerEdit
     """A_hat(s, a), centred under pi."""
-    weighted: Float[Tensor, "batch action"]
+    weighted: PerEdit
     """Weight of each edit's ratio in a policy gradient; exact: pi(a | s) A_hat(s, a)."""
-    success: Float[Tensor, "batch action"]
+    success: PerEdit
     """Q(s, a) + Phi(s), the probability of success of each edit; NaN where no Q is known (GAE)."""
 
 
@@ -78,18 +80,17 @@ class Estimate:
     fresh: Transitions
     """The fresh rollout with the advantages of its edits."""
     metrics: dict[str, float]
-    gain: Callable[[Float[Tensor, "batch action"]], dict[str, float]]
-    """Figures of what a candidate gains."""
+    exact: bool
+    """Whether A_hat is that of every edit, so that a candidate's first-order gain is known."""
 
 
-AdvantageRule = Callable[[Transitions, Sample, Float[Tensor, "batch action"]], Estimate]
+AdvantageRule = Callable[[Transitions, Sample, PerEdit], Estimate]
 """(newest rollout, states, pi(a | s) there) -> advantages: exact lookahead, or GAE (phase 2)."""
 
 
 def look_ahead(
     domain: PlanDomain,
-    instances: Int8Array,
-    plans: Int8Array,
+    boards: Boards,
     value: SuccessorValue | None,
     *,
     gamma: float,
@@ -104,8 +105,7 @@ def look_ahead(
 
     Args:
         domain: the rules.
-        instances: shape [state, instance].
-        plans: shape [state, cell].
+        boards: the states.
         value: U_n; without it, undecided edits are given their reward alone.
         gamma: discount.
         dead_end: what happens to a plan that can no longer be solved.
@@ -113,7 +113,8 @@ def look_ahead(
         by_parent: whether a value depends on the state before (a persistent latent), so that equal
             successors of different states are told apart.
     """
-    found = domain.successors(instances, plans, gamma=gamma, dead_end=dead_end)
+    instances = boards.instances
+    found = domain.successors(instances, boards.plans, gamma=gamma, dead_end=dead_end)
     q_row = found.reward.astype(np.float32)
     live = np.flatnonzero(~found.terminated)
     num_evaluated = 0
@@ -125,12 +126,11 @@ def look_ahead(
         key = np.ascontiguousarray(joined).view(f"V{joined.shape[1]}").ravel()
         _, first, back = np.unique(key, return_index=True, return_inverse=True)
         chosen = live[first]
-        next_instances, next_plans = instances[found.state[chosen]], found.plan[chosen]
-        masks = domain.action_mask(next_instances, next_plans)
-        u = value(next_instances, next_plans, masks, found.score[chosen], parent[first])
+        after = Boards(instances=instances[found.state[chosen]], plans=found.plan[chosen])
+        u = value(after, found.score[chosen], parent[first])
         q_row[live] += gamma * u.cpu().numpy()[back.ravel()]
         num_evaluated = len(chosen)
-    shape = (len(plans), domain.spec.num_actions)
+    shape = (len(boards), domain.spec.num_actions)
     q = np.zeros(shape, np.float32)
     mask, undecided = np.zeros(shape, np.bool_), np.zeros(shape, np.bool_)
     q[found.state, found.action] = q_row
@@ -145,11 +145,7 @@ def look_ahead(
     )
 
 
-def centred_advantage(
-    q: Float[Tensor, "batch action"],
-    policy: Float[Tensor, "batch action"],
-    mask: Bool[Tensor, "batch action"],
-) -> Float[Tensor, "batch action"]:
+def centred_advantage(q: PerEdit, policy: PerEdit, mask: Bool[Tensor, "batch action"]) -> PerEdit:
     """A = Q - E_{b~pi}[Q(s, b)] with a full sum over the legal edits (UPI-TRM Eq. 9).
 
     Args:
@@ -171,8 +167,6 @@ def centred_advantage(
     return torch.where(mask, q - baseline, torch.zeros_like(q))
 
 
-def centring_defect(
-    advantage: Float[Tensor, "batch action"], policy: Float[Tensor, "batch action"]
-) -> Float[Tensor, " batch"]:
+def centring_defect(advantage: PerEdit, policy: PerEdit) -> Float[Tensor, " batch"]:
     """|E_{a~pi}[A_hat(s, a)]| of each state; its supremum is eps_cent (UPI-TRM Remark 5.8)."""
     return (policy.double() * advantage.double()).sum(dim=1).abs()

@@ -11,11 +11,9 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
 
 import numpy as np
 import torch
-from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -24,6 +22,7 @@ from upi_trm.advantage import (
     AdvantageRule,
     Advantages,
     Estimate,
+    PerEdit,
     Sample,
     centred_advantage,
     centring_defect,
@@ -146,9 +145,7 @@ class ExactAdvantages:
     """"uniform" or "value"; see `ImprovementConfig.state_weight`."""
     workers: Workers
 
-    def __call__(
-        self, fresh: Transitions, at: Sample, policy: Float[Tensor, "batch action"]
-    ) -> Estimate:
+    def __call__(self, fresh: Transitions, at: Sample, policy: PerEdit) -> Estimate:
         """Phase 2 at a sample; the edits made in `fresh` are given their advantages."""
         q = self.edit_values(at.visits, at.value_view)
         advantage = centred_advantage(q.q, policy, q.mask)
@@ -172,16 +169,12 @@ class ExactAdvantages:
                 "centring_defect": float(centring_defect(advantage, policy).max()),
                 "bellman_residual": float((mean_q[few] - u).abs().max()),
             },
-            gain=partial(_gain, advantage),
+            exact=True,
         )
 
 
 def improve(
-    parts: Parts,
-    at: Sample,
-    policy: Float[Tensor, "batch action"],
-    formed: Candidate,
-    estimate: Estimate,
+    parts: Parts, at: Sample, policy: PerEdit, formed: Candidate, estimate: Estimate
 ) -> dict[str, float]:
     """Phase 3: pi <- (1 - alpha) pi + alpha pi_cand, as a network where pi is distilled.
 
@@ -190,7 +183,7 @@ def improve(
         at: the states.
         policy: pi(a | s) there.
         formed: pi_cand there.
-        estimate: the states' weights, and what the candidate gains.
+        estimate: the advantages and the states' weights.
     """
     held_out = (torch.arange(len(policy)) < at.num_held_out).to(policy.device)
 
@@ -218,9 +211,10 @@ def improve(
             workers=parts.workers,
         ),
     )
-    candidate, metrics = parts.pi.realise(step)
-    metrics |= estimate.gain(candidate)
-    metrics |= parts.pi.move(step, candidate)
+    candidate, metrics = parts.pi.move(step)
+    if estimate.exact:
+        gain = (candidate * estimate.found.advantage).sum(dim=1)  # E_{a~cand}[A_hat], Eq. 11
+        metrics["candidate_advantage"] = float(gain.mean())
     entropy = -torch.special.xlogy(policy, policy).sum(dim=1).mean()
     return metrics | {"entropy": float(entropy), **parts.certify()}
 
@@ -268,7 +262,7 @@ def regress(parts: Parts) -> dict[str, float]:
 
 
 def _with_advantage(
-    fresh: Transitions, order: NDArray[np.int64], advantage: Float[Tensor, "batch action"]
+    fresh: Transitions, order: NDArray[np.int64], advantage: PerEdit
 ) -> Transitions:
     """The rollout with the advantage of each edit that was looked up."""
     rows = np.flatnonzero(order < fresh.action.size)  # the others are of older iterations
@@ -276,13 +270,6 @@ def _with_advantage(
     known = np.zeros(fresh.action.size, np.float32)
     known[edits] = advantage.cpu().numpy()[rows, fresh.action.ravel()[edits]]
     return replace(fresh, advantage=known.reshape(fresh.action.shape))
-
-
-def _gain(
-    advantage: Float[Tensor, "batch action"], candidate: Float[Tensor, "batch action"]
-) -> dict[str, float]:
-    """E_{a~cand}[A_hat(s, a)], the first-order gain of Eq. 11, as a mean over states."""
-    return {"candidate_advantage": float((candidate * advantage).sum(dim=1).mean())}
 
 
 class _Clock:

@@ -12,11 +12,11 @@ from collections.abc import Callable, Mapping
 from typing import cast
 
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
 
 from trm.experiments.states import policy_probabilities
 from trm.nn.model import StateBatch, TinyRecursiveModel
+from upi_trm.advantage import PerEdit
 from upi_trm.improvement import DistilledPolicy, PolicyStep, kl_divergence, mixture
 
 
@@ -42,9 +42,7 @@ class MixturePolicy(nn.Module):
         return len(self.networks)
 
     @torch.no_grad()
-    def probabilities(
-        self, states: StateBatch, *, chunk: int = 1024
-    ) -> Float[Tensor, "batch action"]:
+    def probabilities(self, states: StateBatch, *, chunk: int = 1024) -> PerEdit:
         """pi(a | s), exactly 0 at illegal edits."""
         total: Tensor | None = None
         for share, network in zip(self.shares.tolist(), self.networks, strict=True):
@@ -105,21 +103,26 @@ class ChainPolicy:
         self.mixture = MixturePolicy(network, length=length)
         self._clamp = clamp
 
-    def probabilities(self, states: StateBatch) -> Float[Tensor, "batch action"]:
+    def probabilities(self, states: StateBatch) -> PerEdit:
         """pi(a | s), exactly 0 at illegal edits."""
         return self.mixture.probabilities(states)
 
-    def realise(self, step: PolicyStep) -> tuple[Float[Tensor, "batch action"], dict[str, float]]:
-        """The candidate as pi_phi, which is what will act."""
-        metrics = step.formed.teach(self.network, step.fit, self._clamp)
-        return policy_probabilities(self.network, step.states), metrics
+    def move(self, step: PolicyStep) -> tuple[PerEdit, dict[str, float]]:
+        """Make pi_phi the candidate, which is what will act, and append a copy of it.
 
-    def move(self, step: PolicyStep, candidate: Float[Tensor, "batch action"]) -> dict[str, float]:
-        """Append a copy of pi_phi; the KLs are from the mixture that was asked for."""
-        metrics = {
-            "chain_dropped": self.mixture.append(self.network, step.alpha),
-            "chain_length": float(len(self.mixture)),
-        }
+        Returns:
+            The candidate, and figures; the KLs are from the mixture that was asked for.
+        """
+        if step.formed.network is None:
+            report = step.fit(step.formed.probability)
+            metrics = {"candidate_kl": report.kl, "distil_steps": float(report.steps)}
+        else:
+            self.network.load_state_dict(step.formed.network.state_dict())
+            self._clamp()
+            metrics = {"distil_steps": 0.0}
+        candidate = policy_probabilities(self.network, step.states)
+        metrics["chain_dropped"] = self.mixture.append(self.network, step.alpha)
+        metrics["chain_length"] = float(len(self.mixture))
         check = slice(0, step.num_held_out)
         asked = mixture(step.policy, step.formed.probability, alpha=step.alpha)[check]
         states = step.states.select(check)
@@ -128,13 +131,13 @@ class ChainPolicy:
             kl_divergence(asked, one.clamp_min(1e-30).log(), mask).mean()
             for one in (step.policy[check], self.mixture.probabilities(states))
         )
-        return metrics | {"kl": float(after), "kl_asked": float(before)}
+        return candidate, metrics | {"kl": float(after), "kl_asked": float(before)}
 
     def after_fit_step(self) -> None:
         """The mixture holds copies: there is nothing to follow."""
 
     @property
-    def deployed(self) -> nn.Module:
+    def deployed(self) -> MixturePolicy:
         """The mixture."""
         return self.mixture
 

@@ -38,6 +38,7 @@ from trm.experiments.use_cli import show_scoreboard
 @click.pass_context
 def train(
     ctx: click.Context,
+    /,
     *,
     env: str | None,
     recipe: str | None,
@@ -47,10 +48,7 @@ def train(
     out: Path | None,
     resume: Path | None,
     eval_num: int,
-    device: str,
-    precision: str,
-    compiled: bool,
-    threads: int | None,
+    **place: Any,
 ) -> None:
     """Learn to solve an environment's puzzles; --resume goes on.
 
@@ -59,13 +57,7 @@ def train(
     """
     refuse_mixed_resume(ctx, resume=resume, env=env)
     _refuse_shipped(resume)
-    placement = ready_placement(
-        device=device,
-        precision=precision,
-        compiled=compiled,
-        threads=threads,
-        resumed=resume is not None,
-    )
+    placement = ready_placement(resumed=resume is not None, **place)
     from upi_trm import trainer
 
     if resume is not None:

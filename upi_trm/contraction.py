@@ -18,6 +18,7 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from trm.experiments.sections import check_within
 from trm.nn.blocks import GroupStructure, MLPMap, RelationalMap
 from trm.nn.cells import NeighbourMap
 from trm.runs.recipe import Retired
@@ -215,27 +216,22 @@ def unroll_bias(modulus: float, depth: int, first_step: float) -> float:
     Raises:
         NotContractive: if the modulus is not below 1.
     """
-    if not 0 <= modulus < 1:
-        raise NotContractive(f"the bound of Prop. 2.3 needs L_z < 1, got {modulus}")
-    return modulus**depth * first_step / (1 - modulus)
+    return modulus**depth * first_step / _margin(modulus)
 
 
 def posterior_bias(modulus: float, last_step: float) -> float:
     """||z^(n) - z*|| <= L_z / (1 - L_z) ||z^(n) - z^(n-1)||, from the last step, n >= 1.
 
-    It is never larger than `unroll_bias`. The paper does not have it; it is the other estimate of
-    the fixed-point theorem.
-
-    Args:
-        modulus: L_z in (0, 1).
-        last_step: ||z^(n) - z^(n-1)||.
-
-    Raises:
-        NotContractive: if the modulus is not below 1.
+    It is never larger than `unroll_bias`, which has the same errors. The paper does not have it; it
+    is the other estimate of the fixed-point theorem.
     """
+    return modulus * last_step / _margin(modulus)
+
+
+def _margin(modulus: float) -> float:
     if not 0 <= modulus < 1:
-        raise NotContractive(f"the a-posteriori bound needs L_z < 1, got {modulus}")
-    return modulus * last_step / (1 - modulus)
+        raise NotContractive(f"the bound on the distance to z* needs L_z < 1, got {modulus}")
+    return 1 - modulus
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -252,8 +248,5 @@ class ContractionConfig:
     } | {"value_head": Retired(None, "it was removed: only the recursion is clamped")}
 
     def __post_init__(self) -> None:
-        """Check ranges and combinations."""
-        if self.modulus is not None and not 0 < self.modulus < 1:
-            raise ValueError(
-                f"contraction.modulus must lie in (0, 1) or be null, got {self.modulus}"
-            )
+        """Check the range."""
+        check_within(self, "contraction", "(0, 1)", "modulus")

@@ -1,84 +1,51 @@
 """The policy of a learner or of its checkpoint: a network, a mixture, or one that remembers.
 
-Greedy for evaluations: while training it comes from the learner, in `policy.load_policy` from a
-run's weights. As edit probabilities for the search and the samples of `search.py`. What it is, the
-recipe says.
+The recipe says which. `load_deployed` makes it from the weights of a checkpoint; a learner in
+training has it as `UpiLearner.deployed`. Evaluations play `greedy_policy` of it, the search and the
+samples read `edit_policy`.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from functools import partial
 
-import numpy as np
 import torch
 from jaxtyping import Float
-from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
-from plan_envs.domain import Int8Array, PlanDomain
+from plan_envs.domain import PlanDomain
 from plan_envs.evaluation import Policy
 from trm.compute.device import Placement
 from trm.experiments.states import (
     EditPolicy,
     GreedyPolicy,
+    edit_logits,
     model_shape,
     policy_probabilities,
-    to_states,
 )
 from trm.nn.model import StateBatch, TinyRecursiveModel
+from trm.runs.checkpoints import part_of
 from upi_trm.chain import MixturePolicy
-from upi_trm.learner import LearnerConfig, UpiLearner, part_of
+from upi_trm.learner import LearnerConfig
 from upi_trm.persistent_z import GreedyPersistent
 
 
-@dataclass(frozen=True)
-class GreedyMixture:
-    """The most probable edit of an explicit mixture, the first one on a tie."""
-
-    model: MixturePolicy
-    placement: Placement
-
-    def __call__(
-        self,
-        instances: Int8Array,
-        plans: Int8Array,
-        mask: Int8Array,
-        rng: np.random.Generator,
-    ) -> NDArray[np.int32]:
-        """Shapes [batch, observed], [batch, cell], [batch, action] -> actions, shape [batch]."""
-        states = to_states(instances, plans, mask, self.placement.torch_device)
-        with self.placement.autocast():
-            chosen = self.model.probabilities(states).argmax(dim=1)
-        actions: NDArray[np.int32] = chosen.cpu().numpy().astype(np.int32)
-        return actions
-
-
-def greedy_policy(learner: UpiLearner, placement: Placement) -> Policy:
-    """What a learner would deploy now; follows the learner's weights."""
-    return _greedy(learner.deployed, learner.domain, placement)
-
-
-def load_greedy_policy(
-    domain: PlanDomain,
-    config: LearnerConfig,
-    weights: Mapping[str, Tensor],
-    placement: Placement,
+def greedy_policy(
+    model: TinyRecursiveModel | MixturePolicy, domain: PlanDomain, placement: Placement
 ) -> Policy:
-    """What a checkpoint deploys, greedy; arguments and errors as of `load_deployed`."""
-    return _greedy(load_deployed(domain, config, weights, placement), domain, placement)
+    """The most probable edit of what is deployed; follows its weights."""
+    if isinstance(model, MixturePolicy):
+        return GreedyPolicy(model.probabilities, placement)
+    if model.config.latent == "persistent":
+        return GreedyPersistent(model, domain, placement)
+    return GreedyPolicy(partial(edit_logits, model), placement)
 
 
-def load_edit_policy(
-    domain: PlanDomain,
-    config: LearnerConfig,
-    weights: Mapping[str, Tensor],
-    placement: Placement,
-) -> EditPolicy:
-    """The probabilities of what a checkpoint deploys; arguments and errors as of `load_deployed`.
+def edit_policy(model: TinyRecursiveModel | MixturePolicy, placement: Placement) -> EditPolicy:
+    """The probabilities of what is deployed.
 
     Raises:
         ValueError: a latent that persists, whose policy depends on more than the state.
     """
-    model = load_deployed(domain, config, weights, placement)
     if isinstance(model, TinyRecursiveModel) and model.config.latent == "persistent":
         raise ValueError(
             "model.latent is 'persistent': the policy depends on the edits before, so that it"
@@ -133,12 +100,3 @@ def deployed_part(config: LearnerConfig) -> str:
     if not config.improvement.distil:
         return "chain"
     return "policy" if config.improvement.average_rate is None else "average"
-
-
-def _greedy(model: nn.Module, domain: PlanDomain, placement: Placement) -> Policy:
-    if isinstance(model, MixturePolicy):
-        return GreedyMixture(model, placement)
-    assert isinstance(model, TinyRecursiveModel)
-    if model.config.latent == "persistent":
-        return GreedyPersistent(model, domain, placement)
-    return GreedyPolicy(model, placement)

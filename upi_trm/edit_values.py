@@ -8,7 +8,6 @@ function and rollouts; output: Q for `algorithm.py`, and a loss for the regressi
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import numpy as np
 import torch
@@ -41,8 +40,11 @@ class Reading:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SuccessorValues:
-    """Q(s, a) = r + gamma U_n(s'), the paper's."""
+class EditValues:
+    """Q(s, a) of every legal edit, and what must be learned for it beside U_n.
+
+    This one is the paper's, Q(s, a) = r + gamma U_n(s').
+    """
 
     value: ValueFunction
     config: EvaluatorConfig
@@ -58,8 +60,7 @@ class SuccessorValues:
         """The lookahead with another value function, or with none."""
         return look_ahead(
             self.value.domain,
-            visits.instances,
-            visits.plans,
+            visits,
             value,
             gamma=self.config.gamma,
             dead_end=self.dead_end,
@@ -93,41 +94,34 @@ class SuccessorValues:
 
 
 @dataclass(frozen=True, kw_only=True)
-class CorrectedValues:
+class CorrectedValues(EditValues):
     """Q(s, a) with a correction c(s, a) in the units of the value head.
 
     Without `of_state` the correction is to r + gamma U_n(s'); with it, it is to what the state
     itself is worth, so that no successor is evaluated.
     """
 
-    plain: SuccessorValues
     of_state: bool
 
     def __call__(self, visits: Visits, view: StateBatch) -> Lookahead:
         """Q of undecided edits is corrected; what the checker decides is as it is."""
-        value, config = self.plain.value, self.plain.config
+        value, config = self.value, self.config
         phi = visits.phi(value.domain, value.device)
         if self.of_state:
-            ahead = self.plain.look_ahead(visits, None, view)
+            ahead = self.look_ahead(visits, None, view)
             own = value(view, visits.score)
-            base = state_edit_value(own, phi, gamma=config.gamma, value=config.value)
+            base = state_edit_value(own, phi, config)
             before = base[:, None].expand_as(ahead.q)
         else:
-            ahead = self.plain(visits, view)
+            ahead = super().__call__(visits, view)
             before = ahead.q
-        q = corrected_values(
-            before,
-            all_edit_logits(value.model, view),
-            phi[:, None],
-            gamma=config.gamma,
-            value=config.value,
-        )
+        q = corrected_values(before, all_edit_logits(value.model, view), phi[:, None], config)
         return replace(ahead, q=torch.where(ahead.undecided, q, ahead.q))
 
     def reads(self, pasts: Sequence[Transitions]) -> Bool[NDArray[np.bool_], "_ plan"]:
         """A correction to r + gamma V_bar(s') is learned from V_bar after every edit."""
         if self.of_state:
-            return self.plain.reads(pasts)
+            return super().reads(pasts)
         read: NDArray[np.bool_] = ~np.concatenate([past.terminated for past in pasts])
         return read
 
@@ -142,7 +136,7 @@ class CorrectedValues:
         The target of a state has the advantage of the edit made taken out of it as a control
         variate; the return of the edit has it back.
         """
-        config, device = self.plain.config, target.device
+        config, device = self.config, target.device
 
         def tensor(array: NDArray[np.generic]) -> Tensor:
             return torch.from_numpy(array).to(device)
@@ -155,40 +149,33 @@ class CorrectedValues:
 
     def losses(self, reading: Reading, lesson: Lesson) -> dict[str, Float[Tensor, ""]]:
         """Mean loss of the corrected values of the undecided edits made."""
-        config = self.plain.config
-        correction = self.plain.value.model.edit_logits(reading.z, reading.encoding, reading.states)
+        correction = self.value.model.edit_logits(reading.z, reading.encoding, reading.states)
         undecided = ~lesson[1].isnan()
         edit, q, target = lesson[:, undecided]
         phi = reading.phi[undecided]
         if self.of_state:
-            own = shaped_value(reading.raw[undecided].to(phi.dtype), phi, value=config.value)
-            q = state_edit_value(own, phi, gamma=config.gamma, value=config.value)
+            own = shaped_value(reading.raw[undecided].to(phi.dtype), phi, value=self.config.value)
+            q = state_edit_value(own, phi, self.config)
         of_edit = correction[undecided].gather(1, edit.long()[:, None]).squeeze(1)
-        loss = correction_loss(q, of_edit, target, phi, gamma=config.gamma, value=config.value)
+        loss = correction_loss(q, of_edit, target, phi, self.config)
         return {"edit_loss": loss if len(q) else correction.sum() * 0.0}
-
-
-EditValues = SuccessorValues | CorrectedValues
-"""One way to have Q(s, a) of every legal edit, and to learn what it needs beside U_n."""
 
 
 def make_edit_values(
     value: ValueFunction, config: EvaluatorConfig, dead_end: DeadEnd
 ) -> EditValues:
     """The edit values that a recipe asks for."""
-    plain = SuccessorValues(value=value, config=config, dead_end=dead_end)
     if config.edit_values == "successor":
-        return plain
-    return CorrectedValues(plain=plain, of_state=config.edit_values == "state")
+        return EditValues(value=value, config=config, dead_end=dead_end)
+    of_state = config.edit_values == "state"
+    return CorrectedValues(value=value, config=config, dead_end=dead_end, of_state=of_state)
 
 
 def corrected_values(
     q: Float[Tensor, "*edits"],
     correction: Float[Tensor, "*edits"],
     phi: Float[Tensor, "*states"],
-    *,
-    gamma: float,
-    value: Literal["success", "score"],
+    config: EvaluatorConfig,
 ) -> Float[Tensor, "*edits"]:
     """Q(s, a) = r + gamma U_n(s') of undecided edits with the correction c(s, a) in it.
 
@@ -199,32 +186,25 @@ def corrected_values(
         q: r + gamma U_n(s').
         correction: c(s, a), what the evaluator's edit head says at s.
         phi: Phi(s), broadcast over the edits.
-        gamma: discount.
-        value: what the evaluator's head means.
+        config: gamma, and what the evaluator's head means.
     """
-    raw = _head_units(q, phi, gamma=gamma, value=value) + correction
-    return raw if value == "score" else gamma * torch.sigmoid(raw) - phi
+    raw = _head_units(q, phi, config) + correction
+    return raw if config.value == "score" else config.gamma * torch.sigmoid(raw) - phi
 
 
 def state_edit_value(
     state_value: Float[Tensor, "*states"],
     phi: Float[Tensor, "*states"],
-    *,
-    gamma: float,
-    value: Literal["success", "score"],
+    config: EvaluatorConfig,
 ) -> Float[Tensor, "*states"]:
     """Q of every undecided edit where nothing tells them apart: what their state is worth.
 
     The head says the same of it as of the state: `corrected_values` of it gives gamma sigmoid(logit
-    P(solve | s) + c) - Phi(s), or U_n(s) + c.
-
-    Args:
-        state_value: U_n(s).
-        phi: Phi(s).
-        gamma: discount.
-        value: what the evaluator's head means.
+    P(solve | s) + c) - Phi(s), or U_n(s) + c. `state_value` is U_n(s).
     """
-    return state_value if value == "score" else gamma * (state_value + phi) - phi
+    if config.value == "score":
+        return state_value
+    return config.gamma * (state_value + phi) - phi
 
 
 def correction_loss(
@@ -232,26 +212,22 @@ def correction_loss(
     correction: Float[Tensor, " batch"],
     target: Float[Tensor, " batch"],
     phi: Float[Tensor, " batch"],
-    *,
-    gamma: float,
-    value: Literal["success", "score"],
+    config: EvaluatorConfig,
 ) -> Float[Tensor, ""]:
     """Regression of corrected edit values on the returns of the edits made, as `value_loss`."""
-    raw = _head_units(q, phi, gamma=gamma, value=value) + correction
-    if value == "score":
+    raw = _head_units(q, phi, config) + correction
+    if config.value == "score":
         return nn.functional.mse_loss(raw, target)
-    success = ((target + phi) / gamma).clamp(0.0, 1.0)
+    success = ((target + phi) / config.gamma).clamp(0.0, 1.0)
     return nn.functional.binary_cross_entropy_with_logits(raw, success)
 
 
 def _head_units(
     q: Float[Tensor, "*edits"],
     phi: Float[Tensor, "*states"],
-    *,
-    gamma: float,
-    value: Literal["success", "score"],
+    config: EvaluatorConfig,
 ) -> Float[Tensor, "*edits"]:
     """Q = r + gamma U_n(s') as the evaluator's head would say it of s'."""
-    if value == "score":
+    if config.value == "score":
         return q
-    return ((q + phi) / gamma).clamp(1e-6, 1 - 1e-6).logit()
+    return ((q + phi) / config.gamma).clamp(1e-6, 1 - 1e-6).logit()

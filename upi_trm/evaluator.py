@@ -15,13 +15,14 @@ from jaxtyping import Bool, Float, Int
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from plan_envs.domain import Int8Array, PlanDomain
-from trm.experiments.states import to_states
+from plan_envs.domain import PlanDomain
+from trm.experiments.sections import check_at_least, check_positive, check_within
+from trm.experiments.states import Boards
 from trm.nn.model import StateBatch, TinyRecursiveModel
 from trm.runs.recipe import Retired
 from upi_trm.advantage import SuccessorValue
-from upi_trm.persistent_z import after_edit, memories
-from upi_trm.rollout import FloatArray, Transitions, flat, phi_of, start_tensor, states_of
+from upi_trm.persistent_z import memories
+from upi_trm.rollout import FloatArray, Transitions, flat, phi_of, start_tensor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,16 +66,9 @@ class EvaluatorConfig:
 
     def __post_init__(self) -> None:
         """Check ranges."""
-        if not 0 < self.gamma <= 1:
-            raise ValueError(f"evaluator.gamma must lie in (0, 1], got {self.gamma}")
-        if not 0 < self.target_rate <= 1:
-            raise ValueError(f"evaluator.target_rate must lie in (0, 1], got {self.target_rate}")
-        for name in ("k_steps", "batch_size", "replay_iterations"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"evaluator.{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("passes", "learning_rate"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"evaluator.{name} must be positive, got {getattr(self, name)}")
+        check_within(self, "evaluator", "(0, 1]", "gamma", "target_rate")
+        check_at_least(self, "evaluator", 1, "k_steps", "batch_size", "replay_iterations")
+        check_positive(self, "evaluator", "passes", "learning_rate")
 
 
 def shaped_value(
@@ -223,15 +217,8 @@ class ValueFunction:
         """
         memory = None if parents.start is None else memories(self.model, parents)
 
-        def value(
-            instances: Int8Array,
-            plans: Int8Array,
-            masks: Int8Array,
-            score: FloatArray,
-            parent: NDArray[np.int64],
-        ) -> Tensor:
-            visible = instances[:, : self.domain.spec.observed_size]
-            states = to_states(visible, plans, masks, self.device)
+        def value(boards: Boards, score: FloatArray, parent: NDArray[np.int64]) -> Tensor:
+            states = boards.batch(self.domain, self.device)
             if memory is not None:
                 states = replace(states, start=memory[torch.from_numpy(parent).to(self.device)])
             return self(states, score)
@@ -246,13 +233,17 @@ class ValueFunction:
         chosen = np.flatnonzero(read)
         if len(chosen):
             instances = flat(past.instance)[chosen]
-            after = states_of(self.domain, instances, flat(past.next_plan)[chosen], self.device)
+            before, after = (
+                Boards(instances=instances, plans=flat(plan)[chosen])
+                for plan in (past.plan, past.next_plan)
+            )
+            states = after.batch(self.domain, self.device)
             start = start_tensor(flat(past.evaluator_start)[chosen], self.device)
             if start is not None:
-                before = states_of(self.domain, instances, flat(past.plan)[chosen], self.device)
-                after = after_edit(self.model, replace(before, start=start), after)
+                parents = replace(before.batch(self.domain, self.device), start=start)
+                states = replace(states, start=memories(self.model, parents))
             index = torch.from_numpy(chosen).to(self.device)
-            values[index] = self(after, past.next_score.ravel()[chosen])
+            values[index] = self(states, past.next_score.ravel()[chosen])
         return values.view(past.action.shape)
 
 

@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from upi_trm.advantage import Advantages, Estimate, Sample, centring_defect
+from upi_trm.advantage import Advantages, Estimate, PerEdit, Sample, centring_defect
 from upi_trm.edit_values import EditValues
 from upi_trm.evaluator import ValueFunction
 from upi_trm.improvement import GAE_DECAY
@@ -28,9 +28,7 @@ class GaeAdvantages:
     """One-step values, by which the centring defect is measured on the held-out states."""
     gamma: float
 
-    def __call__(
-        self, fresh: Transitions, at: Sample, policy: Float[Tensor, "batch action"]
-    ) -> Estimate:
+    def __call__(self, fresh: Transitions, at: Sample, policy: PerEdit) -> Estimate:
         """Advantages at the states `at` of the rollout `fresh`."""
         every = Visits.of([fresh])
         value, device = self.value, self.value.device
@@ -59,10 +57,10 @@ class GaeAdvantages:
             weight=torch.ones(len(order), device=device),
             fresh=fresh,
             metrics={"centring_defect": self._defect(at, policy)},
-            gain=lambda candidate: {},
+            exact=False,
         )
 
-    def _defect(self, at: Sample, policy: Float[Tensor, "batch action"]) -> float:
+    def _defect(self, at: Sample, policy: PerEdit) -> float:
         """Largest |E_{a~pi}[r + gamma U_n(s') - U_n(s)]|: what GAE takes for zero."""
         few = slice(0, at.num_held_out)
         visits, view = at.visits.select(few), at.value_view.select(few)

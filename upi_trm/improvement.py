@@ -14,13 +14,12 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from trm.compute.workers import ALONE, Workers
+from trm.experiments.sections import check_at_least, check_positive, check_within
 from trm.experiments.states import edit_logits, policy_probabilities
 from trm.nn.model import StateBatch, TinyRecursiveModel
 from trm.runs.recipe import Retired
-from upi_trm.advantage import Advantages
+from upi_trm.advantage import Advantages, PerEdit
 from upi_trm.evaluator import TargetNetwork, minibatches
-
-CandidateKind = Literal["policy_gradient", "exp_advantage", "success_posterior"]
 
 GAE_DECAY = 0.95
 """lambda of GAE."""
@@ -37,7 +36,9 @@ class ImprovementConfig:
     advantage: Literal["exact", "gae"] = "exact"
     """exact: one-step lookahead with the baseline summed over all edits; gae: along the rollout,
     for `policy_gradient` only, its centring defect measured."""
-    candidate: CandidateKind = "success_posterior"
+    candidate: Literal["policy_gradient", "exp_advantage", "success_posterior"] = (
+        "success_posterior"
+    )
     """pi_cand: clipped policy gradient (the paper), pi exp(A / temperature), or pi Q^power with Q a
     probability."""
     alpha: float = 0.3
@@ -97,28 +98,15 @@ class ImprovementConfig:
 
     def __post_init__(self) -> None:
         """Check ranges and combinations."""
-        if not 0 < self.alpha <= 1:
-            raise ValueError(f"improvement.alpha must lie in (0, 1], got {self.alpha}")
-        for name in ("temperature", "power", "clip", "distil_kl", "distil_passes", "learning_rate"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"improvement.{name} must be positive, got {getattr(self, name)}")
-        if self.average_rate is not None and not 0 < self.average_rate <= 1:
-            raise ValueError(
-                f"improvement.average_rate must lie in (0, 1] or be null, got {self.average_rate}"
-            )
-        for name in ("candidate_steps", "batch_size", "distil_iterations"):
-            if getattr(self, name) < 1:
-                raise ValueError(
-                    f"improvement.{name} must be at least 1, got {getattr(self, name)}"
-                )
-        if self.lookahead_states < 0:
-            raise ValueError(
-                f"improvement.lookahead_states must not be negative, got {self.lookahead_states}"
-            )
-        if self.chain_length < 2:
-            raise ValueError(
-                f"improvement.chain_length must be at least 2, got {self.chain_length}"
-            )
+        check_within(self, "improvement", "(0, 1]", "alpha", "average_rate")
+        check_positive(
+            self,
+            "improvement",
+            *("temperature", "power", "clip", "distil_kl", "distil_passes", "learning_rate"),
+        )
+        check_at_least(self, "improvement", 1, "candidate_steps", "batch_size", "distil_iterations")
+        check_at_least(self, "improvement", 0, "lookahead_states")
+        check_at_least(self, "improvement", 2, "chain_length")
         if not self.distil and self.average_rate is not None:
             raise ValueError(
                 "improvement.average_rate is of a distilled network and must be null where"
@@ -150,103 +138,17 @@ class DistillationReport:
     """Optimiser steps taken."""
 
 
-Fit = Callable[[Float[Tensor, "batch action"]], DistillationReport]
-"""Distils a target at the states of an iteration into pi_phi."""
-
-
 @dataclass(frozen=True, kw_only=True, slots=True)
-class ClosedForm:
-    """pi_cand as a formula on the states that were looked ahead from."""
+class Candidate:
+    """pi_cand at the states that were looked ahead from."""
 
-    probability: Float[Tensor, "batch action"]
-
-    def teach(
-        self,
-        network: TinyRecursiveModel,
-        fit: Fit,
-        clamp: Callable[[], None],
-    ) -> dict[str, float]:
-        """Make `network` act like the candidate, by a fit; returns its metrics."""
-        report = fit(self.probability)
-        return {"candidate_kl": report.kl, "distil_steps": float(report.steps)}
+    probability: PerEdit
+    network: TinyRecursiveModel | None = None
+    """The network that has these probabilities; None for a closed form."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class TrainedNetwork:
-    """pi_cand as a network, with its probabilities at the states that were looked ahead from."""
-
-    probability: Float[Tensor, "batch action"]
-    network: TinyRecursiveModel
-
-    def teach(
-        self,
-        network: TinyRecursiveModel,
-        fit: Fit,
-        clamp: Callable[[], None],
-    ) -> dict[str, float]:
-        """Give `network` the candidate's weights, clamped."""
-        network.load_state_dict(self.network.state_dict())
-        clamp()
-        return {"distil_steps": 0.0}
-
-
-Candidate = ClosedForm | TrainedNetwork
-
-CandidateRule = Callable[[StateBatch, Float[Tensor, "batch action"], Advantages], Candidate]
+CandidateRule = Callable[[StateBatch, PerEdit, Advantages], Candidate]
 """(states, pi(a | s), advantages) -> pi_cand at the states (phase 3)."""
-
-
-@dataclass(frozen=True)
-class ExpAdvantage:
-    """pi_cand proportional to pi exp(A / temperature)."""
-
-    temperature: float
-
-    def __call__(
-        self, states: StateBatch, policy: Float[Tensor, "batch action"], found: Advantages
-    ) -> Candidate:
-        """See `exp_advantage`."""
-        formed = exp_advantage(policy, found.advantage, temperature=self.temperature)
-        return ClosedForm(probability=formed)
-
-
-@dataclass(frozen=True)
-class SuccessPosterior:
-    """pi_cand proportional to pi Q^power."""
-
-    power: float
-
-    def __call__(
-        self, states: StateBatch, policy: Float[Tensor, "batch action"], found: Advantages
-    ) -> Candidate:
-        """See `success_posterior`."""
-        formed = success_posterior(policy, found.success, power=self.power)
-        return ClosedForm(probability=formed)
-
-
-@dataclass(frozen=True)
-class ClippedGradient:
-    """pi_cand as pi_phi after clipped policy-gradient steps (the paper's)."""
-
-    network: TinyRecursiveModel
-    config: ImprovementConfig
-    generator: torch.Generator
-    workers: Workers
-
-    def __call__(
-        self, states: StateBatch, policy: Float[Tensor, "batch action"], found: Advantages
-    ) -> Candidate:
-        """See `policy_gradient_candidate`."""
-        trained = policy_gradient_candidate(
-            self.network,
-            states,
-            policy,
-            found.weighted,
-            self.config,
-            self.generator,
-            workers=self.workers,
-        )
-        return TrainedNetwork(probability=policy_probabilities(trained, states), network=trained)
 
 
 def make_candidate(
@@ -263,30 +165,30 @@ def make_candidate(
         generator: shuffles the minibatches of a policy gradient.
         workers: processes that train together.
     """
-    if config.candidate == "policy_gradient":
-        return ClippedGradient(network, config, generator, workers)
-    if config.candidate == "exp_advantage":
-        return ExpAdvantage(config.temperature)
-    return SuccessPosterior(config.power)
+
+    def formed(states: StateBatch, policy: PerEdit, found: Advantages) -> Candidate:
+        if config.candidate == "exp_advantage":
+            closed = exp_advantage(policy, found.advantage, temperature=config.temperature)
+            return Candidate(probability=closed)
+        if config.candidate == "success_posterior":
+            closed = success_posterior(policy, found.success, power=config.power)
+            return Candidate(probability=closed)
+        trained = policy_gradient_candidate(
+            network, states, policy, found.weighted, config, generator, workers=workers
+        )
+        return Candidate(probability=policy_probabilities(trained, states), network=trained)
+
+    return formed
 
 
-def exp_advantage(
-    policy: Float[Tensor, "batch action"],
-    advantage: Float[Tensor, "batch action"],
-    *,
-    temperature: float,
-) -> Float[Tensor, "batch action"]:
+def exp_advantage(policy: PerEdit, advantage: PerEdit, *, temperature: float) -> PerEdit:
     """pi_cand proportional to pi exp(A / temperature)."""
     return torch.softmax(policy.log() + advantage / temperature, dim=1)
 
 
 def success_posterior(
-    policy: Float[Tensor, "batch action"],
-    success: Float[Tensor, "batch action"],
-    *,
-    power: float,
-    floor: float = 1e-6,
-) -> Float[Tensor, "batch action"]:
+    policy: PerEdit, success: PerEdit, *, power: float, floor: float = 1e-6
+) -> PerEdit:
     """pi_cand proportional to pi Q^power, Q a probability of success (DIS Eq. 7, product policy).
 
     With power 1 it is the posterior over edits given that the episode succeeds; scale-free, so it
@@ -301,12 +203,7 @@ def success_posterior(
     return torch.softmax(policy.log() + power * success.clamp(floor, 1.0).log(), dim=1)
 
 
-def mixture(
-    policy: Float[Tensor, "batch action"],
-    candidate: Float[Tensor, "batch action"],
-    *,
-    alpha: float,
-) -> Float[Tensor, "batch action"]:
+def mixture(policy: PerEdit, candidate: PerEdit, *, alpha: float) -> PerEdit:
     """pi_new = (1 - alpha) pi + alpha pi_cand, statewise (UPI-TRM Sec. 3, Theorem 5.7)."""
     return (1 - alpha) * policy + alpha * candidate
 
@@ -314,8 +211,8 @@ def mixture(
 def policy_gradient_candidate(
     policy: TinyRecursiveModel,
     states: StateBatch,
-    old: Float[Tensor, "batch action"],
-    weighted_advantage: Float[Tensor, "batch action"],
+    old: PerEdit,
+    weighted_advantage: PerEdit,
     config: ImprovementConfig,
     generator: torch.Generator,
     workers: Workers = ALONE,
@@ -358,9 +255,7 @@ def policy_gradient_candidate(
 
 
 def kl_divergence(
-    target: Float[Tensor, "batch action"],
-    log_policy: Float[Tensor, "batch action"],
-    mask: Bool[Tensor, "batch action"],
+    target: PerEdit, log_policy: PerEdit, mask: Bool[Tensor, "batch action"]
 ) -> Float[Tensor, " batch"]:
     """KL(target || pi_phi) of each state, in nats, over the legal edits."""
     safe = torch.where(mask, log_policy, torch.zeros_like(log_policy))
@@ -369,9 +264,7 @@ def kl_divergence(
 
 
 @torch.no_grad()
-def mean_kl(
-    model: TinyRecursiveModel, states: StateBatch, target: Float[Tensor, "batch action"]
-) -> float:
+def mean_kl(model: TinyRecursiveModel, states: StateBatch, target: PerEdit) -> float:
     """Unweighted mean of KL(target || pi_phi) over states."""
     log_policy = torch.log_softmax(edit_logits(model, states), dim=1)
     return float(kl_divergence(target, log_policy, states.mask > 0).mean())
@@ -381,7 +274,7 @@ def distil(
     model: TinyRecursiveModel,
     optimiser: torch.optim.Optimizer,
     states: StateBatch,
-    target: Float[Tensor, "batch action"],
+    target: PerEdit,
     weight: Float[Tensor, " batch"],
     held_out: Bool[Tensor, " batch"],
     *,
@@ -436,88 +329,64 @@ class PolicyStep:
     """What moves the policy in an iteration: states, pi and pi_cand there, and how to fit."""
 
     states: StateBatch
-    policy: Float[Tensor, "batch action"]
+    policy: PerEdit
     """pi(a | s)."""
     formed: Candidate
     """pi_cand as it was formed."""
     alpha: float
     num_held_out: int
     """The first states, on which KLs are measured."""
-    fit: Fit
+    fit: Callable[[PerEdit], DistillationReport]
     """Distils a target at the states into pi_phi."""
 
 
 class DistilledPolicy:
-    """pi is one network, into which every mixture is distilled (the paper)."""
+    """pi is one network, into which every mixture is distilled (the paper).
 
-    def __init__(self, network: TinyRecursiveModel) -> None:
-        """`network` is pi_phi."""
+    With a rate it is deployed as a running average of its weights, while rollouts and the
+    improvement use pi_phi itself. The average of weights within a certified bound is within it too,
+    since the bound is convex.
+    """
+
+    def __init__(self, network: TinyRecursiveModel, average_rate: float | None = None) -> None:
+        """`network` is pi_phi; avg <- avg + rate (phi - avg) after every optimiser step."""
         self.network = network
+        self.average = None if average_rate is None else TargetNetwork(network, average_rate)
 
-    def probabilities(self, states: StateBatch) -> Float[Tensor, "batch action"]:
+    def probabilities(self, states: StateBatch) -> PerEdit:
         """pi(a | s), exactly 0 at illegal edits."""
         return policy_probabilities(self.network, states)
 
-    def realise(self, step: PolicyStep) -> tuple[Float[Tensor, "batch action"], dict[str, float]]:
-        """The candidate as it was formed: only the mixture is fitted."""
-        return step.formed.probability, {}
+    def move(self, step: PolicyStep) -> tuple[PerEdit, dict[str, float]]:
+        """Distil the mixture of Theorem 5.7; returns the candidate, as it was formed, and figures.
 
-    def move(self, step: PolicyStep, candidate: Float[Tensor, "batch action"]) -> dict[str, float]:
-        """Distil the mixture of Theorem 5.7."""
+        Only the mixture is fitted.
+        """
+        candidate = step.formed.probability
         report = step.fit(mixture(step.policy, candidate, alpha=step.alpha))
-        return {
+        return candidate, {
             "kl": report.kl,
             "kl_asked": report.kl_before,
             "distil_steps": float(report.steps),
         }
 
     def after_fit_step(self) -> None:
-        """pi_phi itself acts: there is nothing to follow."""
-
-    @property
-    def deployed(self) -> nn.Module:
-        """pi_phi."""
-        return self.network
-
-    @property
-    def parts(self) -> dict[str, nn.Module]:
-        """The network."""
-        return {"policy": self.network}
-
-    def load(self, weights: Mapping[str, Mapping[str, Tensor]]) -> None:
-        """Take up the network's weights."""
-        self.network.load_state_dict(weights["policy"])
-
-
-class AveragedPolicy(DistilledPolicy):
-    """A distilled policy that is deployed as a running average of its weights.
-
-    Rollouts and the improvement use pi_phi itself.
-    """
-
-    def __init__(self, network: TinyRecursiveModel, rate: float) -> None:
-        """Move avg <- avg + rate (phi - avg) after every optimiser step.
-
-        The average of weights within a certified bound is within it too, since the bound is convex.
-        """
-        super().__init__(network)
-        self.average = TargetNetwork(network, rate)
-
-    def after_fit_step(self) -> None:
         """Move the average."""
-        self.average.update(self.network)
+        if self.average is not None:
+            self.average.update(self.network)
 
     @property
-    def deployed(self) -> nn.Module:
-        """The average."""
-        return self.average.model
+    def deployed(self) -> TinyRecursiveModel:
+        """pi_phi, or its average."""
+        return self.network if self.average is None else self.average.model
 
     @property
     def parts(self) -> dict[str, nn.Module]:
-        """The network and its average."""
-        return {**super().parts, "average": self.average.model}
+        """The network, and its average."""
+        average = {} if self.average is None else {"average": self.average.model}
+        return {"policy": self.network, **average}
 
     def load(self, weights: Mapping[str, Mapping[str, Tensor]]) -> None:
-        """Take up both."""
-        super().load(weights)
-        self.average.model.load_state_dict(weights["average"])
+        """Take up the weights of all parts."""
+        for name, network in self.parts.items():
+            network.load_state_dict(dict(weights[name]))

@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
 
 from plan_envs.domain import DeadEnd, PlanDomain
@@ -19,21 +18,17 @@ from trm.compute.device import Placement
 from trm.compute.workers import ALONE, Workers
 from trm.experiments.states import model_shape
 from trm.nn.model import ModelConfig, StateBatch, TinyRecursiveModel
-from upi_trm.advantage import AdvantageRule
+from trm.runs.checkpoints import part_of
+from upi_trm.advantage import AdvantageRule, PerEdit
 from upi_trm.algorithm import ExactAdvantages, Parts, iteration
-from upi_trm.chain import ActingPolicy, ChainPolicy
+from upi_trm.chain import ActingPolicy, ChainPolicy, MixturePolicy
 from upi_trm.contraction import Certificate, ContractionClamp, ContractionConfig, NotContractive
 from upi_trm.edit_values import EditValues, make_edit_values
 from upi_trm.evaluator import EvaluatorConfig, TargetNetwork, ValueFunction
 from upi_trm.gae import GaeAdvantages
-from upi_trm.improvement import (
-    AveragedPolicy,
-    DistilledPolicy,
-    ImprovementConfig,
-    make_candidate,
-)
+from upi_trm.improvement import DistilledPolicy, ImprovementConfig, make_candidate
 from upi_trm.persistent_z import PersistentActor
-from upi_trm.rollout import Actor, EpisodicActor, Roller, RolloutConfig, Transitions
+from upi_trm.rollout import Actor, Roller, RolloutConfig, Transitions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,11 +164,11 @@ class UpiLearner:
         return dict([("evaluator", self.evaluator), first, ("target", target), *others])
 
     @property
-    def deployed(self) -> nn.Module:
+    def deployed(self) -> TinyRecursiveModel | MixturePolicy:
         """The policy to evaluate and to use: phi, the running average of its weights, the chain."""
         return self.parts.pi.deployed
 
-    def probabilities(self, states: StateBatch) -> Float[Tensor, "batch action"]:
+    def probabilities(self, states: StateBatch) -> PerEdit:
         """pi(a | s)."""
         return self.parts.pi.probabilities(states)
 
@@ -198,14 +193,12 @@ class UpiLearner:
         config = self.config.improvement
         if not config.distil:
             return ChainPolicy(self.phi, length=config.chain_length, clamp=self._clamp)
-        if config.average_rate is not None:
-            return AveragedPolicy(self.phi, config.average_rate)
-        return DistilledPolicy(self.phi)
+        return DistilledPolicy(self.phi, config.average_rate)
 
     def _actor(self, pi: ActingPolicy) -> Actor:
         plans = self.config.rollout.plans
         if self.config.model.latent == "episodic":
-            return EpisodicActor(pi.probabilities, plans)
+            return Actor(pi.probabilities, plans)
         return PersistentActor(
             self.phi,
             self.evaluator,
@@ -274,9 +267,3 @@ class UpiLearner:
         self.parts.policy_optimiser.load_state_dict(state["policy_optimiser"])
         self.parts.replay.clear()
         self.parts.replay.extend(Transitions.from_state(past) for past in state["replay"])
-
-
-def part_of(weights: Mapping[str, Tensor], part: str) -> dict[str, Tensor]:
-    """The weights of one network of a checkpoint, by their own names."""
-    prefix = f"{part}."
-    return {k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)}

@@ -19,13 +19,13 @@ from torch import Tensor
 
 from plan_envs.domain import Int8Array, PlanDomain
 from trm.compute.device import Placement
-from trm.experiments.states import to_states
+from trm.experiments.states import Boards, to_states
 from trm.nn.model import StateBatch, TinyRecursiveModel
 from trm.nn.recursion import unroll, unroll_until
-from upi_trm.rollout import FloatArray, Transitions, flat, start_tensor, states_of
+from upi_trm.rollout import Actor, FloatArray, Transitions, flat, start_tensor
 
 
-class PersistentActor:
+class PersistentActor(Actor):
     """The policy of a rollout whose latents go from each edit to the next, zero at a start."""
 
     def __init__(
@@ -39,7 +39,7 @@ class PersistentActor:
         modulus: Callable[[], float],
     ) -> None:
         """`modulus` says the certified L_z of the evaluator, infinite without a certificate."""
-        self._policy, self._evaluator, self._domain = policy, evaluator, domain
+        self._network, self._evaluator, self._domain = policy, evaluator, domain
         self._device, self._modulus = device, modulus
         blank = torch.zeros(plans, evaluator.num_places, evaluator.config.channels, device=device)
         self._carried = self._reached = (blank, blank)
@@ -54,16 +54,16 @@ class PersistentActor:
         """pi(a | s, z); both networks' latents move on to what they reach at these states."""
         policy_start, evaluator_start = self._carried
         seen = replace(states, start=policy_start)
-        encoding = self._policy.encode(seen)
-        z = self._policy.recur(encoding)
+        encoding = self._network.encode(seen)
+        z = self._network.recur(encoding)
         self._reached = (
             # Under autocast the recursion may answer in bfloat16.
-            self._policy.memory(z, encoding).to(policy_start.dtype),
+            self._network.memory(z, encoding).to(policy_start.dtype),
             memories(self._evaluator, replace(states, start=evaluator_start)).to(
                 evaluator_start.dtype
             ),
         )
-        return torch.softmax(self._policy.edit_logits(z, encoding, seen), dim=1)
+        return torch.softmax(self._network.edit_logits(z, encoding, seen), dim=1)
 
     def ended(self, done: Bool[NDArray[np.bool_], " plan"]) -> None:
         """Start at zero where an episode is over."""
@@ -83,7 +83,7 @@ class PersistentActor:
         instances, boards, start = (
             flat(array[:, few]) for array in (fresh.instance, fresh.plan, fresh.evaluator_start)
         )
-        states = states_of(self._domain, instances, boards, self._device)
+        states = Boards(instances=instances, plans=boards).batch(self._domain, self._device)
         states = replace(states, start=start_tensor(start, self._device))
         ended = torch.from_numpy((fresh.terminated | fresh.truncated)[:, few]).to(self._device)
         return latent_drift(self._evaluator, states, ended, modulus=modulus).metrics()
@@ -153,19 +153,6 @@ class GreedyPersistent:
 
 def _keys(instances: Int8Array, plans: Int8Array) -> list[bytes]:
     return [row.tobytes() for row in np.concatenate([instances, plans], axis=1)]
-
-
-def after_edit(model: TinyRecursiveModel, before: StateBatch, after: StateBatch) -> StateBatch:
-    """States one edit later: a persistent recursion starts where that of the state before ended.
-
-    Args:
-        model: whose recursion it is.
-        before: the states before the edits; without a start the latent is episodic.
-        after: the states after them.
-    """
-    if before.start is None:
-        return after
-    return replace(after, start=memories(model, before))
 
 
 @torch.no_grad()

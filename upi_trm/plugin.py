@@ -3,26 +3,19 @@
 The entry point `upi` of the group `upi_trm.learners` names `LEARNER`.
 """
 
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TypeVar
 
-from torch import Tensor
-
-from plan_envs.domain import PlanDomain
 from plan_envs.evaluation import Policy
 from trm.compute.device import Placement
 from trm.experiments.learners import Learner, Networks, SweepCommand, edits_when_finished, task_of
 from trm.experiments.records import keep_record_of
 from trm.experiments.states import EditPolicy
-from trm.runs.files import RunError
-from trm.runs.run import Run
-from upi_trm.deployment import load_edit_policy, load_greedy_policy
-from upi_trm.learner import LearnerConfig
+from trm.nn.model import TinyRecursiveModel
+from trm.runs.run import Run, fitting
+from upi_trm.chain import MixturePolicy
+from upi_trm.deployment import edit_policy, greedy_policy, load_deployed
 from upi_trm.recipe import UpiRecipe, recipe_names, recipe_path
 from upi_trm.theory.subjects import load_subject
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -49,13 +42,13 @@ class UpiTrm:
 
     def load_policy(self, run: Run, *, placement: Placement, step: int | str | None) -> Policy:
         """What `deployment` makes of the recipe: a network, a mixture, or one that remembers."""
-        return _load(load_greedy_policy, run, placement, step)
+        return greedy_policy(_load(run, placement, step), task_of(run).domain, placement)
 
     def load_probabilities(
         self, run: Run, *, placement: Placement, step: int | str | None
     ) -> EditPolicy:
         """Of the deployed policy; a persistent latent depends on more than the state."""
-        return _load(load_edit_policy, run, placement, step)
+        return edit_policy(_load(run, placement, step), placement)
 
     def load_networks(self, run: Run, *, placement: Placement, step: int | str | None) -> Networks:
         """In float64, as `theory.subjects` studies them."""
@@ -72,18 +65,11 @@ LEARNER: Learner = UpiTrm()
 
 
 def _load(
-    make: Callable[[PlanDomain, LearnerConfig, Mapping[str, Tensor], Placement], T],
-    run: Run,
-    placement: Placement,
-    step: int | str | None,
-) -> T:
+    run: Run, placement: Placement, step: int | str | None
+) -> TinyRecursiveModel | MixturePolicy:
     placement.apply()
-    recipe = run.load_recipe(UpiRecipe)
     checkpoint = run.load_checkpoint(step)
-    try:
-        return make(task_of(run).domain, recipe, checkpoint.weights, placement)
-    except RuntimeError as error:
-        detail = " ".join(str(error).split())
-        raise RunError(
-            f"{run.path}: checkpoint {checkpoint.step} does not fit: {detail}"
-        ) from error
+    with fitting(run, checkpoint):
+        return load_deployed(
+            task_of(run).domain, run.load_recipe(UpiRecipe), checkpoint.weights, placement
+        )

@@ -6,7 +6,7 @@ the value regression, and the `Visits` among them that it looks ahead from.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,7 +16,8 @@ from torch import Tensor
 
 from plan_envs.domain import Int8Array, PlanDomain, potential
 from plan_envs.vector_env import PlanEditVectorEnv
-from trm.experiments.states import EditPolicy, sample_edits, to_states
+from trm.experiments.sections import check_at_least
+from trm.experiments.states import Boards, EditPolicy, sample_edits, to_states
 from trm.nn.model import StateBatch
 from upi_trm.curriculum import Curriculum, Starts
 
@@ -32,10 +33,8 @@ class RolloutConfig:
 
     def __post_init__(self) -> None:
         """Check ranges: an iteration needs a state to distil on and one to measure on."""
-        for name, least in (("plans", 2), ("steps", 1)):
-            if getattr(self, name) < least:
-                given = getattr(self, name)
-                raise ValueError(f"rollout.{name} must be at least {least}, got {given}")
+        check_at_least(self, "rollout", 2, "plans")
+        check_at_least(self, "rollout", 1, "steps")
 
 
 FloatArray = NDArray[np.float32]
@@ -83,11 +82,9 @@ class Transitions:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Visits:
+class Visits(Boards):
     """States that rollouts met before their edits, in any order; arrays of shape [state, ...]."""
 
-    instances: Int8Array
-    plans: Int8Array
     score: FloatArray
     policy_start: FloatArray
     evaluator_start: FloatArray
@@ -95,45 +92,26 @@ class Visits:
     @staticmethod
     def of(pasts: Sequence[Transitions]) -> "Visits":
         """Every state of some rollouts: rollout by rollout, step by step, plan by plan."""
-
-        def joined(name: str) -> NDArray[Any]:
-            return np.concatenate([flat(getattr(past, name)) for past in pasts])
-
+        names = {one.name: one.name for one in fields(Visits)}
+        names |= {"instances": "instance", "plans": "plan"}
         return Visits(
-            instances=joined("instance"),
-            plans=joined("plan"),
-            score=joined("score"),
-            policy_start=joined("policy_start"),
-            evaluator_start=joined("evaluator_start"),
+            **{
+                mine: np.concatenate([flat(getattr(past, name)) for past in pasts])
+                for mine, name in names.items()
+            }
         )
-
-    def __len__(self) -> int:
-        """Number of states."""
-        return len(self.plans)
-
-    def select(self, index: NDArray[np.int64] | slice) -> "Visits":
-        """The chosen states."""
-        return Visits(**{one.name: getattr(self, one.name)[index] for one in fields(self)})
 
     def views(self, domain: PlanDomain, device: torch.device) -> tuple[StateBatch, StateBatch]:
         """The states as the policy and as the evaluator see them, each with its own starts."""
-        states = states_of(domain, self.instances, self.plans, device)
+        states = self.batch(domain, device)
         return (
             replace(states, start=start_tensor(self.policy_start, device)),
             replace(states, start=start_tensor(self.evaluator_start, device)),
         )
 
     def phi(self, domain: PlanDomain, device: torch.device) -> Float[Tensor, " state"]:
-        """Phi(s) of every state."""
+        """Phi(s) in float32."""
         return phi_of(domain, self.score, device)
-
-
-def states_of(
-    domain: PlanDomain, instances: Int8Array, plans: Int8Array, device: torch.device
-) -> StateBatch:
-    """Boards with their masks -> a batch of states whose recursions start at zero."""
-    masks = domain.action_mask(instances, plans)
-    return to_states(instances[:, : domain.spec.observed_size], plans, masks, device)
 
 
 def start_tensor(
@@ -149,37 +127,11 @@ def phi_of(domain: PlanDomain, score: FloatArray, device: torch.device) -> Float
     return torch.from_numpy(value).to(device)
 
 
-@runtime_checkable
-class Actor(Protocol):
-    """The policy of a rollout, with what it carries from one edit of a plan to the next."""
+class Actor:
+    """The policy of a rollout, with what it carries from one edit of a plan to the next.
 
-    def starts(self) -> tuple[FloatArray, FloatArray]:
-        """Where the recursions of policy and evaluator start next, shape [plan, place, channel]."""
-        ...
-
-    def probabilities(self, states: StateBatch) -> Float[Tensor, "plan action"]:
-        """pi(a | s) of the plans in play; moves on what is carried."""
-        ...
-
-    def ended(self, done: Bool[NDArray[np.bool_], " plan"]) -> None:
-        """Forget what was carried of episodes that are over."""
-        ...
-
-    def metrics(self, fresh: Transitions) -> dict[str, float]:
-        """Figures of a rollout about what was carried."""
-        ...
-
-    def state(self) -> dict[str, Any]:
-        """What is carried, for a checkpoint."""
-        ...
-
-    def load_state(self, state: Mapping[str, Any]) -> None:
-        """Counterpart of `state`."""
-        ...
-
-
-class EpisodicActor:
-    """An actor that carries nothing: the recursion of every edit starts at zero (the paper)."""
+    This one carries nothing: the recursion of every edit starts at zero (the paper).
+    """
 
     def __init__(self, policy: EditPolicy, plans: int) -> None:
         """`plans` are edited side by side."""
@@ -187,26 +139,26 @@ class EpisodicActor:
         self._none = np.zeros((plans, 0, 0), np.float32)
 
     def starts(self) -> tuple[FloatArray, FloatArray]:
-        """No places."""
+        """Where the recursions of policy and evaluator start next, shape [plan, place, channel]."""
         return self._none, self._none
 
     def probabilities(self, states: StateBatch) -> Float[Tensor, "plan action"]:
-        """pi(a | s)."""
+        """pi(a | s) of the plans in play; moves on what is carried."""
         return self._policy(states)
 
     def ended(self, done: Bool[NDArray[np.bool_], " plan"]) -> None:
-        """There is nothing to forget."""
+        """Forget what was carried of episodes that are over."""
 
     def metrics(self, fresh: Transitions) -> dict[str, float]:
-        """There is nothing to measure."""
+        """Figures of a rollout about what was carried."""
         return {}
 
     def state(self) -> dict[str, Any]:
-        """Nothing."""
+        """What is carried, for a checkpoint."""
         return {}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
-        """There is nothing to load."""
+        """Counterpart of `state`."""
 
 
 class Roller:

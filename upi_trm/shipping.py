@@ -22,10 +22,10 @@ def ship(run_folder: Path, name: str) -> Path:
         ValueError: not a run of this learner, trained from a changed working tree, or too large.
     """
     from trm.experiments.records import RECORD_FILE, keep_record
+    from trm.runs.checkpoints import part_of
     from trm.runs.durable import replace_durably
     from trm.runs.run import Run
     from upi_trm.deployment import deployed_part
-    from upi_trm.learner import part_of
     from upi_trm.recipe import RUN_KIND, UpiRecipe
 
     run = Run.open(run_folder, kind=RUN_KIND)

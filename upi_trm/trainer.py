@@ -177,7 +177,8 @@ class UpiTraining(Trainee):
         """Greedy success on validation puzzles."""
         found = None
         if self.setting.workers.is_main:
-            policy = greedy_policy(self.learner, self.setting.placement)
+            deployed, domain = self.learner.deployed, self.task.domain
+            policy = greedy_policy(deployed, domain, self.setting.placement)
             found = training.play_validation(policy, self.task, self.validation)
         figures: dict[str, float] = self.setting.workers.from_main(found)
         return figures

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from plan_envs.domain import DeadEnd, Int8Array, edit_reward, potential
 from plan_envs.sudoku.rules import Sudoku
+from trm.experiments.states import Boards
 from upi_trm.advantage import centred_advantage, centring_defect, look_ahead
 from upi_trm.gae import gae
 
@@ -27,15 +28,10 @@ class HashedValue:
         self.asked: list[tuple[bytes, bytes]] = []
 
     def __call__(
-        self,
-        instances: Int8Array,
-        plans: Int8Array,
-        masks: Int8Array,
-        score: NDArray[np.float32],
-        parents: NDArray[np.int64],
+        self, boards: Boards, score: NDArray[np.float32], parents: NDArray[np.int64]
     ) -> Tensor:
+        instances, plans = boards.instances, boards.plans
         self.asked += [(x.tobytes(), y.tobytes()) for x, y in zip(instances, plans, strict=True)]
-        assert np.array_equal(masks, self.domain.action_mask(instances, plans))
         assert np.array_equal(score, self.domain.check(instances, plans).score)
         return torch.from_numpy(self.of(instances, plans))
 
@@ -73,7 +69,14 @@ def live_boards(
 def test_lookahead_matches_a_loop_over_edits(domain: Sudoku, dead_end: DeadEnd) -> None:
     instances, plans = live_boards(domain, dead_end, 6 if domain.side == 9 else 24, seed=3)
     value = HashedValue(domain)
-    ahead = look_ahead(domain, instances, plans, value, gamma=GAMMA, dead_end=dead_end, device=CPU)
+    ahead = look_ahead(
+        domain,
+        Boards(instances=instances, plans=plans),
+        value,
+        gamma=GAMMA,
+        dead_end=dead_end,
+        device=CPU,
+    )
     mask = domain.action_mask(instances, plans)
     assert len(plans) > 2
     assert torch.equal(ahead.mask, torch.from_numpy(mask > 0))
@@ -116,7 +119,14 @@ def test_equal_plans_of_different_instances_are_different_states() -> None:
     fewer[0, :4] = 0
     value = HashedValue(domain)
     instances, plans = np.concatenate([plan, fewer]), np.concatenate([plan, plan])
-    ahead = look_ahead(domain, instances, plans, value, gamma=GAMMA, dead_end="absorb", device=CPU)
+    ahead = look_ahead(
+        domain,
+        Boards(instances=instances, plans=plans),
+        value,
+        gamma=GAMMA,
+        dead_end="absorb",
+        device=CPU,
+    )
     both = ahead.mask.all(dim=0)
     assert int(both.sum()) == 16
     assert not torch.isclose(ahead.q[0, both], ahead.q[1, both], atol=1e-3).any()
@@ -130,7 +140,14 @@ def test_states_whose_every_edit_ends_need_no_network() -> None:
     def refuse(*_: object) -> Tensor:
         raise AssertionError("asked for a value")
 
-    ahead = look_ahead(domain, plan, plan, refuse, gamma=GAMMA, dead_end="absorb", device=CPU)
+    ahead = look_ahead(
+        domain,
+        Boards(instances=plan, plans=plan),
+        refuse,
+        gamma=GAMMA,
+        dead_end="absorb",
+        device=CPU,
+    )
     assert (ahead.num_evaluated, ahead.num_successors) == (0, 1)
     # r = 1 - Phi, Phi = 15 / 16.
     assert ahead.q.sum() == pytest.approx(1 / 16)
@@ -146,16 +163,17 @@ def test_lookahead_with_exact_values_gives_exact_action_values(
     exact = mdp.value(policy)
 
     def state_value(
-        instances: Int8Array,
-        plans: Int8Array,
-        masks: Int8Array,
-        score: NDArray[np.float32],
-        parents: NDArray[np.int64],
+        boards: Boards, score: NDArray[np.float32], parents: NDArray[np.int64]
     ) -> Tensor:
-        return torch.from_numpy(exact[mdp.index(plans)].astype(np.float32))
+        return torch.from_numpy(exact[mdp.index(boards.plans)].astype(np.float32))
 
     ahead = look_ahead(
-        domain, mdp.instances, mdp.plans, state_value, gamma=GAMMA, dead_end=dead_end, device=CPU
+        domain,
+        Boards(instances=mdp.instances, plans=mdp.plans),
+        state_value,
+        gamma=GAMMA,
+        dead_end=dead_end,
+        device=CPU,
     )
     np.testing.assert_array_equal(ahead.mask.numpy(), mdp.mask)
     np.testing.assert_allclose(ahead.q.numpy(), mdp.action_value(exact), atol=1e-5)

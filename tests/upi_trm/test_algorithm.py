@@ -25,11 +25,12 @@ from learner_cases import (
 from numpy.typing import NDArray
 
 from plan_envs.domain import potential
+from trm.experiments.states import Boards
 from upi_trm.algorithm import regress
 from upi_trm.contraction import ContractionConfig, certificate
 from upi_trm.evaluator import ValueFunction, k_step_targets, targets_of_rollouts
 from upi_trm.learner import LearnerConfig, UpiLearner
-from upi_trm.rollout import Roller, RolloutConfig, Transitions, Visits, states_of
+from upi_trm.rollout import Roller, RolloutConfig, Transitions, Visits
 
 CONFIGS = {
     "defaults": SMALL,
@@ -89,7 +90,8 @@ def test_targets_of_a_rollout_bootstrap_with_the_given_network(
     values = [v_bar.of_next_states(known, everywhere)]
     (target,) = targets_of_rollouts([known], values, config=config)
     flat = fresh.next_plan.reshape(-1, 16)
-    states = states_of(learner.domain, fresh.instance.reshape(-1, 16), flat, CPU)
+    boards = Boards(instances=fresh.instance.reshape(-1, 16), plans=flat)
+    states = boards.batch(learner.domain, CPU)
     raw = v_bar.model(states)[0].detach()
     phi = torch.from_numpy(potential(fresh.next_score.ravel(), 16.0)).float()
     # test_evaluator.py shows that r - A leaves the mean of the targets and takes their variance.

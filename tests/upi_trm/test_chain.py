@@ -18,11 +18,11 @@ from trm.experiments.states import policy_probabilities
 from trm.nn.model import TinyRecursiveModel
 from upi_trm.chain import MixturePolicy
 from upi_trm.contraction import ContractionConfig, certificate
-from upi_trm.deployment import greedy_policy, load_greedy_policy
+from upi_trm.deployment import greedy_policy, load_deployed
 from upi_trm.evaluator import evaluate_states
 from upi_trm.improvement import ImprovementConfig, mixture
 from upi_trm.learner import LearnerConfig, UpiLearner
-from upi_trm.theory.bounds import centred, improvement_bounds
+from upi_trm.theory.bounds import centred, improvement_bounds, improvement_terms
 
 DOMAIN = Sudoku(4)
 CHAIN = replace(IMPROVEMENT, distil=False, chain_length=4)
@@ -160,7 +160,7 @@ def test_equation_11_holds_for_the_step_that_a_mixture_makes() -> None:
             mdp,
             before,
             candidate,
-            centred(mdp, before, value),
+            improvement_terms(mdp, before, candidate, centred(mdp, before, value)),
             alphas={"paper": [0.2]},
             name="Eq. 11",
         )
@@ -187,11 +187,12 @@ def test_a_checkpoint_deploys_what_the_learner_deploys(config: LearnerConfig) ->
     for _ in range(5):
         learner.iterate(roller, steps=2)
     weights = {name: weight.clone() for name, weight in learner.weights().items()}
-    loaded = load_greedy_policy(learner.domain, config, weights, Placement())
+    deployed = load_deployed(learner.domain, config, weights, Placement())
+    loaded = greedy_policy(deployed, learner.domain, Placement())
     states = random_states(DOMAIN, 40)
     boards = [part.numpy() for part in (states.instance, states.plan, states.mask)]
     rng = np.random.default_rng(0)
-    chosen = greedy_policy(learner, Placement())(*boards, rng)
+    chosen = greedy_policy(learner.deployed, learner.domain, Placement())(*boards, rng)
     assert np.array_equal(loaded(*boards, rng), chosen)
     assert np.array_equal(chosen, learner.probabilities(states).argmax(dim=1).numpy())
     other, _ = make(config, seed=4)
@@ -205,7 +206,7 @@ def test_no_single_network_is_the_policy_of_a_mixture() -> None:
         _ = learner.policy
     assert not any(name.startswith("policy.") for name in learner.weights())
     with pytest.raises(RuntimeError, match=r"no weights of a mixture"):
-        load_greedy_policy(learner.domain, learner.config, make(SMALL)[0].weights(), Placement())
+        load_deployed(learner.domain, learner.config, make(SMALL)[0].weights(), Placement())
 
 
 def test_settings_of_a_mixture_that_make_no_sense_are_named() -> None:

@@ -380,10 +380,10 @@ def test_a_corrected_success_is_the_heads_logit_plus_the_correction(
     logit, correction = (2 * torch.randn(4, 3, generator=draws) for _ in range(2))
     phi = torch.rand(4, 1, generator=draws)
     q = gamma * torch.sigmoid(logit) - phi
-    found = corrected_values(q, correction, phi, gamma=gamma, value="success")
+    found = corrected_values(q, correction, phi, EvaluatorConfig(gamma=gamma, value="success"))
     wanted = gamma * torch.sigmoid(logit + correction) - phi
     torch.testing.assert_close(found, wanted, atol=1e-4, rtol=0)
-    score = corrected_values(q, correction, phi, gamma=gamma, value="score")
+    score = corrected_values(q, correction, phi, EvaluatorConfig(gamma=gamma, value="score"))
     assert torch.equal(score, q + correction)
 
 
@@ -395,13 +395,13 @@ def test_the_correction_of_least_loss_is_right_on_average(
     phi, q = torch.full((10,), 0.2), torch.full((10,), 0.5 * 0.9 - 0.2)
     target = (torch.arange(10) < 3).float() * 0.9 - phi
     right = torch.logit(torch.tensor(0.3)) if value == "success" else torch.tensor(-0.18)
-    slopes = []
+    config, slopes = EvaluatorConfig(gamma=0.9, value=value), []
     for wrong_by in (-0.5, 0.0, 0.5):
         correction = (right + wrong_by).expand(10).clone().requires_grad_()
-        loss = correction_loss(q, correction, target, phi, gamma=0.9, value=value)
+        loss = correction_loss(q, correction, target, phi, config)
         (slope,) = torch.autograd.grad(loss, correction)
         slopes.append(float(slope.sum()))
     assert slopes == [pytest.approx(-abs(slopes[0])), pytest.approx(0, abs=1e-5), abs(slopes[2])]
     assert min(abs(slopes[0]), slopes[2]) > 0.01
-    found = corrected_values(q, right.expand(10), phi, gamma=0.9, value=value)
+    found = corrected_values(q, right.expand(10), phi, config)
     torch.testing.assert_close(found, torch.full((10,), 0.3 * 0.9 - 0.2), atol=1e-5, rtol=0)

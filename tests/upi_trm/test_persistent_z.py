@@ -27,15 +27,15 @@ from plan_envs.catalogue import resolve_task
 from plan_envs.evaluation import evaluate_policy
 from plan_envs.sudoku.rules import Sudoku
 from trm.compute.device import Placement
-from trm.experiments.states import model_shape, to_states
+from trm.experiments.states import Boards, model_shape, to_states
 from trm.nn.model import ModelConfig, StateBatch, TinyRecursiveModel
 from upi_trm.algorithm import regress
 from upi_trm.contraction import ContractionClamp, ContractionConfig, certificate
-from upi_trm.deployment import greedy_policy, load_greedy_policy
+from upi_trm.deployment import greedy_policy, load_deployed
 from upi_trm.evaluator import targets_of_rollouts
 from upi_trm.learner import LearnerConfig, UpiLearner
 from upi_trm.persistent_z import GreedyPersistent, latent_drift, memories
-from upi_trm.rollout import Transitions, Visits, phi_of, states_of
+from upi_trm.rollout import Transitions, Visits, phi_of
 
 DOMAIN = Sudoku(4)
 PERSISTENT = replace(SMALL, model=replace(MODEL, latent="persistent"))
@@ -182,7 +182,7 @@ def test_successors_start_where_their_parent_ended() -> None:
         live = np.flatnonzero(~found.terminated)
         boards = np.repeat(instances[row : row + 1], len(live), axis=0)
         after = replace(
-            states_of(learner.domain, boards, found.plan[live], CPU),
+            Boards(instances=boards, plans=found.plan[live]).batch(learner.domain, CPU),
             start=parents[row : row + 1].expand(len(live), -1, -1),
         )
         with torch.no_grad():
@@ -373,13 +373,14 @@ def test_evaluation_carries_the_latents_of_every_episode(name: str) -> None:
         learner.iterate(roller, steps=STEPS)
     task = resolve_task("sudoku4x4-hard")
     puzzles = task.instances("test", num=7)
-    policy = greedy_policy(learner, Placement())
+    policy = greedy_policy(learner.deployed, task.domain, Placement())
     assert isinstance(policy, GreedyPersistent)
     report = evaluate_policy(policy, task.domain, puzzles, batch_size=4, horizon=9)
     wanted = np.stack([play_alone(learner, board) for board in puzzles.instances])
     assert np.array_equal(report.final_plans, wanted)
     weights = {part: weight.clone() for part, weight in learner.weights().items()}
-    loaded = load_greedy_policy(task.domain, config, weights, Placement())
+    deployed = load_deployed(task.domain, config, weights, Placement())
+    loaded = greedy_policy(deployed, task.domain, Placement())
     again = evaluate_policy(loaded, task.domain, puzzles, horizon=9)
     assert np.array_equal(again.final_plans, wanted)
 

@@ -351,7 +351,7 @@ def test_a_checkpoint_holds_what_was_trained(tmp_path: Path) -> None:
     ("overrides", "plays"),
     [
         ((), "GreedyPolicy"),
-        (("improvement.distil=off",), "GreedyMixture"),
+        (("improvement.distil=off",), "GreedyPolicy"),
         (("model.latent=persistent",), "GreedyPersistent"),
     ],
 )

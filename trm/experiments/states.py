@@ -1,7 +1,8 @@
 """States of a domain as tensors, and the greedy policy of a network over them."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -79,9 +80,10 @@ def to_states(
 
 @dataclass(frozen=True)
 class GreedyPolicy:
-    """The most probable edit of pi_phi, the first one on a tie; draws no random numbers."""
+    """The edit of the highest score, the first one on a tie; draws no random numbers."""
 
-    model: TinyRecursiveModel
+    score: EditPolicy
+    """Probabilities of the edits, or their masked logits."""
     placement: Placement
     chunk: int = 1024
 
@@ -100,8 +102,11 @@ class GreedyPolicy:
             part = slice(start, start + self.chunk)
             states = to_states(instances[part], plans[part], mask[part], device)
             with self.placement.autocast():
-                actions.append(edit_logits(self.model, states).argmax(dim=1).cpu().numpy())
+                actions.append(self.score(states).argmax(dim=1).cpu().numpy())
         return np.concatenate(actions).astype(np.int32)
+
+
+AnyBoards = TypeVar("AnyBoards", bound="Boards")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -116,6 +121,18 @@ class Boards:
     def __len__(self) -> int:
         """Number of states."""
         return len(self.plans)
+
+    def select(self: AnyBoards, index: NDArray[np.int64] | NDArray[np.bool_] | slice) -> AnyBoards:
+        """The chosen states."""
+        return type(self)(**{one.name: getattr(self, one.name)[index] for one in fields(self)})
+
+    @staticmethod
+    def join(parts: "Sequence[Boards]") -> "Boards":
+        """The states of all parts, in this order."""
+        return Boards(
+            instances=np.concatenate([part.instances for part in parts]),
+            plans=np.concatenate([part.plans for part in parts]),
+        )
 
     def batch(self, domain: PlanDomain, device: torch.device) -> StateBatch:
         """What a model sees of them."""

@@ -15,7 +15,7 @@ import contextlib
 import shlex
 import shutil
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -303,6 +303,22 @@ def _read_info(path: Path) -> RunInfo:
         if not isinstance(record.get(name), kind):
             raise RunError(f"{file}: {name} is {record.get(name)!r}, expected {kind.__name__}")
     return RunInfo(format_version=FORMAT_VERSION, **{name: record[name] for name in types})
+
+
+@contextlib.contextmanager
+def fitting(run: Run, checkpoint: Checkpoint) -> Iterator[None]:
+    """Name the run and the checkpoint where torch refuses the weights inside the block.
+
+    Raises:
+        RunError: the weights are of other networks.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        detail = " ".join(str(error).split())
+        raise RunError(
+            f"{run.path}: checkpoint {checkpoint.step} does not fit: {detail}"
+        ) from error
 
 
 def _command_line() -> str:

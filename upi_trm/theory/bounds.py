@@ -2,9 +2,9 @@
 
 On a domain small enough to solve (`exact.py`) the left sides are exact, so that each bound is seen
 to hold and how loose it is. Where the paper's form is wrong or loose, the right or sharper form is
-measured beside it (docs/bounds.md). `best_alpha` solves Eq. 11 for the mixing weight that promises
-most. `unrolling.py` has the bounds on the recursion, `bounds_study.py` measures all of them on a
-run.
+measured beside it (docs/bounds.md). `ImprovementTerms.best` solves Eq. 11 for the mixing weight
+that promises most. `unrolling.py` has the bounds on the recursion, `bounds_study.py` measures all
+of them on a run.
 """
 
 import math
@@ -20,7 +20,7 @@ from upi_trm.advantage import centred_advantage
 from upi_trm.theory.exact import Array, ByEdit, ByState, ExactMDP
 
 Penalty = Literal["paper", "cpi", "span"]
-"""Forms of the CPI penalty; see `improvement_penalty`."""
+"""Forms of the CPI penalty; see `ImprovementTerms.loss`."""
 
 _ROUNDING = 1e-9
 """Slack for float64 sums over thousands of states."""
@@ -115,150 +115,76 @@ def expected_gae(mdp: ExactMDP, policy: ByEdit, value: ByState, *, decay: float)
 # --- Improvement: Eq. 8 to 11 and Remark 5.8
 
 
-def improvement_penalty(
-    alpha: float, *, deviation: float, gamma: float, penalty: Penalty = "paper"
-) -> float:
-    """What a mixture may lose because it visits other states than pi.
-
-    - "paper": 2 eps gamma alpha^2 / (1 - gamma)^2 with eps = eps_CPI (UPI-TRM Eq. 11);
-    - "cpi": 2 eps gamma alpha^2 / ((1 - gamma) (1 - gamma (1 - alpha))), which Kakade and Langford
-      (2002) prove before they round it up;
-    - "span": the same with the spread of E_{a~cand}[A^pi] over the states (absorption, 0, counts)
-      in place of 2 eps: total variation between the visits times spread. It is never larger, and
-      half as large for a candidate that is nowhere worse than pi.
-
-    Args:
-        alpha: mixing weight in [0, 1].
-        deviation: eps_CPI = max_s |E_{a~cand}[A^pi(s, a)]|, or the spread for "span".
-        gamma: discount in (0, 1).
-        penalty: which of the three.
-    """
-    if penalty == "paper":
-        return 2 * deviation * gamma * alpha**2 / (1 - gamma) ** 2
-    factor = 1.0 if penalty == "span" else 2.0
-    return factor * deviation * gamma * alpha**2 / ((1 - gamma) * (1 - gamma * (1 - alpha)))
-
-
-def improvement_bound(
-    alpha: float,
-    *,
-    gain: float,
-    deviation: float,
-    gamma: float,
-    error: float = 0.0,
-    baseline: float = 0.0,
-    defect: float = 0.0,
-    penalty: Penalty = "paper",
-) -> float:
-    """Lower bound on eta(pi_new) - eta(pi) for pi_new = (1 - alpha) pi + alpha pi_cand.
-
-    UPI-TRM Eq. 11 with `baseline` = `defect` = 0 (centred advantages), and the form after Remark
-    5.8 otherwise.
-
-    Args:
-        alpha: mixing weight in [0, 1].
-        gain: E_{s~d_pi, a~cand}[A_hat], d_pi normalised with absorption counted in.
-        deviation: eps_CPI, or the spread for the penalty "span".
-        gamma: discount in (0, 1).
-        error: eps_{A,cand}, the largest |E_{a~cand}[A_hat - A^pi]| (Eq. 10).
-        baseline: E_{s~d_pi, a~pi}[A_hat].
-        defect: eps_cent, the largest |E_{a~pi}[A_hat]|.
-        penalty: see `improvement_penalty`.
-    """
-    promised = (1 - alpha) * (baseline - defect) + alpha * (gain - error)
-    return promised / (1 - gamma) - improvement_penalty(
-        alpha, deviation=deviation, gamma=gamma, penalty=penalty
-    )
-
-
-def best_alpha(
-    *,
-    gain: float,
-    deviation: float,
-    gamma: float,
-    error: float = 0.0,
-    baseline: float = 0.0,
-    defect: float = 0.0,
-    penalty: Penalty = "paper",
-) -> float:
-    """The alpha in [0, 1] that maximises `improvement_bound`; 0 where no step is safe.
-
-    With centred advantages and the paper's penalty it is (gain - error) (1 - gamma) / (4 gamma
-    deviation), at most (1 - gamma) / (4 gamma): 0.0025 at gamma = 0.99. "cpi" allows up to 0.41 (1
-    - gamma) / gamma. "span" has no such ceiling: a candidate that is nowhere worse may be taken
-    whole. Arguments as of `improvement_bound`.
-    """
-    slope = (gain - error) - (baseline - defect)
-    if slope <= 0:
-        return 0.0
-    if deviation <= 0:
-        return 1.0
-    if penalty == "paper":
-        return min(1.0, slope * (1 - gamma) / (4 * gamma * deviation))
-    # d/dalpha = 0 of slope alpha - D gamma alpha^2 / (1 - gamma + gamma alpha), D = factor x
-    # deviation: (1 - gamma + gamma alpha)^2 = (1 - gamma)^2 / (1 - slope / D).
-    share = slope / ((1.0 if penalty == "span" else 2.0) * deviation)
-    if share >= 1:
-        return 1.0
-    return min(1.0, (1 - gamma) / gamma * (1 / math.sqrt(1 - share) - 1))
-
-
-def operational_alpha(
-    *, gain: float, largest: float, residual: float, gamma: float, k_steps: int
-) -> float:
-    """`best_alpha` from what can be measured without V^pi; 0 unless U_n is very good.
-
-    |E_{a~cand}[A_hat - A^pi]| <= 2 gamma ||U_n - V^pi|| <= 2 gamma residual / (1 - gamma^K) by Eq.
-    5, and eps_CPI exceeds the largest |E_{a~cand}[A_hat]| by no more than that.
-
-    Args:
-        gain: E_{s~d_pi, a~cand}[A_hat], centred.
-        largest: max_s |E_{a~cand}[A_hat]|.
-        residual: ||U_n - T_K U_n||.
-        gamma: discount in (0, 1).
-        k_steps: K of the residual.
-    """
-    error = 2 * gamma * residual / (1 - gamma**k_steps)
-    return best_alpha(gain=gain, deviation=largest + error, gamma=gamma, error=error)
-
-
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ImprovementTerms:
-    """Everything that Theorem 5.7 and Remark 5.8 need, measured exactly."""
+    """Everything that Theorem 5.7 and Remark 5.8 need of pi_new = (1 - alpha) pi + alpha pi_cand.
+
+    With centred advantages `baseline` and `defect` are 0 (Eq. 11); otherwise the bound is the form
+    after Remark 5.8.
+    """
 
     gain: float
-    """E_{s~d_pi, a~cand}[A_hat]."""
-    baseline: float
-    """E_{s~d_pi, a~pi}[A_hat]; 0 for centred advantages."""
-    error: float
-    """eps_{A,cand} (Eq. 10)."""
-    advantage_error: float
-    """eps_A, the largest |A_hat - A^pi| (Eq. 8)."""
-    defect: float
-    """eps_cent; 0 up to rounding for centred advantages (Eq. 9)."""
+    """E_{s~d_pi, a~cand}[A_hat], d_pi normalised with absorption counted in."""
     deviation: float
-    """eps_CPI, over every state that pi_new may visit."""
-    spread: float
+    """eps_CPI = max_s |E_{a~cand}[A^pi(s, a)]|, over every state that pi_new may visit."""
+    gamma: float
+    """Discount in (0, 1)."""
+    error: float = 0.0
+    """eps_{A,cand}, the largest |E_{a~cand}[A_hat - A^pi]| (Eq. 10)."""
+    baseline: float = 0.0
+    """E_{s~d_pi, a~pi}[A_hat]."""
+    defect: float = 0.0
+    """eps_cent, the largest |E_{a~pi}[A_hat]|; 0 up to rounding for centred advantages (Eq. 9)."""
+    advantage_error: float = math.inf
+    """eps_A, the largest |A_hat - A^pi| (Eq. 8)."""
+    spread: float = math.inf
     """max - min of E_{a~cand}[A^pi] over the states and 0."""
 
-    def bound(self, alpha: float, *, gamma: float, penalty: Penalty) -> float:
-        """Lower bound on the improvement at one alpha."""
-        return improvement_bound(alpha, **self._arguments(gamma, penalty))
+    def loss(self, alpha: float, penalty: Penalty = "paper") -> float:
+        """What a mixture may lose because it visits other states than pi.
 
-    def best(self, *, gamma: float, penalty: Penalty) -> float:
-        """The alpha that maximises it."""
-        return best_alpha(**self._arguments(gamma, penalty))
+        - "paper": 2 eps gamma alpha^2 / (1 - gamma)^2 with eps = eps_CPI (UPI-TRM Eq. 11);
+        - "cpi": 2 eps gamma alpha^2 / ((1 - gamma) (1 - gamma (1 - alpha))), which Kakade and
+          Langford (2002) prove before they round it up;
+        - "span": the same with the spread of E_{a~cand}[A^pi] over the states (absorption, 0,
+          counts) in place of 2 eps: total variation between the visits times spread. It is never
+          larger, and half as large for a candidate that is nowhere worse than pi.
+        """
+        gamma, most = self.gamma, self._most(penalty) * self.gamma * alpha**2
+        if penalty == "paper":
+            return most / (1 - gamma) ** 2
+        return most / ((1 - gamma) * (1 - gamma * (1 - alpha)))
 
-    def _arguments(self, gamma: float, penalty: Penalty) -> dict[str, Any]:
-        return {
-            "gain": self.gain,
-            "deviation": self.spread if penalty == "span" else self.deviation,
-            "gamma": gamma,
-            "error": self.error,
-            "baseline": self.baseline,
-            "defect": self.defect,
-            "penalty": penalty,
-        }
+    def bound(self, alpha: float, penalty: Penalty = "paper") -> float:
+        """Lower bound on eta(pi_new) - eta(pi) at a mixing weight alpha in [0, 1]."""
+        promised = (1 - alpha) * (self.baseline - self.defect) + alpha * (self.gain - self.error)
+        return promised / (1 - self.gamma) - self.loss(alpha, penalty)
+
+    def best(self, penalty: Penalty = "paper") -> float:
+        """The alpha in [0, 1] that maximises `bound`; 0 where no step is safe.
+
+        With centred advantages and the paper's penalty it is (gain - error) (1 - gamma) / (4 gamma
+        deviation), at most (1 - gamma) / (4 gamma): 0.0025 at gamma = 0.99. "cpi" allows up to 0.41
+        (1 - gamma) / gamma. "span" has no such ceiling: a candidate that is nowhere worse may be
+        taken whole.
+        """
+        gamma, most = self.gamma, self._most(penalty)
+        slope = (self.gain - self.error) - (self.baseline - self.defect)
+        if slope <= 0:
+            return 0.0
+        if most <= 0:
+            return 1.0
+        if penalty == "paper":
+            return min(1.0, slope * (1 - gamma) / (4 * gamma * self.deviation))
+        # d/dalpha = 0 of slope alpha - D gamma alpha^2 / (1 - gamma + gamma alpha), D = 2 eps or
+        # the spread: (1 - gamma + gamma alpha)^2 = (1 - gamma)^2 / (1 - slope / D).
+        share = slope / most
+        if share >= 1:
+            return 1.0
+        return min(1.0, (1 - gamma) / gamma * (1 / math.sqrt(1 - share) - 1))
+
+    def _most(self, penalty: Penalty) -> float:
+        return self.spread if penalty == "span" else 2 * self.deviation
 
     def to_json_dict(self) -> dict[str, float]:
         """The figures by their symbols."""
@@ -271,6 +197,25 @@ class ImprovementTerms:
             "eps_CPI": self.deviation,
             "spread": self.spread,
         }
+
+
+def operational_alpha(
+    *, gain: float, largest: float, residual: float, gamma: float, k_steps: int
+) -> float:
+    """`ImprovementTerms.best` from what can be measured without V^pi; 0 unless U_n is very good.
+
+    |E_{a~cand}[A_hat - A^pi]| <= 2 gamma ||U_n - V^pi|| <= 2 gamma residual / (1 - gamma^K) by Eq.
+    5, and eps_CPI exceeds the largest |E_{a~cand}[A_hat]| by no more than that.
+
+    Args:
+        gain: E_{s~d_pi, a~cand}[A_hat], centred.
+        largest: max_s |E_{a~cand}[A_hat]|.
+        residual: ||U_n - T_K U_n||.
+        gamma: discount in (0, 1).
+        k_steps: K of the residual.
+    """
+    error = 2 * gamma * residual / (1 - gamma**k_steps)
+    return ImprovementTerms(gain=gain, deviation=largest + error, gamma=gamma, error=error).best()
 
 
 def improvement_terms(
@@ -296,6 +241,7 @@ def improvement_terms(
         advantage_error=float(np.abs(estimate - true).max()),
         defect=float(np.abs(under_policy).max()),
         deviation=float(np.abs(of_candidate).max()),
+        gamma=mdp.gamma,
         spread=_spread(of_candidate),
     )
 
@@ -304,7 +250,7 @@ def improvement_bounds(
     mdp: ExactMDP,
     policy: ByEdit,
     candidate: ByEdit,
-    estimate: ByEdit,
+    terms: ImprovementTerms,
     *,
     alphas: Mapping[Penalty, Sequence[float]],
     name: str,
@@ -315,11 +261,10 @@ def improvement_bounds(
         mdp: the domain.
         policy: pi.
         candidate: pi_cand.
-        estimate: A_hat; centred for Eq. 11, anything for the form after Remark 5.8.
-        alphas: mixing weights for each `improvement_penalty`.
+        terms: of both, with an A_hat that is centred for Eq. 11, or any for Remark 5.8.
+        alphas: mixing weights for each form of the penalty.
         name: of the bounds.
     """
-    terms = improvement_terms(mdp, policy, candidate, estimate)
     before = mdp.performance(policy)
     gained = {
         alpha: mdp.performance((1 - alpha) * policy + alpha * candidate) - before
@@ -329,7 +274,7 @@ def improvement_bounds(
         Bound(
             name if penalty == "paper" else f"{name}, {penalty} penalty",
             f"promised <= true improvement at alpha = {alpha:.4g}",
-            left=terms.bound(alpha, gamma=mdp.gamma, penalty=penalty),
+            left=terms.bound(alpha, penalty),
             right=gained[alpha],
         )
         for penalty, row in alphas.items()

@@ -19,15 +19,15 @@ from torch import Tensor
 from plan_envs.domain import Int8Array
 from trm.experiments.states import Boards, policy_probabilities
 from trm.nn.model import StateBatch
-from upi_trm.advantage import Lookahead, centred_advantage, centring_defect, look_ahead
+from upi_trm.advantage import Lookahead, PerEdit, centred_advantage, centring_defect, look_ahead
 from upi_trm.contraction import ContractionClamp, NotContractive, certificate
 from upi_trm.evaluator import evaluate_states
 from upi_trm.improvement import GAE_DECAY, distil, mixture
 from upi_trm.theory.bounds import (
     Bound,
+    ImprovementTerms,
     Penalty,
     advantage_bounds,
-    best_alpha,
     centred,
     distillation_bounds,
     expected_gae,
@@ -71,12 +71,7 @@ class Study:
 
     def to_json_dict(self) -> dict[str, Any]:
         """Plain values."""
-        return {
-            "states": self.states,
-            "instances": self.instances,
-            "terms": dict(self.terms),
-            "bounds": [bound.to_json_dict() for bound in self.bounds],
-        }
+        return asdict(self) | {"bounds": [bound.to_json_dict() for bound in self.bounds]}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -203,9 +198,7 @@ def _lipschitz_constants(
     subject: Subject, sample: Boards, depth: int, generator: torch.Generator
 ) -> tuple[LipschitzReport, LipschitzReport]:
     """L_z and L_V of the evaluator, estimated at 128 of the visited states."""
-    few = Boards(instances=sample.instances[:128], plans=sample.plans[:128])
-    device = subject.placement.torch_device
-    states, phi = few.batch(subject.domain, device), few.phi(subject.domain, device)
+    states, phi = subject.read(sample.select(slice(128)))
     evaluator = with_dials(subject.evaluator, depth=depth, radius=subject.recipe.model.radius)
     modulus = recursion_lipschitz(evaluator, states, generator=generator)
     head = value_lipschitz(evaluator, states, phi, value=subject.value, generator=generator)
@@ -233,21 +226,16 @@ def small_mdp(subject: Subject, *, num: int, edits: int | None, seed: int) -> Ex
     """
     found = subject.task.instances("test", num=num, seed=seed)
     domain: Any = subject.domain
-    initial = domain.initial(found.instances)
-
-    def enumerated(instances: Int8Array, plans: Int8Array, most: int = MAX_STATES) -> ExactMDP:
-        gamma = subject.recipe.evaluator.gamma
-        return enumerate_states(domain, instances, plans=plans, gamma=gamma, max_states=most)
-
+    initial, gamma = domain.initial(found.instances), subject.recipe.evaluator.gamma
     if not hasattr(domain, "advance"):
-        return enumerated(found.instances, initial)
+        return enumerate_states(domain, found.instances, plans=initial, gamma=gamma)
     distance = domain.distance(found.instances)
 
     def near(left: int, most: int = MAX_STATES) -> ExactMDP:
         rng = np.random.default_rng(seed)
         plans = domain.advance(found.instances, found.solutions, np.minimum(distance, left), rng)
         fixed = plans if np.array_equal(initial, found.instances) else found.instances
-        return enumerated(fixed, plans, most)
+        return enumerate_states(domain, fixed, plans=plans, gamma=gamma, max_states=most)
 
     if edits is not None:
         return near(edits)
@@ -266,10 +254,8 @@ class _ExactStudy:
     def __init__(self, subject: Subject, mdp: ExactMDP, depth: int) -> None:
         """The run's policy is pi, its evaluator at n = `depth` is U_n."""
         self.subject, self.mdp = subject, mdp
-        boards = Boards(instances=mdp.instances, plans=mdp.plans)
         self.device = subject.placement.torch_device
-        self.states = boards.batch(subject.domain, self.device)
-        self.phi = boards.phi(subject.domain, self.device)
+        self.states, self.phi = subject.read(Boards(instances=mdp.instances, plans=mdp.plans))
         self.pi = policy_probabilities(subject.policy, self.states)
         self.policy, self.truth = numpy_of(self.pi), mdp.value(numpy_of(self.pi))
         value, self.latent = _unrolled(subject, self.states, self.phi, depth)
@@ -310,11 +296,9 @@ class _ExactStudy:
             *advantage_bounds(mdp, policy, self.value),
         ]
 
-    def _improvement(
-        self, value: ByState, *, term: str, name: str
-    ) -> Float[Tensor, "batch action"]:
+    def _improvement(self, value: ByState, *, term: str, name: str) -> PerEdit:
         """One improvement with centred advantages from `value`; returns the candidate."""
-        mdp, gamma = self.mdp, self.mdp.gamma
+        mdp = self.mdp
         estimate = centred(mdp, self.policy, value)
         q, advantage = (
             torch.from_numpy(table).to(self.device) for table in (mdp.action_value(value), estimate)
@@ -323,17 +307,14 @@ class _ExactStudy:
         candidate = self.subject.candidate(self.states, self.pi, success, advantage)
         cand = numpy_of(candidate)
         terms = improvement_terms(mdp, self.policy, cand, estimate)
-        best = {penalty: terms.best(gamma=gamma, penalty=penalty) for penalty in PENALTIES}
+        best = {penalty: terms.best(penalty) for penalty in PENALTIES}
         alphas = {penalty: [alpha, *self._alphas()] for penalty, alpha in best.items()}
-        self.bounds += improvement_bounds(
-            mdp, self.policy, cand, estimate, alphas=alphas, name=name
-        )
+        self.bounds += improvement_bounds(mdp, self.policy, cand, terms, alphas=alphas, name=name)
         self.terms[term] = {
             **terms.to_json_dict(),
             "best_alpha": best,
             "promised_at_best": {
-                penalty: terms.bound(alpha, gamma=gamma, penalty=penalty)
-                for penalty, alpha in best.items()
+                penalty: terms.bound(alpha, penalty) for penalty, alpha in best.items()
             },
             "eta_candidate": mdp.performance(cand),
         }
@@ -347,15 +328,13 @@ class _ExactStudy:
         mdp = self.mdp
         along = expected_gae(mdp, self.policy, self.value, decay=GAE_DECAY)
         alphas: dict[Penalty, list[float]] = {"paper": self._alphas()}
-        self.bounds += improvement_bounds(
-            mdp, self.policy, candidate, along, alphas=alphas, name="Remark 5.8, GAE"
-        )
         terms = improvement_terms(mdp, self.policy, candidate, along)
+        self.bounds += improvement_bounds(
+            mdp, self.policy, candidate, terms, alphas=alphas, name="Remark 5.8, GAE"
+        )
         self.terms["gae"] = terms.to_json_dict()
 
-    def _distillation(
-        self, candidate: Float[Tensor, "batch action"], generator: torch.Generator
-    ) -> None:
+    def _distillation(self, candidate: PerEdit, generator: torch.Generator) -> None:
         """The recipe's mixture against the policy distilled from it; a fifth is held out."""
         new = mixture(self.pi, candidate, alpha=self.subject.recipe.improvement.alpha)
         held_out = torch.zeros(len(self.mdp), dtype=torch.bool)
@@ -404,28 +383,16 @@ def _sampled_study(
     """The same terms as maxima over sampled states: lower estimates of the suprema, no proof.
 
     The Bellman residual is that of one step, which lookahead sums exactly; its K-step form would
-    need whole trees.
-
-    Args:
-        subject: the run.
-        sample: visited states to measure on; the held-out partition of the distillation.
-        fitted: visited states of other instances, which the distillation is fitted to.
-        depth: n of the evaluator.
-        generator: shuffles the minibatches of the distillation.
+    need whole trees. The distillation is fitted to the visited states of other instances,
+    `fitted`, and measured on the `sample`.
     """
-    domain, device = subject.domain, subject.placement.torch_device
-    value, latent = _unrolled(
-        subject, sample.batch(domain, device), sample.phi(domain, device), depth
-    )
-    both = Boards(
-        instances=np.concatenate([sample.instances, fitted.instances]),
-        plans=np.concatenate([sample.plans, fitted.plans]),
-    )
-    states = both.batch(domain, device)
+    value, latent = _unrolled(subject, *subject.read(sample), depth)
+    both = Boards.join([sample, fitted])
+    states, phi = subject.read(both)
     pi = policy_probabilities(subject.policy, states)
     ahead = _look_ahead(subject, both, depth)
     estimate = centred_advantage(ahead.q, pi, ahead.mask)
-    success = ahead.q + both.phi(domain, device)[:, None]
+    success = ahead.q + phi[:, None]
     candidate = subject.candidate(states, pi, success, estimate)
     new = mixture(pi, candidate, alpha=subject.recipe.improvement.alpha)
     held_out = torch.arange(len(both)) < len(sample)
@@ -460,11 +427,8 @@ def _sampled_terms(
 ) -> dict[str, Any]:
     """Terms of the values and of the improvement.
 
-    Args:
-        residual: |U_n - T_1 U_n| of each state, which is also the centring defect of TD errors.
-        guessed: E_{a~cand}[A_hat].
-        defect: |E_{a~pi}[A_hat]| of the centred advantages.
-        gamma: discount.
+    They come from |U_n - T_1 U_n| of each state, which is also the centring defect of TD errors,
+    E_{a~cand}[A_hat] = `guessed`, and the defect |E_{a~pi}[A_hat]| of the centred advantages.
     """
     worst, gain, largest = float(residual.max()), float(guessed.mean()), float(guessed.abs().max())
     return {
@@ -477,7 +441,7 @@ def _sampled_terms(
         "eps_CPI_estimate_max": largest,
         "best_alpha": {
             # As if A_hat were right, and with what the residual of the sample proves of it.
-            "trusting": best_alpha(gain=gain, deviation=largest, gamma=gamma),
+            "trusting": ImprovementTerms(gain=gain, deviation=largest, gamma=gamma).best(),
             "operational": operational_alpha(
                 gain=gain, largest=largest, residual=worst, gamma=gamma, k_steps=1
             ),
@@ -491,8 +455,7 @@ def _look_ahead(subject: Subject, boards: Boards, depth: int) -> Lookahead:
     turned = with_dials(value.model, depth=depth, radius=subject.recipe.model.radius)
     ahead = look_ahead(
         subject.domain,
-        boards.instances,
-        boards.plans,
+        boards,
         replace(value, model=turned).of_successors(boards.batch(subject.domain, value.device)),
         gamma=subject.recipe.evaluator.gamma,
         dead_end="absorb",
@@ -519,19 +482,14 @@ def _unrolled(
 def _distilled(
     subject: Subject,
     states: StateBatch,
-    new: Float[Tensor, "batch action"],
+    new: PerEdit,
     held_out: Bool[Tensor, " batch"],
     *,
     generator: torch.Generator,
-) -> tuple[Float[Tensor, "batch action"], dict[str, float]]:
+) -> tuple[PerEdit, dict[str, float]]:
     """Distil pi_new as the recipe says, from the run's policy with a fresh optimiser.
 
-    Args:
-        subject: the run.
-        states: where pi_new is known.
-        new: pi_new at these states.
-        held_out: states on which the distilled policy is only measured.
-        generator: shuffles the minibatches.
+    On the states that are held out the distilled policy is only measured.
 
     Returns:
         Probabilities of the distilled policy at all states, and its distances from pi_new.

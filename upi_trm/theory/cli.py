@@ -14,12 +14,14 @@ from typing import Any
 import click
 
 from trm.experiments.options import (
-    CheckpointName,
     added,
+    checkpoint_option,
     device_option,
     json_option,
     open_run,
+    plot_option,
     ready_placement,
+    seed_option,
     threads_option,
 )
 
@@ -58,18 +60,8 @@ def _study_options(command: Any) -> Any:
         click.option(
             "--num", type=click.IntRange(1), default=100, show_default=True, help="Test puzzles."
         ),
-        click.option(
-            "--step",
-            type=CheckpointName(),
-            help="Checkpoint: a number of edits, or best.  [default: the newest]",
-        ),
-        click.option(
-            "--seed",
-            type=click.IntRange(0),
-            default=0,
-            show_default=True,
-            help="Of the test puzzles, rollouts and estimates.",
-        ),
+        checkpoint_option,
+        seed_option("Seed of the test puzzles, rollouts and estimates."),
         json_option,
         device_option,
         threads_option,
@@ -92,12 +84,7 @@ def _study_options(command: Any) -> Any:
     callback=_list_of(_radius, "radii (numbers, or none)"),
     help="Projections to measure under.  [default: as recorded, then without]",
 )
-@click.option(
-    "--plot",
-    metavar="FILE",
-    type=click.Path(path_type=Path, dir_okay=False),
-    help="Draw the figure (.png, .pdf, .svg); needs the extra plot.",
-)
+@plot_option
 @_study_options
 def drift(
     *,
@@ -109,14 +96,13 @@ def drift(
     step: int | str | None,
     seed: int,
     as_json: bool,
-    device: str,
-    threads: int | None,
+    **place: Any,
 ) -> None:
     """Measure how values and policy drift at other depths than trained.
 
     Several runs are compared, and Delta_V is correlated with Delta_pi over runs and depths.
     """
-    placement = ready_placement(device=device, compiled=False, threads=threads)
+    placement = ready_placement(compiled=False, **place)
     from trm.runs.pictures import require_matplotlib
     from upi_trm.theory.stability import drift_correlations, measure_drift, plot_drift
     from upi_trm.theory.subjects import load_studied
@@ -135,7 +121,11 @@ def drift(
     if as_json:
         records = [report.to_json_dict() for report in reports]
         record = records[0] if len(records) == 1 else {"runs": records}
-        _echo_json(record | {"correlations": {w: _plain(row) for w, row in correlations.items()}})
+        plain = {
+            where: {name: asdict(found) for name, found in row.items()}
+            for where, row in correlations.items()
+        }
+        _echo_json(record | {"correlations": plain})
         return
     for report in reports:
         _print_drift(report)
@@ -166,9 +156,6 @@ def drift(
 def bounds(
     *,
     run_path: str,
-    exact_num: int,
-    exact_edits: int | None,
-    depth: int | None,
     without_contraction: bool,
     num: int,
     step: int | str | None,
@@ -176,6 +163,7 @@ def bounds(
     as_json: bool,
     device: str,
     threads: int | None,
+    **exact: Any,
 ) -> None:
     """Measure every term of the theory and both sides of every bound.
 
@@ -193,11 +181,9 @@ def bounds(
             report = measure_bounds(
                 subject,
                 subject.task.instances("test", num=num, seed=seed).instances,
-                exact_num=exact_num,
-                exact_edits=exact_edits,
-                depth=depth,
                 contraction=not without_contraction,
                 seed=seed,
+                **exact,
             )
     except NotContractive as error:
         raise NotContractive(f"{error}; --without-contraction shows the rest") from error
@@ -214,10 +200,6 @@ def _status(message: str) -> Any:
     from rich.console import Console
 
     return Console(stderr=True).status(message)
-
-
-def _plain(row: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: asdict(found) for name, found in row.items()}
 
 
 def _echo_json(record: dict[str, Any]) -> None:

@@ -8,6 +8,7 @@ that `subjects.py` opened; the reports go to the command line (`cli.py`).
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from plan_envs.domain import Int8Array
-from trm.experiments.states import Boards, GreedyPolicy, policy_probabilities
+from plan_envs.evaluation import play
+from trm.experiments.states import Boards, GreedyPolicy, edit_logits, policy_probabilities
 from trm.nn.model import StateBatch
 from trm.runs.pictures import new_figure, save_figure
+from upi_trm.advantage import PerEdit
 from upi_trm.evaluator import evaluate_states
 from upi_trm.improvement import kl_divergence
 from upi_trm.theory.lipschitz import LipschitzReport, recursion_lipschitz, value_lipschitz
@@ -87,22 +90,16 @@ class DriftReport:
 
     def to_json_dict(self) -> dict[str, Any]:
         """Plain values; the measures of the first projection are at the top too."""
+        record = asdict(self)
+        del record["tables"]
         return {
-            "run": self.run,
-            "env": self.env,
-            "step": self.step,
-            "train_depth": self.train_depth,
-            "train_radius": self.train_radius,
-            "modulus": self.modulus,
-            "num_states": self.num_states,
-            "value_deviation": self.value_deviation,
+            **record,
             "radius": self.tables[0].radius,
             **{name: self.tables[0].measure(name) for name in MEASURES},
             "projections": {
                 radius_name(table.radius): {name: table.measure(name) for name in MEASURES}
                 for table in self.tables
             },
-            "lipschitz": {part: asdict(found) for part, found in self.lipschitz.items()},
         }
 
 
@@ -146,8 +143,7 @@ def measure_drift(
     chosen = dict.fromkeys([studied.model.radius, None]) if radii is None else radii
     measured = [_drift_table(studied, sets, depths=depths, radius=radius) for radius in chosen]
     few = torch.randperm(len(sets["visited"]), generator=generator)[:lipschitz_states].numpy()
-    some = Boards(instances=sets["visited"].instances[few], plans=sets["visited"].plans[few])
-    states, phi = some.batch(domain, device), some.phi(domain, device)
+    states, phi = studied.read(sets["visited"].select(few))
     return DriftReport(
         run=studied.name,
         env=studied.task.name,
@@ -172,11 +168,10 @@ def _drift_table(
     studied: Studied, sets: dict[str, Boards], *, depths: Sequence[int], radius: float | None
 ) -> tuple[DriftTable, dict[str, float]]:
     """Drift under one projection, and the standard deviation of U_n_train over each set."""
-    domain, device = studied.domain, studied.placement.torch_device
     cells: dict[int, dict[str, Drift]] = {depth: {} for depth in depths}
     deviations = {}
     for where, boards in sets.items():
-        states, phi = boards.batch(domain, device), boards.phi(domain, device)
+        states, phi = studied.read(boards)
 
         def at_depth(
             depth: int, states: StateBatch = states, phi: Tensor = phi
@@ -203,9 +198,7 @@ def _drift_table(
     return DriftTable(radius=radius, cells=cells), deviations
 
 
-def total_variation(
-    one: Float[Tensor, "batch action"], two: Float[Tensor, "batch action"]
-) -> Float[Tensor, " batch"]:
+def total_variation(one: PerEdit, two: PerEdit) -> Float[Tensor, " batch"]:
     """Total variation between two policies at each state, in [0, 1]."""
     return 0.5 * (one - two).abs().sum(dim=1)
 
@@ -213,7 +206,7 @@ def total_variation(
 def greedy_success(studied: Studied, boards: Boards, *, depth: int, radius: float | None) -> float:
     """Share of states from which the greedy policy solves within the horizon.
 
-    The protocol is that of `plan_envs.evaluation`: one pass, and dead ends continue.
+    Dead ends continue, as in an evaluation.
 
     Args:
         studied: the run.
@@ -223,23 +216,16 @@ def greedy_success(studied: Studied, boards: Boards, *, depth: int, radius: floa
     """
     domain = studied.domain
     model = with_dials(studied.policy, depth=depth, radius=radius)
-    policy = GreedyPolicy(model, studied.placement)
-    instances, plans = boards.instances, boards.plans
-    rng = np.random.default_rng(0)  # the greedy policy draws nothing
-    solved = 0
-    for step in range(domain.spec.horizon + 1):
-        verdict = domain.check(instances, plans)
-        masks = domain.action_mask(instances, plans)
-        solved += int(verdict.solved.sum())
-        going = masks.any(axis=1) & ~verdict.solved
-        instances, plans, masks = instances[going], plans[going], masks[going]
-        if not len(plans) or step == domain.spec.horizon:
-            break
-        action = policy(instances[:, : domain.spec.observed_size], plans, masks, rng)
-        plans = domain.edit(instances, plans, action)
-        stays = ~domain.is_stop(action)
-        instances, plans = instances[stays], plans[stays]
-    return solved / len(boards)
+    final, _ = play(
+        GreedyPolicy(partial(edit_logits, model), studied.placement),
+        domain,
+        boards.instances,
+        boards.plans,
+        rng=np.random.default_rng(0),  # the greedy policy draws nothing
+        dead_end="continue",
+        horizon=domain.spec.horizon,
+    )
+    return float(domain.check(boards.instances, final).solved.mean())
 
 
 # --- Several runs together
@@ -256,20 +242,19 @@ class Correlation:
     points: int
 
     @staticmethod
-    def of(x: Sequence[float], y: Sequence[float]) -> "Correlation":
-        """Correlate two columns."""
-        positive = [(np.log(a), np.log(b)) for a, b in zip(x, y, strict=True) if a > 0 and b > 0]
+    def of(pairs: Sequence[tuple[float, float]]) -> "Correlation":
+        """Correlate the first figures of some pairs with the second ones."""
+        positive = [(np.log(a), np.log(b)) for a, b in pairs if a > 0 and b > 0]
         return Correlation(
-            pearson=_pearson(x, y),
-            pearson_log=_pearson([a for a, _ in positive], [b for _, b in positive]),
-            points=len(x),
+            pearson=_pearson(pairs), pearson_log=_pearson(positive), points=len(pairs)
         )
 
 
-def _pearson(x: Sequence[float], y: Sequence[float]) -> float | None:
-    if len(x) < 3 or np.ptp(x) == 0 or np.ptp(y) == 0:
+def _pearson(pairs: Sequence[tuple[float, float]]) -> float | None:
+    if len(pairs) < 3:
         return None
-    return float(np.corrcoef(x, y)[0, 1])
+    x, y = np.transpose(pairs)
+    return None if np.ptp(x) == 0 or np.ptp(y) == 0 else float(np.corrcoef(x, y)[0, 1])
 
 
 def drift_correlations(reports: Sequence[DriftReport]) -> dict[str, dict[str, Correlation]]:
@@ -281,25 +266,22 @@ def drift_correlations(reports: Sequence[DriftReport]) -> dict[str, dict[str, Co
     """
     found: dict[str, dict[str, Correlation]] = {}
     for where in STATE_SETS:
-        points = [
-            row[where]
+        drifts = [
+            (row[where].delta_v, row[where].delta_pi)
             for report in reports
             for depth, row in report.tables[0].cells.items()
             if depth != report.train_depth
         ]
-        last = [r.tables[0].cells[max(r.tables[0].cells)][where].delta_v for r in reports]
-        moduli = [report.lipschitz["evaluator"] for report in reports]
-        proven = [
-            (m.certified, v) for m, v in zip(moduli, last, strict=True) if m.certified is not None
-        ]
+        last = []
+        for report in reports:
+            cells = report.tables[0].cells
+            last.append((report.lipschitz["evaluator"], cells[max(cells)][where].delta_v))
         found[where] = {
-            "delta_v_delta_pi": Correlation.of(
-                [p.delta_v for p in points], [p.delta_pi for p in points]
-            ),
+            "delta_v_delta_pi": Correlation.of(drifts),
             "certified_modulus_delta_v": Correlation.of(
-                [m for m, _ in proven], [v for _, v in proven]
+                [(known.certified, v) for known, v in last if known.certified is not None]
             ),
-            "local_modulus_delta_v": Correlation.of([m.local for m in moduli], last),
+            "local_modulus_delta_v": Correlation.of([(known.local, v) for known, v in last]),
         }
     return found
 

@@ -19,13 +19,14 @@ from plan_envs.domain import Int8Array, PlanDomain
 from trm.compute.device import Placement
 from trm.experiments.learners import learner_of, task_of
 from trm.experiments.shipped_runs import run_name
-from trm.experiments.states import Boards, EditPolicy, policy_probabilities, sample_edits, to_states
+from trm.experiments.states import Boards, EditPolicy, policy_probabilities, sample_edits
 from trm.nn.model import ModelConfig, StateBatch, TinyRecursiveModel
+from trm.runs.checkpoints import part_of
 from trm.runs.files import RunError
-from trm.runs.run import Run
-from upi_trm.advantage import Advantages
+from trm.runs.run import Run, fitting
+from upi_trm.advantage import Advantages, PerEdit
 from upi_trm.deployment import deployed_part
-from upi_trm.learner import UpiLearner, part_of
+from upi_trm.learner import UpiLearner
 from upi_trm.recipe import RUN_KIND, UpiRecipe
 
 
@@ -55,6 +56,11 @@ class Studied:
         """The rules."""
         return self.task.domain
 
+    def read(self, boards: Boards) -> tuple[StateBatch, Float[Tensor, " batch"]]:
+        """Some states as the networks see them, and Phi."""
+        device = self.placement.torch_device
+        return boards.batch(self.domain, device), boards.phi(self.domain, device)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Subject(Studied):
@@ -64,12 +70,8 @@ class Subject(Studied):
     learner: UpiLearner
 
     def candidate(
-        self,
-        states: StateBatch,
-        policy: Float[Tensor, "batch action"],
-        success: Float[Tensor, "batch action"],
-        advantage: Float[Tensor, "batch action"],
-    ) -> Float[Tensor, "batch action"]:
+        self, states: StateBatch, policy: PerEdit, success: PerEdit, advantage: PerEdit
+    ) -> PerEdit:
         """pi_cand of the recipe at some states, from Q + Phi and from advantages there."""
         found = Advantages(advantage=advantage, weighted=policy * advantage, success=success)
         return self.learner.parts.candidate(states, policy, found).probability
@@ -108,14 +110,9 @@ def load_subject(
     )
     # The deployed policy is studied: the average where the recipe has one.
     parts = {learner.evaluator: "evaluator", learner.policy: deployed_part(recipe)}
-    try:
+    with fitting(run, checkpoint):
         for model, part in parts.items():
             model.load_state_dict(part_of(checkpoint.weights, part))
-    except RuntimeError as error:
-        detail = " ".join(str(error).split())
-        raise RunError(
-            f"{run.path}: checkpoint {checkpoint.step} does not fit: {detail}"
-        ) from error
     for model in parts:
         model.double().eval()
     return Subject(
@@ -190,28 +187,22 @@ def visited_states(
     Raises:
         ValueError: no instance has anything left to edit.
     """
-    plans = domain.initial(instances)
-    number = np.arange(len(instances))
-    seen_number, seen_plan = [], []
+    boards = Boards(instances=instances, plans=domain.initial(instances))
+    seen: list[Boards] = []
     for _ in range(domain.spec.horizon):
-        verdict = domain.check(instances[number], plans)
-        masks = domain.action_mask(instances[number], plans)
-        going = masks.any(axis=1) & ~verdict.solved & ~verdict.dead
-        number, plans, masks = number[going], plans[going], masks[going]
-        if not len(number):
+        verdict = domain.check(boards.instances, boards.plans)
+        masks = domain.action_mask(boards.instances, boards.plans)
+        boards = boards.select(masks.any(axis=1) & ~verdict.solved & ~verdict.dead)
+        if not len(boards):
             break
-        seen_number.append(number)
-        seen_plan.append(plans)
-        visible = instances[number][:, : domain.spec.observed_size]
-        chance = policy(to_states(visible, plans, masks, device)).cpu()
+        seen.append(boards)
+        chance = policy(boards.batch(domain, device)).cpu()
         action = sample_edits(chance, generator).numpy().astype(np.int32)
-        plans = domain.edit(instances[number], plans, action)
-        stays = ~domain.is_stop(action)
-        number, plans = number[stays], plans[stays]
-    if not seen_number:
+        edited = domain.edit(boards.instances, boards.plans, action)
+        boards = replace(boards, plans=edited).select(~domain.is_stop(action))
+    if not seen:
         raise ValueError("instances: none of them has anything left to edit")
-    all_numbers, all_plans = np.concatenate(seen_number), np.concatenate(seen_plan)
-    if len(all_plans) > most:
-        index = torch.randperm(len(all_plans), generator=generator)[:most].numpy()
-        all_numbers, all_plans = all_numbers[index], all_plans[index]
-    return Boards(instances=instances[all_numbers], plans=all_plans)
+    visited = Boards.join(seen)
+    if len(visited) <= most:
+        return visited
+    return visited.select(torch.randperm(len(visited), generator=generator)[:most].numpy())

@@ -1,6 +1,7 @@
 """Bounds on values, improvement and distillation, checked exactly, and what breaks them."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -23,15 +24,13 @@ from trm.compute.device import Placement
 from upi_trm.improvement import exp_advantage
 from upi_trm.theory.bounds import (
     Bound,
+    ImprovementTerms,
     Penalty,
     advantage_bounds,
-    best_alpha,
     centred,
     distillation_bounds,
     expected_gae,
-    improvement_bound,
     improvement_bounds,
-    improvement_penalty,
     improvement_terms,
     operational_alpha,
     pinsker_bounds,
@@ -144,7 +143,7 @@ def test_eq_11_never_promises_more_than_the_true_improvement(
                 mdp,
                 policy,
                 candidate,
-                guess,
+                improvement_terms(mdp, policy, candidate, guess),
                 alphas={penalty: (alpha,) for penalty in PENALTIES},
                 name=name,
             )
@@ -163,8 +162,8 @@ def test_a_safe_step_improves_when_the_advantages_are_true(seed: int) -> None:
     terms = improvement_terms(mdp, policy, candidate, true)
     promised = {}
     for penalty in PENALTIES:
-        alpha = terms.best(gamma=mdp.gamma, penalty=penalty)
-        promised[penalty] = terms.bound(alpha, gamma=mdp.gamma, penalty=penalty)
+        alpha = terms.best(penalty)
+        promised[penalty] = terms.bound(alpha, penalty)
         mixed = (1 - alpha) * policy + alpha * candidate
         gained = mdp.performance(mixed) - mdp.performance(policy)
         assert 0 < promised[penalty] <= gained
@@ -181,7 +180,7 @@ def test_without_the_penalty_the_surrogate_promises_too_much() -> None:
         terms = improvement_terms(mdp, policy, candidate, mdp.advantage(policy))
         gained = mdp.performance(candidate) - mdp.performance(policy)
         worst = max(worst, terms.gain / (1 - mdp.gamma) - gained)
-        assert terms.bound(1.0, gamma=mdp.gamma, penalty="span") <= gained
+        assert terms.bound(1.0, "span") <= gained
     assert worst > 0.01
 
 
@@ -219,7 +218,7 @@ def test_expected_gae_at_both_ends() -> None:
         assert expected_gae(mdp, policy, value, decay=decay) == pytest.approx(wanted, abs=1e-10)
 
 
-# --- best_alpha
+# --- The best alpha
 
 TERMS = {
     "gain": st.floats(-0.5, 1.0),
@@ -236,31 +235,33 @@ TERMS = {
 def test_no_alpha_of_a_fine_grid_promises_more_than_the_best_one(
     penalty: Penalty, terms: dict[str, float]
 ) -> None:
-    best = best_alpha(**terms, penalty=penalty)
+    known = ImprovementTerms(**terms, spread=terms["deviation"])
+    best = known.best(penalty)
     assert 0 <= best <= 1
-    promised = improvement_bound(best, **terms, penalty=penalty)
+    promised = known.bound(best, penalty)
     grid = [*np.linspace(0, 1, 401), *np.geomspace(1e-6, 1e-2, 50)]
-    others = [improvement_bound(float(alpha), **terms, penalty=penalty) for alpha in grid]
+    others = [known.bound(float(alpha), penalty) for alpha in grid]
     assert promised >= max(others) - 1e-9
 
 
 def test_the_safe_step_is_at_most_a_quarter_of_one_over_the_horizon() -> None:
     # (1 - gamma) / (4 gamma): 0.0025 at gamma = 0.99. The gain is at most eps_CPI, and then it is
     # attained.
-    assert best_alpha(gain=0.2, deviation=0.2, gamma=0.99) == pytest.approx(0.01 / 3.96)
-    assert best_alpha(gain=0.2, deviation=0.2, gamma=0.99) == pytest.approx(0.0025, abs=3e-5)
-    assert best_alpha(gain=0.1, deviation=0.2, gamma=0.9) == pytest.approx(0.1 / 7.2)
+    patient = ImprovementTerms(gain=0.2, deviation=0.2, gamma=0.99)
+    assert patient.best() == pytest.approx(0.01 / 3.96)
+    assert patient.best() == pytest.approx(0.0025, abs=3e-5)
+    assert replace(patient, gain=0.1, gamma=0.9).best() == pytest.approx(0.1 / 7.2)
     # Kakade and Langford's own constant allows (sqrt(2) - 1) (1 - gamma) / gamma.
-    cpi = best_alpha(gain=0.2, deviation=0.2, gamma=0.9, penalty="cpi")
-    assert cpi == pytest.approx((math.sqrt(2) - 1) / 9)
+    hasty = ImprovementTerms(gain=0.2, deviation=0.2, spread=0.2, gamma=0.9)
+    assert hasty.best("cpi") == pytest.approx((math.sqrt(2) - 1) / 9)
     # A candidate that gains the same everywhere is better everywhere: take it.
-    assert best_alpha(gain=0.2, deviation=0.2, gamma=0.9, penalty="span") == 1.0
+    assert hasty.best("span") == 1.0
 
 
 def test_no_step_is_safe_when_the_error_is_larger_than_the_gain() -> None:
-    for penalty in PENALTIES:
-        assert best_alpha(gain=0.1, error=0.2, deviation=1.0, gamma=0.9, penalty=penalty) == 0.0
-    assert best_alpha(gain=0.1, deviation=0.0, gamma=0.9) == 1.0
+    wrong = ImprovementTerms(gain=0.1, error=0.2, deviation=1.0, spread=1.0, gamma=0.9)
+    assert [wrong.best(penalty) for penalty in PENALTIES] == [0.0, 0.0, 0.0]
+    assert ImprovementTerms(gain=0.1, deviation=0.0, gamma=0.9).best() == 1.0
 
 
 @settings(max_examples=12)
@@ -284,7 +285,7 @@ def test_the_operational_step_is_safe_and_no_larger_than_the_informed_one(
         gamma=mdp.gamma,
         k_steps=4,
     )
-    assert alpha <= terms.best(gamma=mdp.gamma, penalty="paper") + 1e-15
+    assert alpha <= terms.best() + 1e-15
     if size < 1e-3:
         assert alpha > 0
     mixed = (1 - alpha) * policy + alpha * candidate
@@ -296,12 +297,8 @@ def test_the_operational_step_is_safe_and_no_larger_than_the_informed_one(
 )
 def test_the_penalties_are_ordered(alpha: float, gamma: float, low: float, top: float) -> None:
     eps, spread = max(-low, top), top - low
-    paper, cpi, span = (
-        improvement_penalty(
-            alpha, deviation=spread if kind == "span" else eps, gamma=gamma, penalty=kind
-        )
-        for kind in PENALTIES
-    )
+    terms = ImprovementTerms(gain=0.0, deviation=eps, spread=spread, gamma=gamma)
+    paper, cpi, span = (terms.loss(alpha, penalty) for penalty in PENALTIES)
     assert span <= cpi * (1 + 1e-12) <= paper * (1 + 1e-11)
 
 

@@ -1,6 +1,7 @@
 """Lipschitz estimates against dense Jacobians, drift against the networks themselves."""
 
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from torch import Tensor
 from plan_envs.catalogue import resolve_task
 from plan_envs.evaluation import evaluate_policy
 from trm.compute.device import Placement
-from trm.experiments.states import Boards, GreedyPolicy
+from trm.experiments.states import Boards, GreedyPolicy, edit_logits
 from trm.nn.model import Encoding, TinyRecursiveModel
 from trm.nn.recursion import project_ball
 from trm.runs.files import RunError
@@ -282,8 +283,9 @@ def test_greedy_success_is_that_of_the_evaluation(unclamped: Path) -> None:
     boards = Boards(instances=pool.instances, plans=pool.instances)
     for depth in (2, 5):
         model = with_dials(subject.learner.policy, depth=depth, radius=None)
-        wanted = evaluate_policy(GreedyPolicy(model, ONE_THREAD), FULL, pool).success_rate
-        assert greedy_success(subject, boards, depth=depth, radius=None) == wanted
+        wanted = evaluate_policy(GreedyPolicy(partial(edit_logits, model), ONE_THREAD), FULL, pool)
+        found = greedy_success(subject, boards, depth=depth, radius=None)
+        assert found == wanted.success_rate
 
 
 def test_a_solved_plan_counts_as_a_success(unclamped: Path) -> None:
@@ -366,15 +368,15 @@ def test_total_variation_is_half_the_absolute_difference() -> None:
 
 def test_correlations_of_known_columns() -> None:
     x = [1.0, 2.0, 3.0, 4.0]
-    assert Correlation.of(x, [2 * v + 1 for v in x]).pearson == pytest.approx(1.0)
-    squares = Correlation.of(x, [v**-3 for v in x])
+    assert Correlation.of([(v, 2 * v + 1) for v in x]).pearson == pytest.approx(1.0)
+    squares = Correlation.of([(v, v**-3) for v in x])
     assert squares.pearson_log == pytest.approx(-1.0)
     assert squares.pearson is not None
     assert -1 < squares.pearson < -0.7
-    assert Correlation.of(x, [1.0] * 4).pearson is None
-    assert Correlation.of(x[:2], x[:2]).pearson is None
+    assert Correlation.of([(v, 1.0) for v in x]).pearson is None
+    assert Correlation.of([(v, v) for v in x[:2]]).pearson is None
     # A drift of exactly 0 has no logarithm: the other points count.
-    assert Correlation.of([0.0, *x], [0.0, *x]).pearson_log == pytest.approx(1.0)
+    assert Correlation.of([(v, v) for v in (0.0, *x)]).pearson_log == pytest.approx(1.0)
 
 
 def test_the_depth_of_training_does_not_enter_the_correlation(
