@@ -157,9 +157,3 @@ def compare(
         return
     for table in comparison.tables():
         Console().print(table)
-    for aggregate in comparison.aggregate:
-        click.echo(
-            f"{aggregate.method}, {aggregate.recipe}, over {', '.join(aggregate.envs)}: "
-            f"interquartile mean {aggregate.iqm:.1%} "
-            f"({aggregate.iqm_low:.1%} - {aggregate.iqm_high:.1%}, {aggregate.num_runs} runs)"
-        )
