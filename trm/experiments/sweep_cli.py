@@ -35,14 +35,7 @@ from trm.experiments.options import (
 )
 @click.option("--dry-run", is_flag=True, help="Show the points and their state; start nothing.")
 def sweep(
-    *,
-    spec: str,
-    out: Path | None,
-    only: tuple[str, ...],
-    workers: int | None,
-    backend: Any,
-    address: str | None,
-    dry_run: bool,
+    *, spec: str, out: Path | None, only: tuple[str, ...], dry_run: bool, **jobs: Any
 ) -> None:
     """Train and evaluate every point of a sweep, of any learner.
 
@@ -73,12 +66,10 @@ def sweep(
     states = run_sweep(
         planned,
         out,
-        backend=backend,
-        workers=workers,
-        address=address,
         command=shlex.join(["upi-trm", *sys.argv[1:]]),
         only=only,
         report=show,
+        **jobs,
     )
     counts = {state: list(states.values()).count(state) for state in dict.fromkeys(states.values())}
     summary = ", ".join(f"{count} {state}" for state, count in counts.items())

@@ -68,31 +68,21 @@ def _more_compute_options(command: Any) -> Any:
 def evaluate(
     *,
     run_path: Path,
-    source: str | None,
-    num: int | None,
-    seed: int,
-    step: int | str | None,
-    samples: int | None,
-    search: int | None,
     as_json: bool,
-    **where: Any,
+    device: str,
+    precision: str,
+    compiled: bool,
+    threads: int | None,
+    **chosen: Any,
 ) -> None:
     """Measure a run beside the reference policies.
 
     Greedy, one pass. --samples and --search add rows of their own.
     """
-    placement = ready_placement(**where)
-    record = show_scoreboard(
-        open_run(run_path),
-        placement=placement,
-        source=source,
-        num=num,
-        seed=seed,
-        step=step,
-        samples=samples,
-        search=search,
-        as_json=as_json,
+    placement = ready_placement(
+        device=device, precision=precision, compiled=compiled, threads=threads
     )
+    record = show_scoreboard(open_run(run_path), placement=placement, as_json=as_json, **chosen)
     if as_json:
         click.echo(json.dumps(record))
 
