@@ -15,6 +15,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from trm.ranges import check_at_least, check_positive, check_within
+
 
 @dataclass(frozen=True, kw_only=True)
 class OptimiserConfig:
@@ -42,26 +44,12 @@ class OptimiserConfig:
 
     def __post_init__(self) -> None:
         """Check ranges."""
-        for name in ("learning_rate", "puzzle_learning_rate"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"optimiser.{name} must be positive, got {getattr(self, name)}")
-        for name in ("weight_decay", "puzzle_weight_decay", "warm_up"):
-            if getattr(self, name) < 0:
-                raise ValueError(
-                    f"optimiser.{name} must not be negative, got {getattr(self, name)}"
-                )
+        check_positive(self, "optimiser", "learning_rate", "puzzle_learning_rate", "gradient_limit")
+        check_at_least(self, "optimiser", 0, "weight_decay", "puzzle_weight_decay", "warm_up")
         if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"optimiser.betas must be two numbers of [0, 1), got {self.betas}")
-        if self.gradient_limit is not None and not self.gradient_limit > 0:
-            raise ValueError(
-                f"optimiser.gradient_limit must be positive or null, got {self.gradient_limit}"
-            )
-        if not 0 < self.final_learning_rate <= 1:
-            raise ValueError(
-                f"optimiser.final_learning_rate must lie in (0, 1], got {self.final_learning_rate}"
-            )
-        if self.average is not None and not 0 <= self.average < 1:
-            raise ValueError(f"optimiser.average must lie in [0, 1) or be null, got {self.average}")
+        check_within(self, "optimiser", "(0, 1]", "final_learning_rate")
+        check_within(self, "optimiser", "[0, 1)", "average")
 
     def dense(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
         """The optimiser of the dense parameters, all in one group."""
