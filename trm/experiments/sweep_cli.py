@@ -46,11 +46,10 @@ def sweep(
     from trm.experiments.sweep_run import matching_points, run_sweep
     from trm.experiments.sweep_spec import plan_sweep, sweep_path
 
-    path = sweep_path(spec)
-    planned = plan_sweep(path)
-    out = Path("runs") / planned.name if out is None else out
+    planned = plan_sweep(sweep_path(spec), out)
+    out = planned.out
     if dry_run:
-        _show_plan(planned, out, only)
+        _show_plan(planned, only)
         return
     chosen = matching_points(planned, only)
     total = len(planned.points)
@@ -65,7 +64,6 @@ def sweep(
 
     states = run_sweep(
         planned,
-        out,
         command=shlex.join(["upi-trm", *sys.argv[1:]]),
         only=only,
         report=show,
@@ -83,16 +81,15 @@ def sweep(
         sys.exit(EXIT_INTERRUPTED)
 
 
-def _show_plan(planned: Any, out: Path, only: tuple[str, ...]) -> None:
+def _show_plan(planned: Any, only: tuple[str, ...]) -> None:
     """The commands of a sweep, and how far each has come."""
     from trm.experiments.sweep_run import matching_points, point_states
-    from trm.experiments.sweep_spec import command_line, place_sweep, prepared_path
+    from trm.experiments.sweep_spec import command_line, prepared_path
 
-    states = point_states(planned, out)
-    placed = place_sweep(planned, out)
-    for one in placed.preparations:
+    out, states = planned.out, point_states(planned)
+    for one in planned.preparations:
         click.echo(f"{'prepare':<12} {command_line(one.words, prepared_path(out, one.name))}")
-    for point in matching_points(placed, only):
+    for point in matching_points(planned, only):
         click.echo(f"{states[point.name]:<12} {command_line(point.start, out / point.name)}")
     done = sum(state == "finished" for state in states.values())
     click.echo(f"{len(states)} runs, {done} of them finished")

@@ -9,12 +9,12 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any, Literal
 
 from trm.compute.jobs import JobResult
 from trm.experiments.sweep_spec import Sweep, command_line, prepared_path, record_path
 from trm.runs.durable import replace_durably
+from trm.runs.files import read_json_object
 
 FORMAT_VERSION = 1
 """Version of manifest.json."""
@@ -34,14 +34,15 @@ def job_state(result: JobResult) -> PointState:
 class Manifest:
     """What manifest.json holds, as it stands now."""
 
-    def __init__(self, sweep: Sweep, out: Path, command: str) -> None:
-        """Take up the manifest in `out`, where there is one; `command` began this session.
+    def __init__(self, sweep: Sweep, command: str) -> None:
+        """Take up the manifest of the folder, where there is one; `command` began this session.
 
         Raises:
             ValueError: the folder holds another sweep or other preparations, or a damaged file.
         """
         from trm.compute.process import provenance
 
+        out = sweep.out
         self._path = out / "manifest.json"
         earlier = self._read(sweep.name)
         started = datetime.now(UTC).isoformat(timespec="seconds")
@@ -127,13 +128,10 @@ class Manifest:
         return lines
 
     def _read(self, name: str) -> dict[str, Any]:
-        try:
-            found: Any = json.loads(self._path.read_bytes())
-        except FileNotFoundError:
+        if not self._path.exists():
             return {}
-        except ValueError as error:
-            raise ValueError(f"{self._path}: not valid JSON ({error})") from error
-        if not isinstance(found, dict) or found.get("format_version") != FORMAT_VERSION:
+        found = read_json_object(self._path)
+        if found.get("format_version") != FORMAT_VERSION:
             raise ValueError(f"{self._path}: not a manifest of format version {FORMAT_VERSION}")
         if found.get("sweep") != name:
             raise ValueError(
