@@ -10,7 +10,7 @@ from plan_envs.evaluation import Policy
 from trm.compute.device import Placement
 from trm.experiments.learners import Learner, Networks, SweepCommand, edits_when_finished
 from trm.experiments.records import keep_record
-from trm.experiments.states import EditPolicy
+from trm.experiments.states import EditPolicy, GreedyPolicy
 from trm.runs.files import RunError
 from trm.runs.run import Run
 
@@ -41,9 +41,8 @@ class Baselines:
 
     def load_policy(self, run: Run, *, placement: Placement, step: int | str | None) -> Policy:
         """The most probable edit, or that of the largest action value."""
-        from baselines.deployment import load_policy
-
-        return load_policy(run, placement=placement, step=step)
+        networks = self.load_networks(run, placement=placement, step=step)
+        return GreedyPolicy(networks.policy, placement)
 
     def load_probabilities(
         self, run: Run, *, placement: Placement, step: int | str | None

@@ -69,13 +69,8 @@ class _Commands(click.Group):
         return shown + sorted(known - set(shown))
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        own = super().get_command(ctx, cmd_name)
-        if own is not None:
-            return own
-        for point in _plugins():
-            if point.name == cmd_name:
-                return _load(point)
-        return None
+        found = {point.name: point for point in _plugins()}.get(cmd_name)
+        return super().get_command(ctx, cmd_name) or (None if found is None else _load(found))
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         others = self.list_commands(ctx)
