@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from baselines.recipe import BaselineRecipe, config_folder, recipe_path
-from trm.compute.jobs import Backend, Job, JobResult, map_jobs
+from trm.compute.jobs import Job, JobResult, map_jobs
 from trm.experiments.sections import check_at_least
 from trm.runs.durable import replace_durably
 from trm.runs.lock import locked
@@ -151,22 +151,18 @@ def run_search(
     search: Search,
     out: Path,
     *,
-    backend: Backend = "local",
-    workers: int | None = None,
-    address: str | None = None,
     command: str = "",
     report: Callable[[JobResult], None] = lambda _: None,
+    **where: Any,
 ) -> list[Trial]:
     """Train every trial that is not finished; see `trm.compute.jobs.map_jobs`.
 
     Args:
         search: what to try.
         out: the search's folder; made where it is missing.
-        backend: "local" or "ray".
-        workers: runs at once; None for one a core.
-        address: of the Ray cluster.
         command: for the record: how this was called.
         report: is called for every run that starts or ends.
+        where: backend, workers and address of `map_jobs`.
 
     Returns:
         The trials in order; fewer than asked for where a signal asked to stop.
@@ -184,9 +180,7 @@ def run_search(
             numbers = range(first, first + min(count, 1 if first == 0 else search.spec.batch))
             planned = {number: _planned(search, out, number, trials) for number in numbers}
             jobs = [job for item in planned.items() for job in _jobs(search, out, *item)]
-            results = map_jobs(
-                jobs, backend=backend, workers=workers, address=address, report=report
-            )
+            results = map_jobs(jobs, report=report, **where)
             if any(result.state == "stopped" for result in results):
                 break
             trials += [_finished(search, out, *item) for item in planned.items()]

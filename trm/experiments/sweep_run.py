@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from trm.compute.attempts import run_command
-from trm.compute.jobs import Backend, Job, JobResult, map_jobs
+from trm.compute.jobs import Job, JobResult, map_jobs
 from trm.experiments.learners import SweepCommand
 from trm.experiments.sweep_manifest import Manifest, PointState, job_state
 from trm.experiments.sweep_spec import (
@@ -65,24 +65,20 @@ def point_states(sweep: Sweep) -> dict[str, PointState]:
 def run_sweep(
     sweep: Sweep,
     *,
-    backend: Backend = "local",
-    workers: int | None = None,
-    address: str | None = None,
     command: str = "",
     only: Sequence[str] = ("*",),
     report: Callable[[PointReport], None] = lambda _: None,
+    **where: Any,
 ) -> dict[str, PointState]:
     """Prepare, then train and evaluate every point that is not finished.
 
     Args:
         sweep: what to run; its folder is made where it is missing.
-        backend: "local" or "ray".
-        workers: runs at once; None for one a core.
-        address: address of the Ray cluster; see `trm.compute.jobs.map_jobs`.
         command: the command line that began this session, for the manifest.
         only: patterns of the names of points to run, as `fnmatch` has them; the others stay as
             they are.
         report: called for every point that starts, ends or was finished before.
+        where: backend, workers and address of `trm.compute.jobs.map_jobs`.
 
     Returns:
         The state of every point at the end.
@@ -93,7 +89,7 @@ def run_sweep(
     """
     out = sweep.out
     chosen = matching_points(sweep, only)
-    run_jobs = functools.partial(map_jobs, backend=backend, workers=workers, address=address)
+    run_jobs = functools.partial(map_jobs, **where)
     out.mkdir(parents=True, exist_ok=True)
     with locked(out, "is running a sweep here"):
         manifest = Manifest(sweep, command)

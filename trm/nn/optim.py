@@ -7,9 +7,9 @@ section of a recipe and call `step` once per supervision step.
 
 import contextlib
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, overload
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -99,15 +99,9 @@ class AdamATan2(torch.optim.Optimizer):
         defaults = {"lr": learning_rate, "betas": betas, "weight_decay": weight_decay}
         super().__init__(parameters, defaults)
 
-    @overload
-    def step(self, closure: None = None) -> None: ...
-    @overload
-    def step(self, closure: Callable[[], float]) -> float: ...
     @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+    def step(self, closure: None = None) -> None:  # type: ignore[override]  # takes no closure
         """One update of every parameter that has a gradient."""
-        if closure is not None:
-            raise ValueError("AdamATan2 takes no closure")
         for group in self.param_groups:
             beta1, beta2 = group["betas"]
             for parameter in group["params"]:
@@ -126,7 +120,6 @@ class AdamATan2(torch.optim.Optimizer):
                 size = square.sqrt().div_(math.sqrt(1 - beta2**time))
                 parameter.mul_(1 - group["lr"] * group["weight_decay"])
                 parameter.add_(torch.atan2(mean, size), alpha=-group["lr"] / (1 - beta1**time))
-        return None
 
 
 @torch.no_grad()
