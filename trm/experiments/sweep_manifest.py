@@ -76,9 +76,7 @@ class Manifest:
     ) -> None:
         """Set the state of a point; the figures of a finished one come from its record."""
         point = self._points[name]
-        point |= {"state": state, "detail": detail}
-        if seconds:
-            point["seconds"] = round(seconds, 1)
+        _set_state(point, state, detail, seconds)
         if state == "finished":
             found = json.loads(record_path(self._out, name).read_bytes())
             point |= {figure: found[figure] for figure in self._figures}
@@ -90,10 +88,7 @@ class Manifest:
 
     def prepared(self, name: str, result: JobResult) -> None:
         """Set the state of a preparation."""
-        line = self._prepared[name]
-        line |= {"state": job_state(result), "detail": result.detail}
-        if result.seconds:
-            line["seconds"] = round(result.seconds, 1)
+        _set_state(self._prepared[name], job_state(result), result.detail, result.seconds)
 
     def write(self) -> None:
         """Write the file."""
@@ -139,3 +134,9 @@ class Manifest:
                 " choose another --out"
             )
         return found
+
+
+def _set_state(line: dict[str, Any], state: PointState, detail: str, seconds: float) -> None:
+    line |= {"state": state, "detail": detail}
+    if seconds:
+        line["seconds"] = round(seconds, 1)

@@ -11,7 +11,7 @@ import json
 import re
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -240,40 +240,24 @@ def _points(
     if len(paths) < len(command.path_words):
         missing = command.path_words[len(paths)]
         raise ValueError(f"command: {spec.command!r} must name the {missing}'s path")
-    variants = list(_variants(spec, path, command, paths, folders))
-    again = further[len(paths) :]
-    always = (*(command.resume or words), *again, *command.options)
-    steps = () if spec.steps is None else ("--steps", str(spec.steps))
-    # Seeds outermost: the first third of a sweep over three seeds already shows the whole picture.
-    for seed, variant in itertools.product(spec.seeds, variants):
-        env_words = () if variant.env is None else ("--env", variant.env)
-        recipe_words = () if variant.recipe_word is None else ("--recipe", variant.recipe_word)
-        yield Point(
-            name=f"{variant.label}-seed{seed}",
-            env=variant.env,
-            seed=seed,
-            settings=variant.settings,
-            recipe=variant.recipe,
-            start=(
-                *(*words, *further, *env_words, *recipe_words),
-                *(word for override in variant.overrides for word in ("--set", override)),
-                *(*steps, "--seed", str(seed), *command.options),
-            ),
-            resume=always,
-            finished_at=command.finished_at(variant.recipe),
+    resume = (*(command.resume or words), *further[len(paths) :], *command.options)
+    variants = [
+        Point(
+            name=label,
+            env=env,
+            seed=0,
+            settings=settings,
+            recipe=recipe,
+            start=(*words, *further, *flags),
+            resume=resume,
+            finished_at=command.finished_at(recipe),
         )
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Variant:
-    """What the runs of all seeds have in common."""
-
-    label: str
-    env: str | None
-    settings: Mapping[str, Any]
-    overrides: tuple[str, ...]
-    recipe_word: str | None
-    recipe: Any
+        for label, env, settings, recipe, flags in _variants(spec, path, command, paths, folders)
+    ]
+    # Seeds outermost: the first third of a sweep over three seeds already shows the whole picture.
+    for seed, one in itertools.product(spec.seeds, variants):
+        start = (*one.start, "--seed", str(seed), *command.options)
+        yield replace(one, name=f"{one.name}-seed{seed}", seed=seed, start=start)
 
 
 def _variants(
@@ -282,7 +266,8 @@ def _variants(
     command: SweepCommand,
     paths: Sequence[str],
     folders: Mapping[str, str],
-) -> Iterator[_Variant]:
+) -> Iterator[tuple[str, str | None, Mapping[str, Any], Any, list[str]]]:
+    """Label, environment, settings, recipe and flags that the runs of all seeds have in common."""
     from plan_envs.catalogue import resolve_task
     from trm.runs.recipe import load_recipe
 
@@ -292,7 +277,8 @@ def _variants(
         for values in itertools.product(*spec.grid.values())
     ]
     short = _short_names(list(spec.grid))
-    by_flags = [] if spec.steps is None else [f"{command.steps_field}={spec.steps}"]
+    steps = [] if spec.steps is None else ["--steps", str(spec.steps)]
+    by_flags = [f"{command.steps_field}={spec.steps}"] if steps else []
     by_flags += [
         f"{name}={json.dumps(str(Path(word).resolve()))}"
         for name, word in zip(command.path_words, paths, strict=True)
@@ -305,19 +291,15 @@ def _variants(
             parts += [f"{short[name]}={_as_label(value)}" for name, value in point.items()]
             label = _safe(",".join(parts)) or path.stem
             values = _filled({**spec.set, **changes, **point}, folders)
-            overrides = tuple(f"{name}={_as_text(value)}" for name, value in values.items())
+            overrides = [f"{name}={_as_text(value)}" for name, value in values.items()]
             try:
                 recipe: Any = load_recipe(command.recipe, recipe_file, [*overrides, *by_flags])
             except ValueError as error:
                 raise ValueError(f"{label}: {str(error).removeprefix('--set: ')}") from error
-            yield _Variant(
-                label=label,
-                env=env,
-                settings={**({"case": case} if case else {}), **point},
-                overrides=overrides,
-                recipe_word=recipe_word,
-                recipe=recipe,
-            )
+            flags = [] if env is None else ["--env", env]
+            flags += [] if recipe_word is None else ["--recipe", recipe_word]
+            flags += [word for override in overrides for word in ("--set", override)]
+            yield label, env, {**({"case": case} if case else {}), **point}, recipe, flags + steps
 
 
 def _find_recipe(
