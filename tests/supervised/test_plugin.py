@@ -85,8 +85,8 @@ def test_each_command_of_the_learner_can_be_swept() -> None:
 
 def test_no_policy_that_plays_edits_is_loaded_from_a_supervised_run(tmp_path: Path) -> None:
     recipe = write_spec(tmp_path, TRAINED).with_name("small.yaml")
-    run = train(recipe_path=recipe, steps=1, out=tmp_path / "run", placement=Placement(threads=1))
-    assert run is not None
+    place = Placement(threads=1)
+    run = train(recipe_path=recipe, steps=1, out=tmp_path / "run", placement=place).run
     for load in (LEARNER.load_policy, LEARNER.load_probabilities, LEARNER.load_networks):
         with pytest.raises(RunError, match=r"run\.json: kind is 'supervised'.*supervised eval"):
             load(run, placement=Placement(), step=None)
