@@ -51,6 +51,7 @@ def baselines() -> None:
 @click.pass_context
 def train(
     ctx: click.Context,
+    /,
     *,
     algo: str | None,
     env: str | None,

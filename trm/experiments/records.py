@@ -278,5 +278,6 @@ def _fields(record: Any, kinds: Mapping[str, tuple[type, ...]], source: str) -> 
                 f"{source}: {name} is {value!r}, expected {allowed[0].__name__}: not an evaluation"
                 " record (upi-trm eval RUN --json)"
             )
-        found[name] = float(value) if float in allowed and value is not None else value
+        is_number = float in allowed and value is not None
+        found[name] = float(record[name]) if is_number else value
     return found

@@ -89,7 +89,10 @@ def run_sweep(
     """
     out = sweep.out
     chosen = matching_points(sweep, only)
-    run_jobs = functools.partial(map_jobs, **where)
+
+    def run_jobs(jobs: Sequence[Job], **more: Any) -> list[JobResult]:
+        return map_jobs(jobs, **where, **more)
+
     out.mkdir(parents=True, exist_ok=True)
     with locked(out, "is running a sweep here"):
         manifest = Manifest(sweep, command)

@@ -183,7 +183,7 @@ def show_scoreboard(
         instances = read_instances(source, domain=task.domain, limit=num)
     else:
         instances = task.instances("test", num=num or _DEFAULT_NUM, seed=seed)
-    where = {"placement": placement, "step": step}
+    where: dict[str, Any] = {"placement": placement, "step": step}
     policy = load_policy(run, **where)
     with Console(stderr=True).status("evaluating") as status:
 
@@ -191,7 +191,7 @@ def show_scoreboard(
             status.update(f"evaluating: {name}")
 
         board = score_policies(policy, task, instances, seed=seed, announce=announce)
-        more = {"seed": seed, "samples": samples, "search": search}
+        more: dict[str, Any] = {"seed": seed, "samples": samples, "search": search}
         assisted, figures = _more_compute(run, instances, announce, **more, **where)
     if not as_json:
         Console().print(replace(board, assisted=assisted).table())
