@@ -5,7 +5,7 @@ default. `make_algorithm` builds the object on a `PlanEditVecEnv` and a backbone
 trains.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -267,9 +267,3 @@ def networks_of(algorithm: BaseAlgorithm) -> dict[str, TinyRecursiveModel]:
     if not policy.share_features_extractor:
         networks["critic"] = policy.vf_features_extractor.model
     return networks
-
-
-def compile_steps(algorithm: BaseAlgorithm, compiled: Callable[[Any], Any]) -> None:
-    """Let `compiled` (a `Placement.compiled`) wrap the latent update of every network."""
-    for network in networks_of(algorithm).values():
-        network.compile_step(compiled)

@@ -10,12 +10,15 @@ from typing import Any
 import click
 
 from trm.experiments.options import (
+    EXIT_FAILED,
+    EXIT_INTERRUPTED,
     compile_option,
     device_option,
     edits_option,
     env_option,
     eval_num_option,
     job_options,
+    out_option,
     overrides_option,
     ready_placement,
     refuse_mixed_resume,
@@ -23,10 +26,6 @@ from trm.experiments.options import (
     threads_option,
 )
 from trm.experiments.use_cli import show_scoreboard
-
-_EXIT_FAILED = 1
-_EXIT_INTERRUPTED = 130
-_NEEDS = "baselines need stable-baselines3 and sb3-contrib: pip install 'upi-trm[baselines]'"
 
 
 @click.group()
@@ -52,19 +51,18 @@ def baselines() -> None:
 @click.pass_context
 def train(
     ctx: click.Context,
+    /,
     *,
     algo: str | None,
     env: str | None,
     recipe: str | None,
-    overrides: tuple[str, ...],
     steps: int | None,
-    seed: int,
-    out: Path | None,
     resume: Path | None,
     eval_num: int,
-    threads: int | None,
-    compiled: bool,
-    device: str,
+    overrides: tuple[str, ...],
+    seed: int,
+    out: Path | None,
+    **where: Any,
 ) -> None:
     """Train a baseline; --resume goes on.
 
@@ -74,9 +72,7 @@ def train(
     # --algo may be given with --resume: a sweep's command may hold it.
     refuse_mixed_resume(ctx, resume=resume, env=env)
     require_sb3()
-    placement = ready_placement(
-        device=device, compiled=compiled, threads=threads, resumed=resume is not None
-    )
+    placement = ready_placement(**where, resumed=resume is not None)
     from baselines import trainer
 
     if resume is not None:
@@ -107,21 +103,9 @@ def train(
 @baselines.command()
 @click.argument("space", metavar="SPACE.yaml|NAME")
 @click.option("--env", required=True, help="sudoku4x4, ... or any PlanEdit id.")
-@click.option(
-    "--out",
-    type=click.Path(path_type=Path),
-    help="The search's folder.  [default: runs/tune-NAME-ENV]",
-)
+@out_option("The search's folder.  [default: runs/tune-NAME-ENV]")
 @job_options
-def tune(
-    *,
-    space: str,
-    env: str,
-    out: Path | None,
-    workers: int | None,
-    backend: Any,
-    address: str | None,
-) -> None:
+def tune(*, space: str, env: str, out: Path | None, **jobs: Any) -> None:
     """Search hyper-parameters on validation puzzles.
 
     Give a search-space file or the name of a shipped one: ppo, a2c, dqn, maskable-ppo. The same
@@ -147,15 +131,13 @@ def tune(
     trials = run_search(
         search,
         out,
-        backend=backend,
-        workers=workers,
-        address=address,
         command=shlex.join(["upi-trm", *sys.argv[1:]]),
         report=show,
+        **jobs,
     )
     if len(trials) < search.spec.trials:
         click.echo(f"stopped after {len(trials)} trials; the same command goes on", err=True)
-        sys.exit(_EXIT_INTERRUPTED)
+        sys.exit(EXIT_INTERRUPTED)
     best = best_of(trials)
     rate = sum(run["success_rate"] for run in best.runs) / len(best.runs)
     values = ", ".join(f"{name}={value}" for name, value in best.values.items())
@@ -166,7 +148,7 @@ def tune(
     failed = sum(trial.value is None for trial in trials)
     if failed:
         click.echo(f"{failed} trials failed: see {out / 'logs'}", err=True)
-        sys.exit(_EXIT_FAILED)
+        sys.exit(EXIT_FAILED)
 
 
 def find_recipe(recipe: str | None, *, algorithm: str | None, env: str) -> Path | None:
@@ -194,4 +176,6 @@ def require_sb3() -> None:
     from importlib.util import find_spec
 
     if find_spec("stable_baselines3") is None or find_spec("sb3_contrib") is None:
-        raise ValueError(_NEEDS)
+        raise ValueError(
+            "baselines need stable-baselines3 and sb3-contrib: pip install 'upi-trm[baselines]'"
+        )

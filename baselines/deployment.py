@@ -1,9 +1,7 @@
 """The trained networks of a baseline run: what evaluation, comparison and the stability study read.
 
-`baselines.plugin` hands `load_policy` and `load_networks` to `upi-trm eval`, `compare` and `drift`.
+`baselines.plugin` hands them to `upi-trm eval`, `compare` and `drift`.
 """
-
-from functools import partial
 
 import torch
 
@@ -11,7 +9,7 @@ from baselines.recipe import BaselineRecipe
 from plan_envs.catalogue import resolve_task
 from trm.compute.device import Placement
 from trm.experiments.learners import Networks
-from trm.experiments.states import GreedyPolicy, edit_logits, model_shape
+from trm.experiments.states import model_shape
 from trm.nn.model import TinyRecursiveModel
 from trm.runs.checkpoints import Checkpoint, part_of
 from trm.runs.files import RunError
@@ -21,23 +19,17 @@ RUN_KIND = "sb3"
 """`kind` of the runs that the baselines write."""
 
 
-def load_policy(run: Run, *, placement: Placement, step: int | str | None = None) -> GreedyPolicy:
-    """The greedy policy of a checkpoint.
+def load_networks(run: Run, *, placement: Placement, step: int | str | None = None) -> Networks:
+    """Policy and evaluator of a checkpoint.
 
     Args:
         run: a run of kind `RUN_KIND`.
-        placement: where it computes.
+        placement: where they compute.
         step: a checkpoint's step or tag ("best"); None for the newest.
 
     Raises:
         RunError: a run of another learner, or weights that do not fit its recipe.
     """
-    policy = load_networks(run, placement=placement, step=step).policy
-    return GreedyPolicy(partial(edit_logits, policy), placement)
-
-
-def load_networks(run: Run, *, placement: Placement, step: int | str | None = None) -> Networks:
-    """Policy and evaluator of a checkpoint; arguments and errors as of `load_policy`."""
     if run.info.kind != RUN_KIND:
         raise RunError(
             f"{run.path / 'run.json'}: kind is {run.info.kind!r} where {RUN_KIND!r} is needed"

@@ -42,12 +42,7 @@ class TrmFeatures(BaseFeaturesExtractor):
         config: ModelConfig,
         generator: torch.Generator,
     ) -> None:
-        """Initialise the network from `generator`.
-
-        Raises:
-            ValueError: the environment does not observe its mask, or another one's.
-        """
-        _require_mask(observation_space, shape.num_actions)
+        """Initialise the network from `generator`."""
         super().__init__(observation_space, features_dim=1 + shape.num_actions)
         self.model = TinyRecursiveModel(shape, config, generator=generator)
         self.reads_value = self.reads_edits = True
@@ -249,18 +244,3 @@ def _states_of(observations: Observations) -> StateBatch:
         plan=observations["plan"].to(torch.int8),
         mask=observations["action_mask"].to(torch.int8),
     )
-
-
-def _require_mask(space: spaces.Space[Any], num_actions: int) -> None:
-    found = space.spaces if isinstance(space, spaces.Dict) else {}
-    for key in ("instance", "plan", "action_mask"):
-        if key not in found:
-            raise ValueError(
-                f"environment: its observation has no {key!r}; baselines need the observations of a"
-                " PlanEdit environment, mask included"
-            )
-    if found["action_mask"].shape != (num_actions,):
-        raise ValueError(
-            f"environment: its action_mask has shape {found['action_mask'].shape}, the model needs"
-            f" ({num_actions},)"
-        )

@@ -5,12 +5,13 @@ The entry point `sb3` of the group `upi_trm.learners` names `LEARNER`, which ful
 """
 
 from dataclasses import dataclass
+from functools import partial
 
 from plan_envs.evaluation import Policy
 from trm.compute.device import Placement
 from trm.experiments.learners import Learner, Networks, SweepCommand, edits_when_finished
-from trm.experiments.records import keep_record_of
-from trm.experiments.states import EditPolicy
+from trm.experiments.records import keep_record
+from trm.experiments.states import EditPolicy, GreedyPolicy, edit_logits
 from trm.runs.files import RunError
 from trm.runs.run import Run
 
@@ -32,7 +33,7 @@ class Baselines:
             recipe_path=recipe_path,
             steps_field="schedule.edits",
             finished_at=edits_when_finished,
-            make_record=keep_record_of,
+            make_record=keep_record,
         )
 
     def method_of(self, run: Run) -> str:
@@ -41,9 +42,8 @@ class Baselines:
 
     def load_policy(self, run: Run, *, placement: Placement, step: int | str | None) -> Policy:
         """The most probable edit, or that of the largest action value."""
-        from baselines.deployment import load_policy
-
-        return load_policy(run, placement=placement, step=step)
+        networks = self.load_networks(run, placement=placement, step=step)
+        return GreedyPolicy(partial(edit_logits, networks.policy), placement)
 
     def load_probabilities(
         self, run: Run, *, placement: Placement, step: int | str | None

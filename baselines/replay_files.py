@@ -5,7 +5,6 @@ are written before the checkpoint that needs them and deleted after a newer one 
 kill at any moment leaves a checkpoint with its replay.
 """
 
-import hashlib
 import io
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from stable_baselines3.common.buffers import DictReplayBuffer
 
 from trm.runs.checkpoints import KEEP_NEWEST
 from trm.runs.durable import replace_durably
-from trm.runs.files import RunError
+from trm.runs.files import RunError, explained, sha256_of
 from trm.runs.run import Run
 
 FOLDER = "replay"
@@ -44,17 +43,11 @@ def save_replay(run: Run, step: int, replay: DictReplayBuffer) -> dict[str, Any]
     np.savez_compressed(buffer, allow_pickle=False, **arrays)
     data = buffer.getvalue()
     path = _path(run, step)
-    try:
+    with explained(path, "could not be written"):
         path.parent.mkdir(exist_ok=True)
         replace_durably(path, data)
-    except OSError as error:
-        raise RunError(f"{path}: could not be written: {error.strerror or error}") from error
-    return {
-        "file": path.name,
-        "sha256": hashlib.sha256(data).hexdigest(),
-        "pos": replay.pos,
-        "full": replay.full,
-    }
+    sha256 = sha256_of(data)
+    return {"file": path.name, "sha256": sha256, "pos": replay.pos, "full": replay.full}
 
 
 def load_replay(run: Run, record: dict[str, Any], replay: DictReplayBuffer) -> None:
@@ -64,11 +57,9 @@ def load_replay(run: Run, record: dict[str, Any], replay: DictReplayBuffer) -> N
         RunError: the file is missing or not the one that the checkpoint was saved with.
     """
     path = run.path / FOLDER / record["file"]
-    try:
+    with explained(path, "cannot be read"):
         data = path.read_bytes()
-    except OSError as error:
-        raise RunError(f"{path}: cannot be read: {error.strerror or error}") from error
-    if hashlib.sha256(data).hexdigest() != record["sha256"]:
+    if sha256_of(data) != record["sha256"]:
         raise RunError(f"{path}: corrupt: its hash is not the one of its checkpoint")
     replay.pos, replay.full = record["pos"], record["full"]
     used = replay.buffer_size if replay.full else replay.pos

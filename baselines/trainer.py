@@ -23,7 +23,7 @@ from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.type_aliases import TrainFreq, TrainFrequencyUnit
 
-from baselines.algorithms import METHODS, compile_steps, make_algorithm, networks_of
+from baselines.algorithms import METHODS, make_algorithm, networks_of
 from baselines.deployment import RUN_KIND, load_weights, weights_of
 from baselines.global_randomness import GlobalRandomness
 from baselines.lookahead import ExactAdvantages
@@ -193,8 +193,9 @@ class BaselineTraining(Trainee):
             )
             # Now, not at the first `learn`: it resets the plans and makes SB3's statistics.
             self.sb3._setup_learn(0, reset_num_timesteps=False)
-        compile_steps(self.sb3, placement.compiled)
         self.networks = networks_of(self.sb3)
+        for network in self.networks.values():
+            network.compile_step(placement.compiled)
         self.rollout = OneRollout()
         self.callbacks: list[BaseCallback] = [self.rollout]
         if recipe.ppo is not None and recipe.ppo.advantage == "exact":

@@ -16,6 +16,7 @@ folder lie
 The same call goes on after an interruption: finished runs are kept, interrupted ones resumed.
 """
 
+import contextlib
 import functools
 import json
 import math
@@ -27,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from baselines.recipe import BaselineRecipe, config_folder, recipe_path
-from trm.compute.jobs import Backend, Job, JobResult, map_jobs
+from trm.compute.jobs import Job, JobResult, map_jobs
 from trm.experiments.sections import check_at_least
 from trm.runs.durable import replace_durably
 from trm.runs.lock import locked
@@ -150,22 +151,18 @@ def run_search(
     search: Search,
     out: Path,
     *,
-    backend: Backend = "local",
-    workers: int | None = None,
-    address: str | None = None,
     command: str = "",
     report: Callable[[JobResult], None] = lambda _: None,
+    **where: Any,
 ) -> list[Trial]:
     """Train every trial that is not finished; see `trm.compute.jobs.map_jobs`.
 
     Args:
         search: what to try.
         out: the search's folder; made where it is missing.
-        backend: "local" or "ray".
-        workers: runs at once; None for one a core.
-        address: of the Ray cluster.
         command: for the record: how this was called.
         report: is called for every run that starts or ends.
+        where: backend, workers and address of `map_jobs`.
 
     Returns:
         The trials in order; fewer than asked for where a signal asked to stop.
@@ -181,21 +178,12 @@ def run_search(
         while len(trials) < search.spec.trials:
             first, count = len(trials), search.spec.trials - len(trials)
             numbers = range(first, first + min(count, 1 if first == 0 else search.spec.batch))
-            planned = [_planned(search, out, number, trials) for number in numbers]
-            jobs = [
-                job
-                for number, values in zip(numbers, planned, strict=True)
-                for job in _jobs(search, out, number, values)
-            ]
-            results = map_jobs(
-                jobs, backend=backend, workers=workers, address=address, report=report
-            )
+            planned = {number: _planned(search, out, number, trials) for number in numbers}
+            jobs = [job for item in planned.items() for job in _jobs(search, out, *item)]
+            results = map_jobs(jobs, report=report, **where)
             if any(result.state == "stopped" for result in results):
                 break
-            trials += [
-                _finished(search, out, number, values)
-                for number, values in zip(numbers, planned, strict=True)
-            ]
+            trials += [_finished(search, out, *item) for item in planned.items()]
             _write_record(search, out, trials, command)
         return trials
 
@@ -233,12 +221,7 @@ def train_trial(folder: Path, record: Path, *, env: str, recipe: str, seed: int)
         file.parent.mkdir(parents=True, exist_ok=True)
         replace_durably(file, recipe.encode())
         outcome = train(
-            env=env,
-            algorithm=None,
-            recipe_path=file,
-            seed=seed,
-            out=folder,
-            placement=placement,
+            env=env, algorithm=None, recipe_path=file, seed=seed, out=folder, placement=placement
         )
     if not outcome.finished:
         return
@@ -249,8 +232,7 @@ def train_trial(folder: Path, record: Path, *, env: str, recipe: str, seed: int)
         "seed": seed,
         **{name: evaluated[-1][name] for name in ("step", "success_rate", "mean_score")},
         "best_success_rate": max(line["success_rate"] for line in evaluated),
-        "wall_seconds": usage["wall_seconds"],
-        "cpu_seconds": usage["cpu_seconds"],
+        **{name: usage[name] for name in ("wall_seconds", "cpu_seconds")},
     }
     replace_durably(record, (json.dumps(figures) + "\n").encode())
 
@@ -286,13 +268,14 @@ def _propose(search: Search, number: int, earlier: Sequence[Trial]) -> dict[str,
     study = optuna.create_study(direction="maximize", sampler=sampler)
     for trial in earlier:
         values = trial.values or {name: operator.attrgetter(name)(search.base) for name in ranges}
-        inside = all(_inside(values[name], given) for name, given in search.spec.space.items())
-        if trial.value is not None and inside:
-            study.add_trial(
-                optuna.trial.create_trial(
-                    params=dict(values), distributions=ranges, value=trial.value
+        # The recipe as it ships may lie outside the ranges, which optuna refuses.
+        with contextlib.suppress(ValueError):
+            if trial.value is not None:
+                study.add_trial(
+                    optuna.trial.create_trial(
+                        params=dict(values), distributions=ranges, value=trial.value
+                    )
                 )
-            )
     tried = [dict(trial.values) for trial in earlier]
     for _ in range(_TRIES):
         proposal = study.ask(ranges)
@@ -418,13 +401,6 @@ def _distribution(values: Any) -> Any:
     if isinstance(low, int) and isinstance(high, int):
         return distributions.IntDistribution(low, high, log=log)
     return distributions.FloatDistribution(low, high, log=log)
-
-
-def _inside(value: Any, values: Any) -> bool:
-    """Whether a value could have been proposed."""
-    if isinstance(values, list):
-        return value in values
-    return bool(values["low"] <= value <= values["high"])
 
 
 def _optuna() -> Any:

@@ -8,7 +8,7 @@ output: what SB3's algorithms, sb3-contrib's MaskablePPO and VecEnv wrappers exp
 
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -21,7 +21,6 @@ from plan_envs.domain import Int8Array
 from plan_envs.engine import ILLEGAL, SAME_STEP, Finals, Refusal, StepArrays
 from plan_envs.vector_env import PlanEditVectorEnv
 
-Infos = Literal["final", "all"]
 Indices = int | Iterable[int] | None
 
 _SCALARS = ("score", "solved", "violations", "illegal_action")
@@ -35,23 +34,20 @@ class PlanEditVecEnv(VecEnv):
     float32, as there. When an episode ends its environment is reset in the same step and its info
     holds `terminal_observation`, `TimeLimit.truncated` (the horizon, not an absorption), `episode`
     (`r`, `l`, `t` as of `Monitor`), `is_success` and the checker's last word (`score`, `solved`,
-    `violations`, `illegal_action`). `env_method("action_masks")` answers for all environments in
+    `violations`, `illegal_action`); the infos of episodes that go on, which no algorithm reads, are
+    empty. `env_method("action_masks")` answers for all environments in
     one call. Arrays are fresh at each step.
 
     Args:
         vector_env: the environments, with autoreset SAME_STEP; this class takes it over.
-        infos: "final" leaves the infos of episodes that go on empty, which no algorithm reads;
-            "all" fills them as `DummyVecEnv` does.
     """
 
-    def __init__(self, vector_env: PlanEditVectorEnv, *, infos: Infos = "final") -> None:
+    def __init__(self, vector_env: PlanEditVectorEnv) -> None:
         """See the class docstring."""
         if vector_env.metadata["autoreset_mode"] is not AutoresetMode.SAME_STEP:
             mode = vector_env.metadata["autoreset_mode"].value
             raise ValueError(f"vector_env must have autoreset_mode 'SameStep', got {mode!r}")
-        if infos not in ("final", "all"):
-            raise ValueError(f"infos must be 'final' or 'all', got {infos!r}")
-        self.vector_env, self._infos = vector_env, infos
+        self.vector_env = vector_env
         self._engine = vector_env._engine
         spec = vector_env.task.domain.spec
         num_envs = vector_env.num_envs
@@ -66,13 +62,17 @@ class PlanEditVecEnv(VecEnv):
         )
 
     def reset(self) -> dict[str, Int8Array]:
-        """Reset every environment, by the seeds and options that were set before."""
+        """Reset every environment, by the seeds that were set before.
+
+        Raises:
+            ValueError: reset options were set, which only the vector environment itself takes.
+        """
+        if any(self._options):
+            raise ValueError("reset options must be given to the reset of `vector_env`")
         observation, infos = self.vector_env.reset(
-            seed=None if self._seeds[0] is None else self._seeds,
-            options=_merged(self._options),
+            seed=None if self._seeds[0] is None else self._seeds
         )
         self._reset_seeds()
-        self._reset_options()
         self.episode_returns[:] = 0
         self.episode_lengths[:] = 0
         self.reset_infos = [
@@ -100,10 +100,6 @@ class PlanEditVecEnv(VecEnv):
         self.episode_returns += rewards
         self.episode_lengths += 1
         infos: list[dict[str, Any]] = [{} for _ in range(self.num_envs)]
-        if self._infos == "all":
-            infos = _all_infos(out, finals)
-            for env in [] if finals is None else finals.index.tolist():
-                self.reset_infos[env] = _info_of(out, env)
         if finals is not None:
             self._end_episodes(finals, infos)
         return self._observation(), rewards, out.terminated | out.truncated, infos
@@ -202,7 +198,7 @@ class PlanEditVecEnv(VecEnv):
             strict=True,
         )
         for env, instance, plan, mask, cut, total, length, score, solved, wrong, illegal in columns:
-            said = {
+            infos[env] = {
                 "terminal_observation": {"instance": instance, "plan": plan, "action_mask": mask},
                 "TimeLimit.truncated": cut,
                 "episode": {"r": total, "l": length, "t": seconds},
@@ -212,46 +208,9 @@ class PlanEditVecEnv(VecEnv):
                 "violations": wrong,
                 "illegal_action": illegal,
             }
-            infos[env] = infos[env] | said if infos[env] else said
         self.episode_returns[index] = 0
         self.episode_lengths[index] = 0
 
 
 _METHODS = ("action_masks", "sample_legal", "render")
 """Methods of a single environment that the vector environment answers for all at once."""
-
-
-def _merged(options: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
-    """Each environment's reset options as those of the vector environment.
-
-    Raises:
-        ValueError: some environments have an option that others lack.
-    """
-    if not any(options):
-        return None
-    if any(set(option) != set(options[0]) for option in options):
-        raise ValueError("reset options must have the same keys in every environment")
-    merged: dict[str, Any] = {}
-    for key, first in options[0].items():
-        values = [option[key] for option in options]
-        if not isinstance(first, str):
-            merged[key] = np.stack(values)
-        elif len(set(values)) == 1:
-            merged[key] = first
-        else:
-            raise ValueError(f"reset option {key!r} must be one text for all, or arrays")
-    return merged
-
-
-def _info_of(arrays: StepArrays, row: int) -> dict[str, Any]:
-    info = {name: getattr(arrays, name)[row].item() for name in _SCALARS}
-    return {"action_mask": arrays.action_mask[row].copy(), **info}
-
-
-def _all_infos(out: StepArrays, finals: Finals | None) -> list[dict[str, Any]]:
-    """The infos of `PlanEditEnv.step`, of environments that ended as they were before the reset."""
-    infos = [{**_info_of(out, row), "TimeLimit.truncated": False} for row in range(len(out.plan))]
-    if finals is not None:
-        for row, env in enumerate(finals.index.tolist()):
-            infos[env].update(_info_of(finals.arrays, row))
-    return infos

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from plan_envs.evaluation import Policy
 from trm.compute.device import Placement
 from trm.experiments.learners import Learner, Networks, SweepCommand, edits_when_finished, task_of
-from trm.experiments.records import keep_record_of
+from trm.experiments.records import keep_record
 from trm.experiments.states import EditPolicy
 from trm.nn.model import TinyRecursiveModel
 from trm.runs.run import Run, fitting
@@ -33,7 +33,7 @@ class UpiTrm:
             recipe_path=recipe_path,
             steps_field="schedule.edits",
             finished_at=edits_when_finished,
-            make_record=keep_record_of,
+            make_record=keep_record,
         )
 
     def method_of(self, run: Run) -> str:

@@ -5,23 +5,39 @@ settings seed by seed: with the data and the order of samples in common, what is
 Input: folders of sweeps or files of records; output: rows, and tables for the terminal.
 """
 
+import itertools
 import re
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from supervised.measures.records import RECORD_VERSION
-from trm.experiments.compare import group_runs
-from trm.experiments.intervals import Spread, spread_of, student_t_interval
+from trm.experiments.intervals import student_t_interval
 from trm.runs.files import read_json_object
 from trm.runs.pictures import new_figure, save_figure
 
 Record = Mapping[str, Any]
+
+
+class Spread(NamedTuple):
+    """A figure over seeds."""
+
+    mean: float
+    std: float | None
+    """Sample standard deviation; None for one seed."""
+
+
+def spread_of(values: Sequence[float | None]) -> Spread | None:
+    """Mean and deviation of a figure over seeds; None where a seed lacks the figure."""
+    known = [value for value in values if value is not None]
+    if not known or len(known) < len(values):
+        return None
+    return Spread(statistics.mean(known), statistics.stdev(known) if len(known) > 1 else None)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -126,10 +142,18 @@ def differences(records: Sequence[Record], *, against: str, figure: str) -> list
 
 
 def _by_recipe(records: Sequence[Record]) -> dict[str, list[Record]]:
-    def named(record: Record) -> str:
-        return str(record["recipe"])
-
-    return group_runs(records, setting=named, seed=lambda record: record["seed"], name=named)
+    groups: dict[str, list[Record]] = {}
+    for record in records:
+        groups.setdefault(str(record["recipe"]), []).append(record)
+    for recipe, runs in groups.items():
+        runs.sort(key=lambda record: int(record["seed"]))
+        for one, other in itertools.pairwise(runs):
+            if one["seed"] == other["seed"]:
+                raise ValueError(
+                    f"{recipe}: several runs have the seed {one['seed']}, the recipe and the"
+                    " training in common; give one of them"
+                )
+    return groups
 
 
 def _row(recipe: str, runs: Sequence[Record]) -> Row:

@@ -5,8 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from baselines_cases import FLAT, Judged, judge_of, make_env, tiny_model
-from gymnasium import spaces
+from baselines_cases import Judged, judge_of, make_env, tiny_model
 from stable_baselines3.common.base_class import BaseAlgorithm
 
 from baselines.algorithms import (
@@ -20,13 +19,11 @@ from baselines.algorithms import (
 )
 from baselines.masked_sb3 import (
     MaskedDQN,
-    TrmFeatures,
     dueling_values,
     random_legal,
 )
 from baselines.vec_adapter import PlanEditVecEnv
 from plan_envs.catalogue import resolve_task
-from trm.experiments.states import model_shape
 from trm.nn.model import ILLEGAL_LOGIT, ModelConfig
 from upi_trm.learner import LearnerConfig, UpiLearner
 
@@ -117,7 +114,7 @@ def test_the_judge_objects_to_what_the_rules_forbid() -> None:
     """Uniformly drawn actions, most of them illegal: he agrees with the environments on each."""
     rng = np.random.default_rng(0)
     for name in ("sudoku4x4", "sudoku9x9", "nqueens8", "maze10", "arc"):
-        env = make_env(name, plans=16, infos="all")
+        env = make_env(name, plans=16)
         judge, observation = judge_of(name), env.reset()
         illegal = 0
         for _ in range(12):
@@ -128,7 +125,11 @@ def test_the_judge_objects_to_what_the_rules_forbid() -> None:
             boards = zip(observation["instance"], observation["plan"], actions, strict=True)
             allowed = [judge(instance, plan, int(action)) for instance, plan, action in boards]
             observation, _, _, infos = env.step(actions)
-            assert allowed == [not info["illegal_action"] for info in infos], name
+            refused = [
+                info.get("illegal_action", bool(now))
+                for info, now in zip(infos, env._out.illegal_action, strict=True)
+            ]
+            assert allowed == [not one for one in refused], name
             illegal += 16 - sum(allowed)
         assert illegal > 10, name
 
@@ -296,16 +297,3 @@ def test_the_recursion_depth_of_the_recipe_is_the_one_that_runs() -> None:
         sb3: Any = build("ppo", env, model=config)
         seen[depth] = sb3.policy.predict_values(observation)
     assert not torch.equal(seen[0], seen[1]) and not torch.equal(seen[1], seen[3])
-
-
-def test_an_environment_without_a_mask_is_refused_in_one_line() -> None:
-    shape = model_shape(resolve_task("sudoku4x4").domain.spec)
-    options: dict[str, Any] = {"shape": shape, "config": FLAT, "generator": torch.Generator()}
-    board = spaces.Box(0, 4, (16,), np.int8)
-    with pytest.raises(ValueError, match="its observation has no 'instance'"):
-        TrmFeatures(board, **options)
-    with pytest.raises(ValueError, match="no 'action_mask'; baselines need the observations of a"):
-        TrmFeatures(spaces.Dict({"instance": board, "plan": board}), **options)
-    other = spaces.Dict({"instance": board, "plan": board, "action_mask": spaces.MultiBinary(64)})
-    with pytest.raises(ValueError, match=r"action_mask has shape \(64,\), the model needs \(97,\)"):
-        TrmFeatures(other, **options)

@@ -15,7 +15,7 @@ import torch
 import yaml  # type: ignore[import-untyped]  # stubs are no dependency of ours
 
 from baselines.algorithms import METHODS
-from baselines.deployment import load_networks, load_policy
+from baselines.deployment import load_networks
 from baselines.global_randomness import GlobalRandomness
 from baselines.recipe import BaselineRecipe, read_recipe, recipe_names, recipe_path
 from baselines.trainer import OneRollout, resume, train
@@ -24,7 +24,7 @@ from plan_envs.evaluation import evaluate_policy, random_legal
 from trm.compute.device import Placement
 from trm.compute.streams import named_streams
 from trm.experiments.compare import compare_records
-from trm.experiments.learners import LEARNER_GROUP
+from trm.experiments.learners import LEARNER_GROUP, load_policy
 from trm.experiments.records import make_record, parse_record
 from trm.experiments.states import Boards
 from trm.experiments.training import Outcome
@@ -446,7 +446,7 @@ def test_weights_of_another_backbone_are_refused_in_one_line(tmp_path: Path) -> 
     record["recipe_sha256"] = hashlib.sha256(text.encode()).hexdigest()
     (run.path / "run.json").write_text(json.dumps(record))
     with pytest.raises(RunError, match=r"checkpoint 32 does not fit: .*size mismatch") as refused:
-        load_policy(Run.open(run.path), placement=HERE)
+        load_networks(Run.open(run.path), placement=HERE)
     assert "\n" not in str(refused.value)
     with pytest.raises(RunError, match="checkpoint 32 does not fit"):
         resume(run.path, steps=64, placement=HERE)
@@ -462,7 +462,7 @@ def test_a_run_of_another_learner_is_refused_in_one_line(tmp_path: Path) -> None
     ):
         pass
     with pytest.raises(RunError, match=r"kind is 'upi' where 'sb3' is needed"):
-        load_policy(Run.open(tmp_path / "run"), placement=HERE)
+        load_networks(Run.open(tmp_path / "run"), placement=HERE)
     with pytest.raises(RunError, match=r"kind is 'upi' where 'sb3' is needed"):
         resume(tmp_path / "run", placement=HERE)
 

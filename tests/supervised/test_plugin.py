@@ -18,7 +18,7 @@ from trm.experiments import sweep_run as sweep
 from trm.experiments.learners import LEARNER_GROUP, find_command
 from trm.experiments.sweep_cli import sweep as sweep_command
 from trm.experiments.sweep_run import point_states, run_sweep, train_point
-from trm.experiments.sweep_spec import Sweep, place_sweep, plan_sweep
+from trm.experiments.sweep_spec import Sweep, plan_sweep
 from trm.runs.files import RunError
 from trm.runs.run import Run
 
@@ -70,7 +70,7 @@ def write_spec(folder: Path, text: str) -> Path:
 
 
 def planned(folder: Path, text: str) -> Sweep:
-    return plan_sweep(write_spec(folder, text))
+    return plan_sweep(write_spec(folder, text), folder / "out")
 
 
 # --- From the file to points
@@ -85,8 +85,8 @@ def test_each_command_of_the_learner_can_be_swept() -> None:
 
 def test_no_policy_that_plays_edits_is_loaded_from_a_supervised_run(tmp_path: Path) -> None:
     recipe = write_spec(tmp_path, TRAINED).with_name("small.yaml")
-    run = train(recipe_path=recipe, steps=1, out=tmp_path / "run", placement=Placement(threads=1))
-    assert run is not None
+    place = Placement(threads=1)
+    run = train(recipe_path=recipe, steps=1, out=tmp_path / "run", placement=place).run
     for load in (LEARNER.load_policy, LEARNER.load_probabilities, LEARNER.load_networks):
         with pytest.raises(RunError, match=r"run\.json: kind is 'supervised'.*supervised eval"):
             load(run, placement=Placement(), step=None)
@@ -113,14 +113,12 @@ def test_what_is_prepared_is_named_in_later_words_and_placed_below_the_sweep(
     found = planned(tmp_path, DISTILLED)
     (point,) = found.points
     assert point.name == "cache=few-seed3"
-    assert (point.recipe.teacher, point.recipe.distill.cache) == ("{teacher}", "{few}")
-    (placed,) = place_sweep(found, tmp_path / "out").points
     teacher, cache = (str(tmp_path / "out" / "prepared" / name) for name in ("teacher", "few"))
-    assert (placed.recipe.teacher, placed.recipe.distill.cache) == (teacher, cache)
-    assert placed.start[:3] == ("supervised", "distill", teacher)
-    assert f'distill.cache="{cache}"' in placed.start
-    assert placed.resume == ("supervised", "train")
-    trained, built = place_sweep(found, tmp_path / "out").preparations
+    assert (point.recipe.teacher, point.recipe.distill.cache) == (teacher, cache)
+    assert point.start[:3] == ("supervised", "distill", teacher)
+    assert f'distill.cache="{cache}"' in point.start
+    assert point.resume == ("supervised", "train")
+    trained, built = found.preparations
     assert trained.training is not None and trained.resume == ("supervised", "train")
     assert built.training is None and built.words[3] == teacher
 
@@ -190,7 +188,7 @@ def test_a_point_is_trained_evaluated_and_gone_on_with(
     assert first["peak"]["exact"] == max(line["exact"] for line in first["validation"])
     assert {line["weight"]: line["exact"] for line in first["guidance"]}[1.0] == first["exact"]
     assert first["cache"] is None
-    assert point_states(found, tmp_path / "out")[point.name] == "finished"
+    assert point_states(found)[point.name] == "finished"
 
     # As if killed before its last checkpoint.
     shutil.rmtree(tmp_path / "out" / point.name / "checkpoints" / "step-000000004")
@@ -226,13 +224,13 @@ def test_a_sweep_of_students_makes_its_teacher_and_cache_and_ends_with_records(
     assert Run.open(out / "cache=few-seed3").info == run.info
     other = write_spec(tmp_path, DISTILLED.replace("--steps 2", "--steps 3"))
     with pytest.raises(ValueError, match=r"teacher: was made by .*--steps 2.* asks for"):
-        run_sweep(plan_sweep(other), out)
+        run_sweep(plan_sweep(other, out))
 
 
 def test_a_preparation_that_fails_ends_the_sweep_with_its_last_words(tmp_path: Path) -> None:
     found = planned(tmp_path, DISTILLED.replace("--steps 2", "--steps none"))
     with pytest.raises(ValueError, match=r"prepare: teacher failed: exit code 2; .*none"):
-        run_sweep(found, tmp_path / "out", workers=1)
+        run_sweep(found, workers=1)
     manifest = json.loads((tmp_path / "out" / "manifest.json").read_bytes())
     assert [line["state"] for line in manifest["prepare"]] == ["failed", "pending"]
     assert manifest["points"][0]["state"] == "pending"

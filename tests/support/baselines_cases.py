@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from stable_baselines3.common.vec_env.base_vec_env import VecEnv, VecEnvWrapper
 
-from baselines.vec_adapter import Infos, PlanEditVecEnv
+from baselines.vec_adapter import PlanEditVecEnv
 from plan_envs.arc.rules import Arc
 from plan_envs.catalogue import Task, resolve_task
 from plan_envs.instances import InstanceSet
@@ -46,7 +46,7 @@ def pool_of(task: Task, num: int = 20) -> InstanceSet:
 
 
 def make_env(
-    name: str, *, plans: int = 4, limit: int | None = None, infos: Infos = "final", **options: Any
+    name: str, *, plans: int = 4, limit: int | None = None, **options: Any
 ) -> PlanEditVecEnv:
     """The adapter over a task, its pool small."""
     task = resolve_task(name)
@@ -58,7 +58,7 @@ def make_env(
         autoreset_mode="SameStep",
         **options,
     )
-    env = PlanEditVecEnv(vector, infos=infos)
+    env = PlanEditVecEnv(vector)
     env.seed(0)
     return env
 

@@ -159,7 +159,8 @@ def _run_all(
             attempts[job.key] += 1
             started[job.key] = time.monotonic()
             pool.start(task)
-            keep(_running(job, attempts[job.key]))
+            attempt = attempts[job.key]
+            keep(JobResult(key=job.key, state="running", log=job.log, attempts=attempt))
         for key, ending in pool.ended():
             job, task = jobs[key]
             died = isinstance(ending, str) or ending < 0
@@ -169,10 +170,6 @@ def _run_all(
             result = _result(job, ending, stopping=stopping())
             seconds = time.monotonic() - started[key]
             keep(replace(result, attempts=attempts[key], seconds=seconds))
-
-
-def _running(job: Job, attempt: int) -> JobResult:
-    return JobResult(key=job.key, state="running", log=job.log, attempts=attempt)
 
 
 def _result(job: Job, ending: int | str, *, stopping: bool) -> JobResult:

@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
@@ -85,44 +85,27 @@ def graceful_stop() -> Iterator[StopRequest]:
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ResourceUsage:
-    """What a run cost so far, over all its sessions."""
-
-    wall_seconds: float
-    cpu_seconds: float
-    """User plus system time of the process, all its threads."""
-    peak_memory_bytes: int
-    """Largest resident size that any session reached."""
-
-
 class ResourceMeter:
-    """Counts from its construction on, on top of what earlier sessions of the run used."""
+    """What a run cost: counts from its construction on, on top of earlier sessions of the run."""
 
     def __init__(self, earlier: Mapping[str, Any] | None = None) -> None:
         """Start counting; `earlier` is the `state_dict` of the session that was stopped."""
-        self._earlier = (
-            ResourceUsage(**earlier)
-            if earlier
-            else ResourceUsage(wall_seconds=0.0, cpu_seconds=0.0, peak_memory_bytes=0)
-        )
+        nothing = {"wall_seconds": 0.0, "cpu_seconds": 0.0, "peak_memory_bytes": 0}
+        self._earlier = {**nothing, **(earlier or {})}
         self._wall_start = time.perf_counter()
         self._cpu_start = time.process_time()
 
-    def usage(self) -> ResourceUsage:
-        """What was used up to now."""
+    def state_dict(self) -> dict[str, Any]:
+        """Wall time, user plus system time of all threads, and the largest resident size."""
         # ru_maxrss is in KiB on Linux and in bytes on macOS.
         unit = 1 if sys.platform == "darwin" else 1024
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-        return ResourceUsage(
-            wall_seconds=self._earlier.wall_seconds + time.perf_counter() - self._wall_start,
-            cpu_seconds=self._earlier.cpu_seconds + time.process_time() - self._cpu_start,
-            peak_memory_bytes=max(self._earlier.peak_memory_bytes, peak),
-        )
-
-    def state_dict(self) -> dict[str, Any]:
-        """`usage()` as plain numbers, for a checkpoint."""
-        return asdict(self.usage())
+        earlier = self._earlier
+        return {
+            "wall_seconds": earlier["wall_seconds"] + time.perf_counter() - self._wall_start,
+            "cpu_seconds": earlier["cpu_seconds"] + time.process_time() - self._cpu_start,
+            "peak_memory_bytes": max(earlier["peak_memory_bytes"], peak),
+        }
 
 
 def provenance(placement: "Placement | None" = None) -> dict[str, Any]:

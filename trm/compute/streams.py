@@ -6,7 +6,6 @@ each of them.
 """
 
 import copy
-import difflib
 import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -35,12 +34,10 @@ class Streams:
 
     def numpy(self, name: str) -> np.random.Generator:
         """The one numpy generator of this name: every call returns the same object."""
-        self._check(name)
         return self._numpy[name]
 
     def torch(self, name: str) -> torch.Generator:
         """The one torch generator of this name, on the CPU."""
-        self._check(name)
         return self._torch[name]
 
     def torch_seed(self, name: str) -> int:
@@ -48,7 +45,6 @@ class Streams:
 
         The CPU generator of torch keeps only the lowest 32 bits of a seed.
         """
-        self._check(name)
         return int(self._seed_of(name, "torch").generate_state(1, np.uint64)[0] >> np.uint64(1))
 
     def state_dict(self) -> dict[str, Any]:
@@ -77,13 +73,6 @@ class Streams:
         if self._member:
             key = (*key, self._member)
         return np.random.SeedSequence(self.seed, spawn_key=key)
-
-    def _check(self, name: str) -> None:
-        if name not in self.names:
-            near = difflib.get_close_matches(name, self.names, n=1, cutoff=0.0)
-            raise ValueError(
-                f"stream {name!r} is unknown; nearest is {near[0] if near else 'none'}"
-            )
 
 
 def named_streams(seed: int, names: Sequence[str] = STREAM_NAMES, *, member: int = 0) -> Streams:

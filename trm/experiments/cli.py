@@ -15,6 +15,7 @@ from typing import Any
 import click
 
 from trm.experiments.envs_cli import envs
+from trm.experiments.options import EXIT_INTERRUPTED
 from trm.experiments.play_cli import play
 from trm.experiments.sweep_cli import compare, sweep
 from trm.experiments.use_cli import evaluate, solve
@@ -22,18 +23,13 @@ from trm.experiments.use_cli import evaluate, solve
 PLUGIN_GROUP = "upi_trm.commands"
 """Entry-point group of the learners' click commands; the entry point's name is the command's."""
 
-
 _SECTIONS = {
     "Learn": ["train", "sweep"],
     "Measure and use": ["eval", "solve", "compare", "drift", "bounds"],
     "Look around": ["envs", "play"],
 }
 
-
 _EXIT_USER_ERROR = 2
-
-
-_EXIT_INTERRUPTED = 130
 
 
 def main(args: Sequence[str] | None = None) -> None:
@@ -46,7 +42,7 @@ def main(args: Sequence[str] | None = None) -> None:
     try:
         code = cli.main(args=args, prog_name="upi-trm", standalone_mode=False, obj=debug)
     except (KeyboardInterrupt, click.Abort):
-        sys.exit(_EXIT_INTERRUPTED)
+        sys.exit(EXIT_INTERRUPTED)
     except BrokenPipeError:  # the reader of our output, `head` say, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
@@ -73,13 +69,8 @@ class _Commands(click.Group):
         return shown + sorted(known - set(shown))
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        own = super().get_command(ctx, cmd_name)
-        if own is not None:
-            return own
-        for point in _plugins():
-            if point.name == cmd_name:
-                return _load(point)
-        return None
+        found = {point.name: point for point in _plugins()}.get(cmd_name)
+        return super().get_command(ctx, cmd_name) or (None if found is None else _load(found))
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         others = self.list_commands(ctx)

@@ -9,25 +9,20 @@ instances is refused.
 
 import itertools
 import statistics
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Float
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from trm.experiments.intervals import spread_of, student_t_interval, wilson_interval
+from trm.experiments.intervals import student_t_interval, wilson_interval
 from trm.experiments.records import Record
 from trm.runs.pictures import new_figure, save_figure
 
-R = TypeVar("R")
-K = TypeVar("K", bound=Hashable)
-
-_CONFIDENCE = 0.95
-_RESAMPLES = 2000
 _TOLERANCE = 1e-3
 """Deviation that sums of float32 scores may have, in points."""
 
@@ -68,20 +63,6 @@ class Row:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Aggregate:
-    """A recipe over several environments (rliable: interquartile mean, stratified bootstrap)."""
-
-    method: str
-    recipe: str
-    envs: tuple[str, ...]
-    iqm: float
-    """Interquartile mean of the success rates of all its runs."""
-    iqm_low: float
-    iqm_high: float
-    num_runs: int
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
 class Curve:
     """Success on validation puzzles against edits, over the seeds of a row."""
 
@@ -100,16 +81,11 @@ class Comparison:
 
     rows: tuple[Row, ...]
     """Rows by environment; each environment's reference policies come last."""
-    aggregate: tuple[Aggregate, ...]
-    """One for each recipe that was trained on two environments or more."""
     curves: tuple[Curve, ...]
 
     def to_json_dict(self) -> dict[str, Any]:
-        """`rows` and `aggregate` as plain values."""
-        return {
-            "rows": [asdict(row) for row in self.rows],
-            "aggregate": [asdict(aggregate) for aggregate in self.aggregate],
-        }
+        """`rows` as plain values."""
+        return {"rows": [asdict(row) for row in self.rows]}
 
     def tables(self) -> list[Table]:
         """Tables for the terminal, one for each environment and instance set."""
@@ -120,7 +96,7 @@ class Comparison:
 
 
 def compare_records(records: Sequence[Record]) -> Comparison:
-    """Rows, aggregates and curves of some records.
+    """Rows and curves of some records.
 
     Runs belong to one row when they agree in method, environment, instances, recipe and edits.
 
@@ -133,9 +109,7 @@ def compare_records(records: Sequence[Record]) -> Comparison:
     _check_instances(records)
     for record in records:
         _check_sums(record)
-    groups = list(
-        group_runs(records, setting=_setting, seed=lambda record: record.seed, name=_name).values()
-    )
+    groups = _groups(records)
     labels = _labels(groups)
     rows: list[Row] = []
     # In the order in which the records were given, environments kept together.
@@ -146,70 +120,26 @@ def compare_records(records: Sequence[Record]) -> Comparison:
     curves = map(learning_curve, groups, labels)
     return Comparison(
         rows=tuple(rows),
-        aggregate=_aggregates(records),
         curves=tuple(curve for curve in curves if curve is not None),
     )
 
 
-def group_runs(
-    records: Iterable[R],
-    *,
-    setting: Callable[[R], K],
-    seed: Callable[[R], int],
-    name: Callable[[R], str],
-) -> dict[K, list[R]]:
-    """Records by what they have in common, each group in the order of its seeds.
-
-    Args:
-        records: records of runs; groups come in the order of their first records.
-        setting: gives what the runs of a group have in common.
-        seed: gives the seed, in which they differ.
-        name: names a group by one of its records, for the error message.
-
-    Raises:
-        ValueError: a group has two runs of one seed.
-    """
-    groups: dict[K, list[R]] = {}
+def _groups(records: Sequence[Record]) -> list[list[Record]]:
+    """The runs of each row in the order of their seeds; rows in the order of their first runs."""
+    groups: dict[tuple[Any, ...], list[Record]] = {}
     for record in records:
-        groups.setdefault(setting(record), []).append(record)
+        recipe = record.recipe_hash or record.recipe
+        setting = (record.method, *_task(record), recipe, record.step)
+        groups.setdefault(setting, []).append(record)
     for runs in groups.values():
-        runs.sort(key=seed)
+        runs.sort(key=lambda record: record.seed)
         for one, other in itertools.pairwise(runs):
-            if seed(one) == seed(other):
+            if one.seed == other.seed:
                 raise ValueError(
-                    f"{name(one)}: several runs have the seed {seed(one)}, the recipe and the"
-                    " training in common; give one of them"
+                    f"{one.recipe} on {one.env}: several runs have the seed {one.seed}, the recipe"
+                    " and the training in common; give one of them"
                 )
-    return groups
-
-
-# --- Statistics
-
-
-def interquartile_mean(scores: Float[np.ndarray, "*batch run"]) -> Float[np.ndarray, "*batch"]:
-    """Mean of what is left when a quarter of the scores is cut off at each end."""
-    cut = scores.shape[-1] // 4
-    kept = np.sort(scores, axis=-1)[..., cut : scores.shape[-1] - cut]
-    return np.asarray(kept.mean(axis=-1))
-
-
-def stratified_bootstrap(
-    scores: Sequence[Sequence[float]], rng: np.random.Generator, *, resamples: int = _RESAMPLES
-) -> tuple[float, float]:
-    """95% percentile interval of the interquartile mean over all runs of several environments.
-
-    Args:
-        scores: one sequence an environment; its runs are drawn again from itself only.
-        rng: consumed.
-        resamples: number of bootstrap samples.
-    """
-    draws = [
-        rng.choice(np.asarray(runs, np.float64), size=(resamples, len(runs))) for runs in scores
-    ]
-    means = interquartile_mean(np.concatenate(draws, axis=1))
-    tail = (1 - _CONFIDENCE) / 2
-    low, high = np.quantile(means, [tail, 1 - tail])
-    return float(low), float(high)
+    return list(groups.values())
 
 
 def learning_curve(records: Sequence[Record], label: str) -> Curve | None:
@@ -243,8 +173,7 @@ def learning_curve(records: Sequence[Record], label: str) -> Curve | None:
 
 def _row(records: Sequence[Record], label: str) -> Row:
     rates = [record.success_rate for record in records]
-    spread, first, several = spread_of(rates), records[0], len(records) > 1
-    assert spread is not None
+    first, several = records[0], len(records) > 1
     low, high = (
         student_t_interval(rates) if several else wilson_interval(rates[0], first.num_instances)
     )
@@ -252,18 +181,18 @@ def _row(records: Sequence[Record], label: str) -> Row:
         method=first.method,
         recipe=label,
         env=first.env,
-        success_rate=spread.mean,
-        success_rate_std=spread.std,
+        success_rate=statistics.mean(rates),
+        success_rate_std=statistics.stdev(rates) if several else None,
         success_rate_low=max(0.0, low),
         success_rate_high=min(1.0, high),
         interval="student-t" if several else "wilson",
-        mean_score=statistics.mean(record.mean_score for record in records),
-        improvement=statistics.mean(record.improvement for record in records),
-        parameters=_largest([record.parameters for record in records]),
+        mean_score=_over_seeds(statistics.mean, records, "mean_score"),
+        improvement=_over_seeds(statistics.mean, records, "improvement"),
+        parameters=_over_seeds(max, records, "parameters"),
         edits=first.step,
-        wall_seconds=_mean([record.wall_seconds for record in records]),
-        cpu_seconds=_mean([record.cpu_seconds for record in records]),
-        peak_memory_bytes=_largest([record.peak_memory_bytes for record in records]),
+        wall_seconds=_over_seeds(statistics.mean, records, "wall_seconds"),
+        cpu_seconds=_over_seeds(statistics.mean, records, "cpu_seconds"),
+        peak_memory_bytes=_over_seeds(max, records, "peak_memory_bytes"),
         num_seeds=len(records),
         seeds=tuple(record.seed for record in records),
         instances=first.instances,
@@ -293,64 +222,15 @@ def _reference_rows(record: Record) -> list[Row]:
     return rows
 
 
-def _aggregates(records: Sequence[Record]) -> tuple[Aggregate, ...]:
-    found: dict[tuple[str, str], dict[str, list[float]]] = {}
-    for record in records:
-        by_env = found.setdefault(
-            (record.method, _settings(record.recipe, record.env) or "own recipe"), {}
-        )
-        by_env.setdefault(record.env, []).append(record.success_rate)
-    return tuple(
-        _aggregate(method, recipe, by_env)
-        for (method, recipe), by_env in found.items()
-        if len(by_env) > 1
-    )
-
-
-def _aggregate(method: str, recipe: str, by_env: Mapping[str, Sequence[float]]) -> Aggregate:
-    scores = list(by_env.values())
-    low, high = stratified_bootstrap(scores, np.random.default_rng(0))
-    pooled = np.concatenate([np.asarray(runs, np.float64) for runs in scores])
-    return Aggregate(
-        method=method,
-        recipe=recipe,
-        envs=tuple(by_env),
-        iqm=float(interquartile_mean(pooled)),
-        iqm_low=low,
-        iqm_high=high,
-        num_runs=len(pooled),
-    )
-
-
 def _settings(recipe: str, env: str) -> str:
     """A recipe's label without the environment that the names of recipes and sweeps begin with."""
     return recipe.removeprefix(env).lstrip(",- ")
 
 
-def _initial_score(record: Record) -> float:
-    """Mean score of the untouched instances."""
-    for report in record.reference.values():
-        return report["mean_score"] - report["improvement"]
-    return record.mean_score - record.improvement
-
-
-def _mean(values: Sequence[float | None]) -> float | None:
-    spread = spread_of(values)
-    return None if spread is None else spread.mean
-
-
-def _largest(values: Sequence[int | None]) -> int | None:
-    known = [value for value in values if value is not None]
-    return max(known) if len(known) == len(values) else None
-
-
-def _setting(record: Record) -> tuple[Any, ...]:
-    recipe = record.recipe_hash or record.recipe
-    return record.method, record.env, record.instances, recipe, record.step
-
-
-def _name(record: Record) -> str:
-    return f"{record.recipe} on {record.env}"
+def _over_seeds(reduce: Callable[[list[Any]], Any], records: Sequence[Record], figure: str) -> Any:
+    """A figure over the seeds of a row; None where a seed lacks it."""
+    values = [getattr(record, figure) for record in records]
+    return None if None in values else reduce(values)
 
 
 def _task(record: Record) -> tuple[str, str]:
@@ -359,22 +239,21 @@ def _task(record: Record) -> tuple[str, str]:
 
 def _labels(groups: Sequence[Sequence[Record]]) -> list[str]:
     """A name for every row; rows that would bear the same one add what they differ in."""
-    names = [group[0].recipe for group in groups]
-    places = [(group[0].method, *_task(group[0])) for group in groups]
+    firsts = [group[0] for group in groups]
     labels = []
-    for place, name, group in zip(places, names, groups, strict=True):
-        same = [
-            other
-            for there, twin, other in zip(places, names, groups, strict=True)
-            if (there, twin) == (place, name)
-        ]
+    for record in firsts:
+        same = [other for other in firsts if _claimed_label(other) == _claimed_label(record)]
         marks = []
-        if len({other[0].recipe_hash for other in same}) > 1:
-            marks.append((group[0].recipe_hash or "no hash")[:6])
-        if len({other[0].step for other in same}) > 1:
-            marks.append(f"{group[0].step} edits")
-        labels.append(f"{name} ({', '.join(marks)})" if marks else name)
+        if len({other.recipe_hash for other in same}) > 1:
+            marks.append((record.recipe_hash or "no hash")[:6])
+        if len({other.step for other in same}) > 1:
+            marks.append(f"{record.step} edits")
+        labels.append(f"{record.recipe} ({', '.join(marks)})" if marks else record.recipe)
     return labels
+
+
+def _claimed_label(record: Record) -> tuple[str, ...]:
+    return (record.method, *_task(record), record.recipe)
 
 
 def _check_instances(records: Sequence[Record]) -> None:
@@ -394,7 +273,9 @@ def _check_sums(record: Record) -> None:
         record.recipe: {"mean_score": record.mean_score, "improvement": record.improvement},
         **record.reference,
     }
-    initial = _initial_score(record)
+    # Of the untouched instances, by any of the reports on them.
+    any_report = next(iter(record.reference.values()), reports[record.recipe])
+    initial = any_report["mean_score"] - any_report["improvement"]
     for name, report in reports.items():
         expected = report["mean_score"] - initial
         if abs(report["improvement"] - expected) > _TOLERANCE * max(1.0, abs(initial)):

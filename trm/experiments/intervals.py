@@ -1,4 +1,4 @@
-"""Means, deviations and confidence intervals of figures over seeds and over instances.
+"""Confidence intervals of figures over seeds and over instances.
 
 Tables and comparisons of every learner take them from here. Input is plain numbers, one a run or a
 share of so many instances; output is what a table shows.
@@ -7,25 +7,6 @@ share of so many instances; output is what a table shows.
 import math
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Spread:
-    """A figure over seeds."""
-
-    mean: float
-    std: float | None
-    """Sample standard deviation; None for one seed."""
-
-
-def spread_of(values: Sequence[float | None]) -> Spread | None:
-    """Mean and deviation of a figure over seeds; None where a seed lacks the figure."""
-    known = [value for value in values if value is not None]
-    if not known or len(known) < len(values):
-        return None
-    std = statistics.stdev(known) if len(known) > 1 else None
-    return Spread(mean=statistics.mean(known), std=std)
 
 
 def wilson_interval(rate: float, count: int, *, confidence: float = 0.95) -> tuple[float, float]:

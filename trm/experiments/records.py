@@ -35,17 +35,17 @@ Announce = Callable[[str], None]
 
 _SEED_SUFFIX = re.compile(r"-seed\d+(-\d{8}-\d{6})?$")
 
+_USAGE = ("wall_seconds", "cpu_seconds", "peak_memory_bytes")
 _NUMBER: tuple[type, ...] = (int, float)
-_REQUIRED: dict[str, tuple[type, ...]] = {
+_REPORT = dict.fromkeys(("success_rate", "mean_score", "improvement"), _NUMBER)
+_KINDS: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(("env", "instances"), (str,)),
     **dict.fromkeys(("num_instances", "seed", "step"), (int,)),
-    **dict.fromkeys(("success_rate", "mean_score", "improvement"), _NUMBER),
+    **_REPORT,
     "reference": (dict,),
-}
-_OPTIONAL: dict[str, tuple[type, ...]] = {
-    "recipe_hash": (str,),
-    **dict.fromkeys(("parameters", "peak_memory_bytes"), (int,)),
-    **dict.fromkeys(("wall_seconds", "cpu_seconds"), _NUMBER),
+    "recipe_hash": (str, type(None)),
+    **dict.fromkeys(("parameters", "peak_memory_bytes"), (int, type(None))),
+    **dict.fromkeys(("wall_seconds", "cpu_seconds"), (*_NUMBER, type(None))),
 }
 
 
@@ -96,8 +96,12 @@ def make_record(run: Run, *, num: int = DEFAULT_NUM, seed: int = 0) -> dict[str,
     """
     checkpoint = run.load_checkpoint()
     usage = checkpoint.state.get("usage", {})
+    task = task_of(run)
+    policy = load_policy(run, placement=Placement(threads=1))
+    instances = task.instances("test", num=num, seed=seed)
     return {
-        **_evaluate(run, num, seed),
+        **score_policies(policy, task, instances, seed=seed).to_json_dict(),
+        "eval_seed": seed,
         "format_version": FORMAT_VERSION,
         "kind": run.info.kind,
         "method": learner_of(run).method_of(run),
@@ -107,9 +111,7 @@ def make_record(run: Run, *, num: int = DEFAULT_NUM, seed: int = 0) -> dict[str,
         "seed": run.info.seed,
         "step": checkpoint.step,
         "parameters": _num_parameters(checkpoint.weights),
-        "wall_seconds": usage.get("wall_seconds"),
-        "cpu_seconds": usage.get("cpu_seconds"),
-        "peak_memory_bytes": usage.get("peak_memory_bytes"),
+        **{name: usage.get(name) for name in _USAGE},
         "curve": [
             [line["step"], line["success_rate"]]
             for line in run.read_metrics()
@@ -121,10 +123,7 @@ def make_record(run: Run, *, num: int = DEFAULT_NUM, seed: int = 0) -> dict[str,
 
 
 def keep_record(
-    path: Path,
-    *,
-    num: int | None = None,
-    announce: Announce = lambda _: None,
+    path: Path, num: int | None = None, *, announce: Announce = lambda _: None
 ) -> dict[str, Any]:
     """The record in a run folder; made and written there when it is missing or out of date.
 
@@ -146,11 +145,6 @@ def keep_record(
     if not is_shipped(path):
         replace_durably(file, (json.dumps(record, allow_nan=False) + "\n").encode())
     return record
-
-
-def keep_record_of(folder: Path, num: int) -> dict[str, Any]:
-    """`keep_record` with the arguments of `SweepCommand.make_record`."""
-    return keep_record(folder, num=num)
 
 
 def read_records(
@@ -183,18 +177,12 @@ def parse_record(record: Mapping[str, Any], *, source: str) -> Record:
     version = record.get("format_version", FORMAT_VERSION)
     if version != FORMAT_VERSION:
         raise ValueError(f"{source}: format_version is {version!r}, expected {FORMAT_VERSION}")
-    found = {name: _field(record, name, kinds, source) for name, kinds in _REQUIRED.items()}
+    found = _fields(record, _KINDS, source)
     for name, report in found["reference"].items():
-        for figure in ("success_rate", "mean_score", "improvement"):
-            _field(report, figure, _NUMBER, f"{source}: reference.{name}")
-    optional = {
-        name: _field(record, name, (*kinds, type(None)), source)
-        for name, kinds in _OPTIONAL.items()
-    }
+        _fields(report, _REPORT, f"{source}: reference.{name}")
     run = str(record.get("run", "run"))
     return Record(
         **found,
-        **optional,
         method=str(record.get("method", "learned")),
         recipe=str(record.get("recipe", label_of(Path(run)))),
         curve=tuple((int(step), float(rate)) for step, rate in record.get("curve", ())),
@@ -221,17 +209,6 @@ def natural_key(text: object) -> list[tuple[int, float | str]]:
 def label_of(path: Path) -> str:
     """What tells a run folder from others but for its seed: its name without `-seedN` and time."""
     return _SEED_SUFFIX.sub("", path.name) or path.name
-
-
-# --- Evaluation
-
-
-def _evaluate(run: Run, num: int, seed: int) -> dict[str, Any]:
-    task = task_of(run)
-    policy = load_policy(run, placement=Placement(threads=1))
-    instances = task.instances("test", num=num, seed=seed)
-    board = score_policies(policy, task, instances, seed=seed)
-    return {**board.to_json_dict(), "eval_seed": seed}
 
 
 def _num_parameters(weights: Mapping[str, Any]) -> int:
@@ -291,12 +268,16 @@ def _records_in(file: Path, num: int | None) -> Iterator[dict[str, Any]]:
         yield record if "recipe" in record else {**record, "recipe": label_of(Path(file.stem))}
 
 
-def _field(record: Any, name: str, kinds: tuple[type, ...], source: str) -> Any:
-    value: Any = record.get(name) if isinstance(record, Mapping) else None
-    if not isinstance(value, kinds) or isinstance(value, bool):
-        raise ValueError(
-            f"{source}: {name} is {value!r}, expected {kinds[0].__name__}: not an evaluation record"
-            " (upi-trm eval RUN --json)"
-        )
-    number: Any = value
-    return float(number) if float in kinds and number is not None else number
+def _fields(record: Any, kinds: Mapping[str, tuple[type, ...]], source: str) -> dict[str, Any]:
+    """The fields of a record, each of one of its kinds; numbers as floats."""
+    found: dict[str, Any] = {}
+    for name, allowed in kinds.items():
+        value: Any = record.get(name) if isinstance(record, Mapping) else None
+        if not isinstance(value, allowed) or isinstance(value, bool):
+            raise ValueError(
+                f"{source}: {name} is {value!r}, expected {allowed[0].__name__}: not an evaluation"
+                " record (upi-trm eval RUN --json)"
+            )
+        is_number = float in allowed and value is not None
+        found[name] = float(record[name]) if is_number else value
+    return found

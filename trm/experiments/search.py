@@ -71,9 +71,7 @@ def verified_search(
         ValueError: a budget below 1, or a checker that reads boards hidden from the policy, so that
             searching for its approval would be looking at the answer.
     """
-    if budget < 1:
-        raise ValueError(f"search: the budget must be at least 1, got {budget}")
-    _refuse_hidden(domain, "search")
+    _check(domain, "search", budget)
     boards = instances.instances
     trees = [_Tree(plan) for plan in domain.initial(boards)]
     groups = _filled_groups(domain.spec)
@@ -110,9 +108,7 @@ def best_of_samples(
     Raises:
         ValueError: fewer than one sample, or a checker that reads boards hidden from the policy.
     """
-    if num < 1:
-        raise ValueError(f"samples: must be at least 1, got {num}")
-    _refuse_hidden(domain, "samples")
+    _check(domain, "samples", num)
     sampled = SampledPolicy(policy, device)
     plans = domain.initial(instances.instances)
     score = np.full(len(plans), -np.inf, np.float32)
@@ -270,7 +266,9 @@ def _branches(
     return found
 
 
-def _refuse_hidden(domain: PlanDomain, what: str) -> None:
+def _check(domain: PlanDomain, what: str, number: int) -> None:
+    if number < 1:
+        raise ValueError(f"{what}: must be at least 1, got {number}")
     if domain.spec.hidden_layers:
         raise ValueError(
             f"{what}: the checker of {domain.spec.name} reads the answer, so that keeping what it"

@@ -1,8 +1,7 @@
-"""Sections that the recipes of several learners share, and the checks of ranges that sections make.
+"""Sections that the recipes of several learners share, and `trm.ranges` for all of their sections.
 
 `InstancesConfig` and `ScheduleConfig` belong to the learners that train in environments; a learner
-adds a field of its own by inheriting. The checks name section, field and value in one line, as
-`trm.runs.recipe` wants them.
+adds a field of its own by inheriting.
 """
 
 from dataclasses import dataclass, field
@@ -10,6 +9,9 @@ from typing import Any
 
 from plan_envs.catalogue import Task
 from plan_envs.instances import InstanceSet
+from trm.ranges import check_at_least as check_at_least
+from trm.ranges import check_positive as check_positive
+from trm.ranges import check_within as check_within
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,46 +55,3 @@ class ScheduleConfig:
             self, "schedule", 1, "edits", "evaluate_every", "evaluate_num", "checkpoint_every"
         )
         check_within(self, "schedule", "(0, 1]", "final_learning_rate")
-
-
-def check_at_least(config: object, section: str, least: int, *fields: str, named: str = "") -> None:
-    """Refuse a field below `least`; a field that is None passes.
-
-    Args:
-        config: the section as an object.
-        section: its name in the recipe, for the message; empty for the recipe itself.
-        least: the smallest value that is allowed.
-        fields: names of the fields to check.
-        named: the field that `least` is the value of, if any.
-
-    Raises:
-        ValueError: names section, field and value.
-    """
-    bound = f"{named} = {least}" if named else str(least)
-    for name, value in _given(config, section, fields):
-        if not value >= least:
-            raise ValueError(f"{name} must be at least {bound}, got {value}")
-
-
-def check_positive(config: object, section: str, *fields: str) -> None:
-    """Refuse a field that is not above 0; arguments and errors as of `check_at_least`."""
-    for name, value in _given(config, section, fields):
-        if not value > 0:
-            raise ValueError(f"{name} must be positive, got {value}")
-
-
-def check_within(config: object, section: str, interval: str, *fields: str) -> None:
-    """Refuse a field outside an interval such as "(0, 1]"; the rest is as of `check_at_least`."""
-    low, high = (float(end) for end in interval[1:-1].split(","))
-    for name, value in _given(config, section, fields):
-        above = value >= low if interval[0] == "[" else value > low
-        below = value <= high if interval[-1] == "]" else value < high
-        if not (above and below):
-            raise ValueError(f"{name} must lie in {interval}, got {value}")
-
-
-def _given(config: object, section: str, fields: tuple[str, ...]) -> list[tuple[str, Any]]:
-    """Full name and value of the fields that are not None."""
-    prefix = f"{section}." if section else ""
-    values = ((f"{prefix}{field}", getattr(config, field)) for field in fields)
-    return [(name, value) for name, value in values if value is not None]

@@ -35,14 +35,7 @@ from trm.experiments.options import (
 )
 @click.option("--dry-run", is_flag=True, help="Show the points and their state; start nothing.")
 def sweep(
-    *,
-    spec: str,
-    out: Path | None,
-    only: tuple[str, ...],
-    workers: int | None,
-    backend: Any,
-    address: str | None,
-    dry_run: bool,
+    *, spec: str, out: Path | None, only: tuple[str, ...], dry_run: bool, **jobs: Any
 ) -> None:
     """Train and evaluate every point of a sweep, of any learner.
 
@@ -53,11 +46,10 @@ def sweep(
     from trm.experiments.sweep_run import matching_points, run_sweep
     from trm.experiments.sweep_spec import plan_sweep, sweep_path
 
-    path = sweep_path(spec)
-    planned = plan_sweep(path)
-    out = Path("runs") / planned.name if out is None else out
+    planned = plan_sweep(sweep_path(spec), out)
+    out = planned.out
     if dry_run:
-        _show_plan(planned, out, only)
+        _show_plan(planned, only)
         return
     chosen = matching_points(planned, only)
     total = len(planned.points)
@@ -72,13 +64,10 @@ def sweep(
 
     states = run_sweep(
         planned,
-        out,
-        backend=backend,
-        workers=workers,
-        address=address,
         command=shlex.join(["upi-trm", *sys.argv[1:]]),
         only=only,
         report=show,
+        **jobs,
     )
     counts = {state: list(states.values()).count(state) for state in dict.fromkeys(states.values())}
     summary = ", ".join(f"{count} {state}" for state, count in counts.items())
@@ -92,16 +81,15 @@ def sweep(
         sys.exit(EXIT_INTERRUPTED)
 
 
-def _show_plan(planned: Any, out: Path, only: tuple[str, ...]) -> None:
+def _show_plan(planned: Any, only: tuple[str, ...]) -> None:
     """The commands of a sweep, and how far each has come."""
     from trm.experiments.sweep_run import matching_points, point_states
-    from trm.experiments.sweep_spec import command_line, place_sweep, prepared_path
+    from trm.experiments.sweep_spec import command_line, prepared_path
 
-    states = point_states(planned, out)
-    placed = place_sweep(planned, out)
-    for one in placed.preparations:
+    out, states = planned.out, point_states(planned)
+    for one in planned.preparations:
         click.echo(f"{'prepare':<12} {command_line(one.words, prepared_path(out, one.name))}")
-    for point in matching_points(placed, only):
+    for point in matching_points(planned, only):
         click.echo(f"{states[point.name]:<12} {command_line(point.start, out / point.name)}")
     done = sum(state == "finished" for state in states.values())
     click.echo(f"{len(states)} runs, {done} of them finished")
@@ -157,9 +145,3 @@ def compare(
         return
     for table in comparison.tables():
         Console().print(table)
-    for aggregate in comparison.aggregate:
-        click.echo(
-            f"{aggregate.method}, {aggregate.recipe}, over {', '.join(aggregate.envs)}: "
-            f"interquartile mean {aggregate.iqm:.1%} "
-            f"({aggregate.iqm_low:.1%} - {aggregate.iqm_high:.1%}, {aggregate.num_runs} runs)"
-        )

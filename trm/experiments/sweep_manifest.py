@@ -9,12 +9,12 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any, Literal
 
 from trm.compute.jobs import JobResult
 from trm.experiments.sweep_spec import Sweep, command_line, prepared_path, record_path
 from trm.runs.durable import replace_durably
+from trm.runs.files import read_json_object
 
 FORMAT_VERSION = 1
 """Version of manifest.json."""
@@ -34,14 +34,15 @@ def job_state(result: JobResult) -> PointState:
 class Manifest:
     """What manifest.json holds, as it stands now."""
 
-    def __init__(self, sweep: Sweep, out: Path, command: str) -> None:
-        """Take up the manifest in `out`, where there is one; `command` began this session.
+    def __init__(self, sweep: Sweep, command: str) -> None:
+        """Take up the manifest of the folder, where there is one; `command` began this session.
 
         Raises:
             ValueError: the folder holds another sweep or other preparations, or a damaged file.
         """
         from trm.compute.process import provenance
 
+        out = sweep.out
         self._path = out / "manifest.json"
         earlier = self._read(sweep.name)
         started = datetime.now(UTC).isoformat(timespec="seconds")
@@ -75,9 +76,7 @@ class Manifest:
     ) -> None:
         """Set the state of a point; the figures of a finished one come from its record."""
         point = self._points[name]
-        point |= {"state": state, "detail": detail}
-        if seconds:
-            point["seconds"] = round(seconds, 1)
+        _set_state(point, state, detail, seconds)
         if state == "finished":
             found = json.loads(record_path(self._out, name).read_bytes())
             point |= {figure: found[figure] for figure in self._figures}
@@ -89,10 +88,7 @@ class Manifest:
 
     def prepared(self, name: str, result: JobResult) -> None:
         """Set the state of a preparation."""
-        line = self._prepared[name]
-        line |= {"state": job_state(result), "detail": result.detail}
-        if result.seconds:
-            line["seconds"] = round(result.seconds, 1)
+        _set_state(self._prepared[name], job_state(result), result.detail, result.seconds)
 
     def write(self) -> None:
         """Write the file."""
@@ -127,13 +123,10 @@ class Manifest:
         return lines
 
     def _read(self, name: str) -> dict[str, Any]:
-        try:
-            found: Any = json.loads(self._path.read_bytes())
-        except FileNotFoundError:
+        if not self._path.exists():
             return {}
-        except ValueError as error:
-            raise ValueError(f"{self._path}: not valid JSON ({error})") from error
-        if not isinstance(found, dict) or found.get("format_version") != FORMAT_VERSION:
+        found = read_json_object(self._path)
+        if found.get("format_version") != FORMAT_VERSION:
             raise ValueError(f"{self._path}: not a manifest of format version {FORMAT_VERSION}")
         if found.get("sweep") != name:
             raise ValueError(
@@ -141,3 +134,9 @@ class Manifest:
                 " choose another --out"
             )
         return found
+
+
+def _set_state(line: dict[str, Any], state: PointState, detail: str, seconds: float) -> None:
+    line |= {"state": state, "detail": detail}
+    if seconds:
+        line["seconds"] = round(seconds, 1)

@@ -25,14 +25,13 @@ from pathlib import Path
 from typing import Any
 
 from trm.compute.attempts import run_command
-from trm.compute.jobs import Backend, Job, JobResult, map_jobs
+from trm.compute.jobs import Job, JobResult, map_jobs
 from trm.experiments.learners import SweepCommand
 from trm.experiments.sweep_manifest import Manifest, PointState, job_state
 from trm.experiments.sweep_spec import (
     Point,
     Preparation,
     Sweep,
-    place_sweep,
     prepared_path,
     record_path,
 )
@@ -54,39 +53,32 @@ class PointReport:
     """Figures of a finished point: those of its record that `SweepCommand.figures` names."""
 
 
-def point_states(sweep: Sweep, out: Path) -> dict[str, PointState]:
+def point_states(sweep: Sweep) -> dict[str, PointState]:
     """What is there of every point: finished, interrupted (a run folder) or pending.
 
     Raises:
         ValueError: a folder holds a run of other settings than the spec's.
     """
-    placed = place_sweep(sweep, out)
-    return {point.name: _state_of(placed, point, out) for point in placed.points}
+    return {point.name: _state_of(sweep, point) for point in sweep.points}
 
 
 def run_sweep(
     sweep: Sweep,
-    out: Path,
     *,
-    backend: Backend = "local",
-    workers: int | None = None,
-    address: str | None = None,
     command: str = "",
     only: Sequence[str] = ("*",),
     report: Callable[[PointReport], None] = lambda _: None,
+    **where: Any,
 ) -> dict[str, PointState]:
     """Prepare, then train and evaluate every point that is not finished.
 
     Args:
-        sweep: what to run.
-        out: the sweep's folder; made where it is missing.
-        backend: "local" or "ray".
-        workers: runs at once; None for one a core.
-        address: address of the Ray cluster; see `trm.compute.jobs.map_jobs`.
+        sweep: what to run; its folder is made where it is missing.
         command: the command line that began this session, for the manifest.
         only: patterns of the names of points to run, as `fnmatch` has them; the others stay as
             they are.
         report: called for every point that starts, ends or was finished before.
+        where: backend, workers and address of `trm.compute.jobs.map_jobs`.
 
     Returns:
         The state of every point at the end.
@@ -95,20 +87,23 @@ def run_sweep(
         ValueError: the folder holds another sweep or runs of other settings, another process is
             running it, no point matches a pattern, or a preparation failed.
     """
-    sweep = place_sweep(sweep, out)
+    out = sweep.out
     chosen = matching_points(sweep, only)
-    run_jobs = functools.partial(map_jobs, backend=backend, workers=workers, address=address)
+
+    def run_jobs(jobs: Sequence[Job], **more: Any) -> list[JobResult]:
+        return map_jobs(jobs, **where, **more)
+
     out.mkdir(parents=True, exist_ok=True)
     with locked(out, "is running a sweep here"):
-        manifest = Manifest(sweep, out, command)
-        states = point_states(sweep, out)
+        manifest = Manifest(sweep, command)
+        states = point_states(sweep)
         points = {point.name: point for point in sweep.points}
         for name, state in states.items():
             manifest.update(name, state)
             if state != "finished":
                 record_path(out, name).unlink(missing_ok=True)
         manifest.write()
-        if not _prepare(sweep, out, manifest, run_jobs):
+        if not _prepare(sweep, manifest, run_jobs):
             return states
 
         def keep(result: JobResult) -> None:
@@ -128,7 +123,7 @@ def run_sweep(
                 )
             )
 
-        run_jobs([_job(sweep, point, out) for point in chosen], report=keep)
+        run_jobs([_job(sweep, point) for point in chosen], report=keep)
     return states
 
 
@@ -217,9 +212,7 @@ def _check_spent(folder: Path, *, step: int, finished_at: int) -> None:
         )
 
 
-def _prepare(
-    sweep: Sweep, out: Path, manifest: Manifest, run_jobs: Callable[..., list[JobResult]]
-) -> bool:
+def _prepare(sweep: Sweep, manifest: Manifest, run_jobs: Callable[..., list[JobResult]]) -> bool:
     """Run the preparations, those at once that do not wait for one another.
 
     Returns:
@@ -229,7 +222,7 @@ def _prepare(
         ValueError: one failed.
     """
     waiting = list(sweep.preparations)
-    folders = {one.name: prepared_path(out, one.name) for one in waiting}
+    folders = {one.name: prepared_path(sweep.out, one.name) for one in waiting}
     while waiting:
         # The words of a command name the folders that it uses; those are prepared before it.
         blocked = {
@@ -239,7 +232,7 @@ def _prepare(
             if any(str(folders[earlier.name]) in word for word in one.words)
         }
         now = [one for one in waiting if one.name not in blocked]
-        results = run_jobs([_preparation_job(one, out) for one in now])
+        results = run_jobs([_preparation_job(one, sweep.out) for one in now])
         for one, result in zip(now, results, strict=True):
             manifest.prepared(one.name, result)
         manifest.write()
@@ -263,7 +256,8 @@ def _preparation_job(one: Preparation, out: Path) -> Job:
     return Job(key=key, work=work, output=done, log=out / "logs" / f"{key}.log")
 
 
-def _job(sweep: Sweep, point: Point, out: Path) -> Job:
+def _job(sweep: Sweep, point: Point) -> Job:
+    out = sweep.out
     record = record_path(out, point.name)
     work = functools.partial(
         train_point,
@@ -278,10 +272,10 @@ def _job(sweep: Sweep, point: Point, out: Path) -> Job:
     return Job(key=point.name, work=work, output=record, log=out / "logs" / f"{point.name}.log")
 
 
-def _state_of(sweep: Sweep, point: Point, out: Path) -> PointState:
+def _state_of(sweep: Sweep, point: Point) -> PointState:
     from trm.runs.run import Run
 
-    folder = out / point.name
+    folder = sweep.out / point.name
     if (folder / "run.json").exists():
         run = Run.open(folder)
         recipe: Any = run.load_recipe(sweep.command.recipe)
@@ -291,7 +285,7 @@ def _state_of(sweep: Sweep, point: Point, out: Path) -> PointState:
                 f"{folder}: was trained with other settings than {sweep.name} asks for now; choose"
                 " another --out, or move it away"
             )
-    if _is_finished(point, record_path(out, point.name), sweep.spec.eval_num):
+    if _is_finished(point, record_path(sweep.out, point.name), sweep.spec.eval_num):
         return "finished"
     return "interrupted" if folder.exists() else "pending"
 

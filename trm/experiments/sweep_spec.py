@@ -1,23 +1,23 @@
 """What a sweep is: the spec that a YAML file holds, and the points that it stands for.
 
 A spec names environments, a recipe, overrides, a grid over recipe fields and seeds. `plan_sweep`
-turns it into points, each checked against the recipe's dataclass before anything starts;
-`place_sweep` puts the folder of the sweep into their commands. `sweep_run` runs them.
+turns it into points, each checked against the recipe's dataclass before anything starts.
+`sweep_run` runs them.
 """
 
-import dataclasses
 import difflib
 import itertools
 import json
 import re
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from trm.experiments.learners import SweepCommand, find_command
-from trm.runs.shipped import shipped_file, shipped_folder, shipped_names
+from trm.ranges import check_at_least
+from trm.runs.shipped import shipped_file, shipped_folder
 
 _FOLDER = shipped_folder(Path(__file__).resolve().parents[1], "sweeps")
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]*")
@@ -64,10 +64,7 @@ class SweepSpec:
                 raise ValueError(f"prepare: a name must be letters, digits, _, -, ., got {name!r}")
         if min(self.seeds) < 0:
             raise ValueError(f"seeds must not be negative, got {self.seeds}")
-        if self.eval_num < 1:
-            raise ValueError(f"eval_num must be at least 1, got {self.eval_num}")
-        if self.steps is not None and self.steps < 1:
-            raise ValueError(f"steps must be at least 1, got {self.steps}")
+        check_at_least(self, "", 1, "eval_num", "steps")
         for name, values in self.grid.items():
             if not isinstance(values, list) or not values:
                 raise ValueError(f"grid: {name} must be a list of values, got {values!r}")
@@ -119,16 +116,13 @@ class Sweep:
 
     name: str
     """The file's name without ending."""
+    out: Path
+    """Its folder, which may be missing."""
     spec: SweepSpec
     command: SweepCommand
     preparations: tuple[Preparation, ...]
     """Preparations in the order of the spec; each uses earlier ones only."""
     points: tuple[Point, ...]
-
-
-def sweep_names() -> list[str]:
-    """Names of the shipped specs, sorted."""
-    return shipped_names(_FOLDER)
 
 
 def sweep_path(name: str) -> Path:
@@ -140,10 +134,12 @@ def sweep_path(name: str) -> Path:
     return Path(name) if Path(name).is_file() else shipped_file(name, _FOLDER, kind="sweep")
 
 
-def plan_sweep(path: Path) -> Sweep:
+def plan_sweep(path: Path, out: Path | None = None) -> Sweep:
     """Read a spec and check every point of it; nothing is started or written.
 
-    What `prepare` makes is still called `{name}`; `place_sweep` puts it into a folder.
+    Args:
+        path: the spec.
+        out: the sweep's folder, below which lies what `{name}` stands for; None for runs/NAME.
 
     Raises:
         ValueError: one line with file, field and value, for an unknown key or field (with the
@@ -152,12 +148,14 @@ def plan_sweep(path: Path) -> Sweep:
     from trm.runs.recipe import load_recipe
 
     spec = load_recipe(SweepSpec, path)
+    out = Path("runs") / path.stem if out is None else out
+    folders = {name: str(prepared_path(out, name)) for name in spec.prepare}
     try:
         command, words, further = find_command(spec.command)
         _check_envs(spec, command, " ".join(words))
-        preparations = tuple(_preparations(spec))
         _check_references(spec)
-        points = tuple(_points(spec, path, command, words, further))
+        preparations = tuple(_preparations(spec, folders))
+        points = tuple(_points(spec, path, command, words, _filled(further, folders), folders))
         _check_distinct(points)
     except ValueError as error:
         message = str(error).removeprefix("--set: ")
@@ -165,44 +163,23 @@ def plan_sweep(path: Path) -> Sweep:
             error
         )
     return Sweep(
-        name=path.stem, spec=spec, command=command, preparations=preparations, points=points
-    )
-
-
-def place_sweep(sweep: Sweep, out: Path) -> Sweep:
-    """The sweep with the folders below `out` in the place of every `{name}`."""
-    folders = {one.name: str(prepared_path(out, one.name)) for one in sweep.preparations}
-    if not folders:
-        return sweep
-    return dataclasses.replace(
-        sweep,
-        preparations=tuple(
-            dataclasses.replace(one, words=_filled(one.words, folders))
-            for one in sweep.preparations
-        ),
-        points=tuple(
-            dataclasses.replace(
-                point,
-                start=_filled(point.start, folders),
-                resume=_filled(point.resume, folders),
-                recipe=_filled(point.recipe, folders),
-            )
-            for point in sweep.points
-        ),
+        name=path.stem,
+        out=out,
+        spec=spec,
+        command=command,
+        preparations=preparations,
+        points=points,
     )
 
 
 def _filled(value: Any, folders: Mapping[str, str]) -> Any:
-    """A value with the folders in all its texts, dataclasses and collections included."""
+    """A value of the spec with the folder for every `{name}` in its texts."""
     if isinstance(value, str):
         return _REFERENCE.sub(lambda found: folders.get(found[1], found[0]), value)
-    if isinstance(value, tuple | list):
-        return type(value)(_filled(one, folders) for one in value)
+    if isinstance(value, list):
+        return [_filled(one, folders) for one in value]
     if isinstance(value, dict):
         return {key: _filled(one, folders) for key, one in value.items()}
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        changes = {one.name: _filled(getattr(value, one.name), folders) for one in fields(value)}
-        return dataclasses.replace(value, **changes)
     return value
 
 
@@ -213,19 +190,17 @@ def _check_envs(spec: SweepSpec, command: SweepCommand, name: str) -> None:
         raise ValueError(f"envs: {name} takes none, its recipes name their data; got {spec.envs}")
 
 
-def _preparations(spec: SweepSpec) -> Iterator[Preparation]:
+def _preparations(spec: SweepSpec, folders: Mapping[str, str]) -> Iterator[Preparation]:
     for name, text in spec.prepare.items():
+        training: SweepCommand | None
+        resume: tuple[str, ...]
         try:
-            training, words, further = find_command(text)
+            training, words, _ = find_command(text)
+            resume = training.resume or tuple(words)
         except ValueError:  # nothing that trains: a data set, a cache
-            yield Preparation(name=name, words=tuple(shlex.split(text)), training=None, resume=())
-        else:
-            yield Preparation(
-                name=name,
-                words=(*words, *further),
-                training=training,
-                resume=training.resume or tuple(words),
-            )
+            training, resume = None, ()
+        filled = tuple(_filled(shlex.split(text), folders))
+        yield Preparation(name=name, words=filled, training=training, resume=resume)
 
 
 def _check_references(spec: SweepSpec) -> None:
@@ -254,54 +229,45 @@ def _refuse_unknown(place: str, value: Any, known: Sequence[str]) -> None:
 
 
 def _points(
-    spec: SweepSpec, path: Path, command: SweepCommand, words: list[str], further: list[str]
+    spec: SweepSpec,
+    path: Path,
+    command: SweepCommand,
+    words: list[str],
+    further: list[str],
+    folders: Mapping[str, str],
 ) -> Iterator[Point]:
     paths = further[: len(command.path_words)]
     if len(paths) < len(command.path_words):
         missing = command.path_words[len(paths)]
         raise ValueError(f"command: {spec.command!r} must name the {missing}'s path")
-    variants = list(_variants(spec, path, command, paths))
-    again = further[len(paths) :]
-    always = (*(command.resume or words), *again, *command.options)
-    steps = () if spec.steps is None else ("--steps", str(spec.steps))
-    # Seeds outermost: the first third of a sweep over three seeds already shows the whole picture.
-    for seed, variant in itertools.product(spec.seeds, variants):
-        recipe_words = () if variant.recipe_word is None else ("--recipe", variant.recipe_word)
-        yield Point(
-            name=f"{variant.label}-seed{seed}",
-            env=variant.env,
-            seed=seed,
-            settings=variant.settings,
-            recipe=variant.recipe,
-            start=(
-                *(*words, *further, *_env_words(variant.env), *recipe_words),
-                *(word for override in variant.overrides for word in ("--set", override)),
-                *(*steps, "--seed", str(seed), *command.options),
-            ),
-            resume=always,
-            finished_at=command.finished_at(variant.recipe),
+    resume = (*(command.resume or words), *further[len(paths) :], *command.options)
+    variants = [
+        Point(
+            name=label,
+            env=env,
+            seed=0,
+            settings=settings,
+            recipe=recipe,
+            start=(*words, *further, *flags),
+            resume=resume,
+            finished_at=command.finished_at(recipe),
         )
-
-
-def _env_words(env: str | None) -> tuple[str, ...]:
-    return () if env is None else ("--env", env)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Variant:
-    """What the runs of all seeds have in common."""
-
-    label: str
-    env: str | None
-    settings: Mapping[str, Any]
-    overrides: tuple[str, ...]
-    recipe_word: str | None
-    recipe: Any
+        for label, env, settings, recipe, flags in _variants(spec, path, command, paths, folders)
+    ]
+    # Seeds outermost: the first third of a sweep over three seeds already shows the whole picture.
+    for seed, one in itertools.product(spec.seeds, variants):
+        start = (*one.start, "--seed", str(seed), *command.options)
+        yield replace(one, name=f"{one.name}-seed{seed}", seed=seed, start=start)
 
 
 def _variants(
-    spec: SweepSpec, path: Path, command: SweepCommand, paths: Sequence[str]
-) -> Iterator[_Variant]:
+    spec: SweepSpec,
+    path: Path,
+    command: SweepCommand,
+    paths: Sequence[str],
+    folders: Mapping[str, str],
+) -> Iterator[tuple[str, str | None, Mapping[str, Any], Any, list[str]]]:
+    """Label, environment, settings, recipe and flags that the runs of all seeds have in common."""
     from plan_envs.catalogue import resolve_task
     from trm.runs.recipe import load_recipe
 
@@ -311,9 +277,10 @@ def _variants(
         for values in itertools.product(*spec.grid.values())
     ]
     short = _short_names(list(spec.grid))
-    by_flags = [] if spec.steps is None else [f"{command.steps_field}={spec.steps}"]
+    steps = [] if spec.steps is None else ["--steps", str(spec.steps)]
+    by_flags = [f"{command.steps_field}={spec.steps}"] if steps else []
     by_flags += [
-        f"{name}={json.dumps(word if _REFERENCE.fullmatch(word) else str(Path(word).resolve()))}"
+        f"{name}={json.dumps(str(Path(word).resolve()))}"
         for name, word in zip(command.path_words, paths, strict=True)
     ]
     envs = [None] if spec.envs is None else [resolve_task(env).name for env in spec.envs]
@@ -323,20 +290,16 @@ def _variants(
             parts = [part for part in (env, case) if part]
             parts += [f"{short[name]}={_as_label(value)}" for name, value in point.items()]
             label = _safe(",".join(parts)) or path.stem
-            values = {**spec.set, **changes, **point}
-            overrides = tuple(f"{name}={_as_text(value)}" for name, value in values.items())
+            values = _filled({**spec.set, **changes, **point}, folders)
+            overrides = [f"{name}={_as_text(value)}" for name, value in values.items()]
             try:
                 recipe: Any = load_recipe(command.recipe, recipe_file, [*overrides, *by_flags])
             except ValueError as error:
                 raise ValueError(f"{label}: {str(error).removeprefix('--set: ')}") from error
-            yield _Variant(
-                label=label,
-                env=env,
-                settings={**({"case": case} if case else {}), **point},
-                overrides=overrides,
-                recipe_word=recipe_word,
-                recipe=recipe,
-            )
+            flags = [] if env is None else ["--env", env]
+            flags += [] if recipe_word is None else ["--recipe", recipe_word]
+            flags += [word for override in overrides for word in ("--set", override)]
+            yield label, env, {**({"case": case} if case else {}), **point}, recipe, flags + steps
 
 
 def _find_recipe(

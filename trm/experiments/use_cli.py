@@ -68,31 +68,21 @@ def _more_compute_options(command: Any) -> Any:
 def evaluate(
     *,
     run_path: Path,
-    source: str | None,
-    num: int | None,
-    seed: int,
-    step: int | str | None,
-    samples: int | None,
-    search: int | None,
     as_json: bool,
-    **where: Any,
+    device: str,
+    precision: str,
+    compiled: bool,
+    threads: int | None,
+    **chosen: Any,
 ) -> None:
     """Measure a run beside the reference policies.
 
     Greedy, one pass. --samples and --search add rows of their own.
     """
-    placement = ready_placement(**where)
-    record = show_scoreboard(
-        open_run(run_path),
-        placement=placement,
-        source=source,
-        num=num,
-        seed=seed,
-        step=step,
-        samples=samples,
-        search=search,
-        as_json=as_json,
+    placement = ready_placement(
+        device=device, precision=precision, compiled=compiled, threads=threads
     )
+    record = show_scoreboard(open_run(run_path), placement=placement, as_json=as_json, **chosen)
     if as_json:
         click.echo(json.dumps(record))
 
@@ -141,9 +131,7 @@ def solve(
         raise ValueError(f"{source}: {error}") from error
     domain = task_of(run).domain
     lone = InstanceSet.of(source, instance[None], domain.initial(instance[None]))
-    report, how = _play_one(
-        run, lone, placement=placement, step=step, samples=samples, search=search
-    )
+    report, how = _play_one(run, lone, samples, search, placement=placement, step=step)
     plan = report.final_plans[0]
     click.echo(render_ansi(domain, instance, plan, color=sys.stdout.isatty()))
     if report.solved[0]:
@@ -195,23 +183,16 @@ def show_scoreboard(
         instances = read_instances(source, domain=task.domain, limit=num)
     else:
         instances = task.instances("test", num=num or _DEFAULT_NUM, seed=seed)
-    policy = load_policy(run, placement=placement, step=step)
+    where: dict[str, Any] = {"placement": placement, "step": step}
+    policy = load_policy(run, **where)
     with Console(stderr=True).status("evaluating") as status:
 
         def announce(name: str) -> None:
             status.update(f"evaluating: {name}")
 
         board = score_policies(policy, task, instances, seed=seed, announce=announce)
-        assisted, figures = _more_compute(
-            run,
-            instances,
-            placement=placement,
-            step=step,
-            seed=seed,
-            samples=samples,
-            search=search,
-            announce=announce,
-        )
+        more: dict[str, Any] = {"seed": seed, "samples": samples, "search": search}
+        assisted, figures = _more_compute(run, instances, announce, **more, **where)
     if not as_json:
         Console().print(replace(board, assisted=assisted).table())
     tagged = run.tagged_step(step) if isinstance(step, str) else step
@@ -228,13 +209,12 @@ def show_scoreboard(
 def _more_compute(
     run: Any,
     instances: Any,
+    announce: Callable[[str], None],
     *,
-    placement: Any,
-    step: int | str | None,
     seed: int,
     samples: int | None,
     search: int | None,
-    announce: Callable[[str], None],
+    **where: Any,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Reports of the sampled and the searching policy by name, and their figures for JSON."""
     if samples is None and search is None:
@@ -242,8 +222,8 @@ def _more_compute(
     from trm.experiments.learners import load_probabilities, task_of
     from trm.experiments.search import best_of_samples, uniform_policy, verified_search
 
-    domain, device = task_of(run).domain, placement.torch_device
-    chances = load_probabilities(run, placement=placement, step=step)
+    domain, device = task_of(run).domain, where["placement"].torch_device
+    chances = load_probabilities(run, **where)
     reports: dict[str, Any] = {}
     figures: dict[str, Any] = {}
     if samples is not None:
@@ -283,25 +263,18 @@ def _run_for(text: str, path: Path | None) -> tuple[Any, Any]:
 
 
 def _play_one(
-    run: Any,
-    lone: Any,
-    *,
-    placement: Any,
-    step: int | str | None,
-    samples: int | None,
-    search: int | None,
+    run: Any, lone: Any, samples: int | None, search: int | None, **where: Any
 ) -> tuple[Any, str]:
     """The report of one puzzle, and in words what it took."""
     from plan_envs.evaluation import evaluate_policy
     from trm.experiments.learners import load_policy, load_probabilities, task_of
     from trm.experiments.search import best_of_samples, verified_search
 
-    domain, device = task_of(run).domain, placement.torch_device
+    domain, device = task_of(run).domain, where["placement"].torch_device
     if samples is None and search is None:
-        policy = load_policy(run, placement=placement, step=step)
-        report = evaluate_policy(policy, domain, lone)
+        report = evaluate_policy(load_policy(run, **where), domain, lone)
         return report, f"in {report.edits} edit{'' if report.edits == 1 else 's'}"
-    chances = load_probabilities(run, placement=placement, step=step)
+    chances = load_probabilities(run, **where)
     if search is not None:
         found = verified_search(chances, domain, lone, budget=search, device=device)
         return found.report, f"by a search that looked at {found.expanded[0]} plans"

@@ -7,7 +7,7 @@ boards, output goes back to its heads; nothing here knows a puzzle.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Literal, no_type_check
+from typing import no_type_check
 
 import numba
 import torch
@@ -111,16 +111,13 @@ class CellReader(nn.Module):
 
 
 class NeighbourMap(nn.Module):
-    """z <- relu(W_z z + W_m pool_{neighbours} z + u): one step of a wave through the grid.
+    """z <- relu(W_z z + W_m max_{neighbours} z + u): one step of a wave through the grid.
 
     The maximum lets a front pass at full height whatever the number of neighbours, as in dynamic
-    programming over distances; the symmetric mean D^-1/2 A D^-1/2 has norm 1, which makes a tight
-    certificate (`upi_trm.contraction.neighbour_norm`). n unrolls reach n cells far. The same
-    weights serve every cell.
+    programming over distances. n unrolls reach n cells far. The same weights serve every cell.
     """
 
     neighbours: Tensor
-    hears: Tensor
     heard_by: Tensor
 
     def __init__(
@@ -128,7 +125,6 @@ class NeighbourMap(nn.Module):
         neighbours: Int[Tensor, "cell direction"],
         channels: int,
         *,
-        pool: Literal["max", "mean"] = "max",
         gain: float = 0.5,
         generator: torch.Generator,
     ) -> None:
@@ -142,11 +138,7 @@ class NeighbourMap(nn.Module):
         pairs[listener, table[present]] = True
         if int(pairs.sum()) != len(listener):
             raise ValueError("neighbours: a cell is listed twice next to another one")
-        self.pool = pool
-        self.symmetric = torch.equal(pairs, pairs.T)
-        """Whether every cell is a neighbour of its neighbours."""
         self.register_buffer("neighbours", table, persistent=False)
-        self.register_buffer("hears", pairs.sum(dim=1).float(), persistent=False)
         self.register_buffer("heard_by", pairs.sum(dim=0).float(), persistent=False)
         scale = gain * channels**-0.5
         self.own = nn.Parameter(torch.randn(channels, channels, generator=generator) * scale)
@@ -156,27 +148,8 @@ class NeighbourMap(nn.Module):
         self, z: Float[Tensor, "row channel"], injection: Float[Tensor, "row channel"]
     ) -> Float[Tensor, "row channel"]:
         """One latent update."""
-        heard = neighbour_max(z, self.neighbours) if self.pool == "max" else self.mean(z)
+        heard = neighbour_max(z, self.neighbours)
         return torch.relu(torch.addmm(torch.addmm(injection, z, self.own), heard, self.message))
-
-    def mean(self, rows: Float[Tensor, "row channel"]) -> Float[Tensor, "row channel"]:
-        """Sum over the neighbours j of cell i of z_j / sqrt(degree i x degree j); 0 without any.
-
-        Symmetric neighbours make it D^-1/2 A D^-1/2, whose eigenvalues lie in [-1, 1]. Others have
-        norm 1 at most too (Schur's test with the numbers of cells heard and heard by).
-        """
-        before, after = (
-            count.clamp_min(1.0).to(rows.dtype).rsqrt()[:, None]
-            for count in (self.heard_by, self.hears)
-        )
-        cells = rows.view(-1, len(self.neighbours), rows.shape[1]) * before
-        # One more cell, which is zero, stands for no neighbour: index -1.
-        padded = nn.functional.pad(cells, (0, 0, 0, 1))
-        index = torch.where(self.neighbours < 0, len(self.neighbours), self.neighbours)
-        total = padded[:, index[:, 0]]
-        for direction in range(1, index.shape[1]):
-            total = total + padded[:, index[:, direction]]
-        return (total * after).flatten(0, 1)
 
 
 class MixerMap(nn.Module):

@@ -25,7 +25,8 @@ from trm.nn.blocks import (
 from trm.nn.cells import AttentionMap, CellReader, MixerMap, NeighbourMap, cell_pools
 from trm.nn.cells import linear as _linear
 from trm.nn.group_ops import group_spread, group_sums
-from trm.nn.recursion import Unrolled, unroll, unroll_until
+from trm.nn.recursion import unroll
+from trm.ranges import check_at_least, check_positive
 
 Step = Callable[["TinyRecursiveModel", Tensor, "Encoding"], Tensor]
 """One latent update f(z, u) of a model, before projection."""
@@ -98,13 +99,9 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         """Check ranges."""
-        for name in ("channels", "head_width"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"model.{name} must be at least 1, got {getattr(self, name)}")
-        if self.depth < 0:
-            raise ValueError(f"model.depth must not be negative, got {self.depth}")
-        if self.radius is not None and not self.radius > 0:
-            raise ValueError(f"model.radius must be positive or null, got {self.radius}")
+        check_at_least(self, "model", 1, "channels", "head_width")
+        check_at_least(self, "model", 0, "depth")
+        check_positive(self, "model", "radius")
         object.__setattr__(self, "tied_groups", _name_sets(self.tied_groups))
 
 
@@ -375,27 +372,6 @@ class TinyRecursiveModel(nn.Module):
             lambda z: self._step(self, z, encoding),
             self._start(encoding),
             depth=self.config.depth if depth is None else depth,
-            radius=self.config.radius,
-        )
-
-    def recur_counted(
-        self, encoding: Encoding, *, tolerance: float | None, depth: int | None = None
-    ) -> Unrolled:
-        """`recur` with the updates that each state took and the length of its last one.
-
-        Args:
-            encoding: of the states.
-            tolerance: a state's recursion ends once ||z^(t+1) - z^(t)|| is at most this; None for
-                always n unrolls.
-            depth: n, the unrolls at most; None for the recipe's.
-        """
-        return unroll_until(
-            lambda z: self._step(self, z, encoding),
-            self._start(encoding),
-            row_state=encoding.row_state,
-            batch=encoding.batch,
-            depth=self.config.depth if depth is None else depth,
-            tolerance=tolerance,
             radius=self.config.radius,
         )
 

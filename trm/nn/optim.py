@@ -7,13 +7,15 @@ section of a recipe and call `step` once per supervision step.
 
 import contextlib
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, overload
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+
+from trm.ranges import check_at_least, check_positive, check_within
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,26 +44,12 @@ class OptimiserConfig:
 
     def __post_init__(self) -> None:
         """Check ranges."""
-        for name in ("learning_rate", "puzzle_learning_rate"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"optimiser.{name} must be positive, got {getattr(self, name)}")
-        for name in ("weight_decay", "puzzle_weight_decay", "warm_up"):
-            if getattr(self, name) < 0:
-                raise ValueError(
-                    f"optimiser.{name} must not be negative, got {getattr(self, name)}"
-                )
+        check_positive(self, "optimiser", "learning_rate", "puzzle_learning_rate", "gradient_limit")
+        check_at_least(self, "optimiser", 0, "weight_decay", "puzzle_weight_decay", "warm_up")
         if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"optimiser.betas must be two numbers of [0, 1), got {self.betas}")
-        if self.gradient_limit is not None and not self.gradient_limit > 0:
-            raise ValueError(
-                f"optimiser.gradient_limit must be positive or null, got {self.gradient_limit}"
-            )
-        if not 0 < self.final_learning_rate <= 1:
-            raise ValueError(
-                f"optimiser.final_learning_rate must lie in (0, 1], got {self.final_learning_rate}"
-            )
-        if self.average is not None and not 0 <= self.average < 1:
-            raise ValueError(f"optimiser.average must lie in [0, 1) or be null, got {self.average}")
+        check_within(self, "optimiser", "(0, 1]", "final_learning_rate")
+        check_within(self, "optimiser", "[0, 1)", "average")
 
     def dense(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
         """The optimiser of the dense parameters, all in one group."""
@@ -111,15 +99,9 @@ class AdamATan2(torch.optim.Optimizer):
         defaults = {"lr": learning_rate, "betas": betas, "weight_decay": weight_decay}
         super().__init__(parameters, defaults)
 
-    @overload
-    def step(self, closure: None = None) -> None: ...
-    @overload
-    def step(self, closure: Callable[[], float]) -> float: ...
     @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+    def step(self, closure: None = None) -> None:  # type: ignore[override]  # takes no closure
         """One update of every parameter that has a gradient."""
-        if closure is not None:
-            raise ValueError("AdamATan2 takes no closure")
         for group in self.param_groups:
             beta1, beta2 = group["betas"]
             for parameter in group["params"]:
@@ -138,7 +120,6 @@ class AdamATan2(torch.optim.Optimizer):
                 size = square.sqrt().div_(math.sqrt(1 - beta2**time))
                 parameter.mul_(1 - group["lr"] * group["weight_decay"])
                 parameter.add_(torch.atan2(mean, size), alpha=-group["lr"] / (1 - beta1**time))
-        return None
 
 
 @torch.no_grad()

@@ -15,6 +15,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from trm.ranges import check_at_least
+
 Step = Callable[[Tensor], Tensor]
 """One latent update z -> f(z), the injection already bound."""
 
@@ -122,9 +124,7 @@ class RecursionSchedule:
 
     def __post_init__(self) -> None:
         """Check ranges."""
-        for name in ("cycles", "inner", "supervision"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"recursion.{name} must be at least 1, got {getattr(self, name)}")
+        check_at_least(self, "recursion", 1, "cycles", "inner", "supervision")
 
     @property
     def calls_per_step(self) -> int:

@@ -19,6 +19,7 @@ from torch.utils.checkpoint import checkpoint
 
 from trm.nn.cells import SwiGLU, attend, linear, rms_norm, rotary_table
 from trm.nn.recursion import Latents, PairUpdate, RecursionSchedule, recur_pair
+from trm.ranges import check_at_least, check_positive
 
 HALT_BIAS = -5.0
 """Bias of the halting head at the start, its weights are 0: every sequence goes on."""
@@ -70,14 +71,9 @@ class TokenModelConfig:
 
     def __post_init__(self) -> None:
         """Check ranges and combinations."""
-        for name in ("width", "layers", "heads", "inner_multiple"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"model.{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("prefix", "puzzle_channels"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"model.{name} must not be negative, got {getattr(self, name)}")
-        if self.expansion <= 0:
-            raise ValueError(f"model.expansion must be positive, got {self.expansion}")
+        check_at_least(self, "model", 1, "width", "layers", "heads", "inner_multiple")
+        check_at_least(self, "model", 0, "prefix", "puzzle_channels")
+        check_positive(self, "model", "expansion")
         if self.width % self.heads or (self.width // self.heads) % 2:
             raise ValueError(
                 f"model.width must be an even multiple of model.heads = {self.heads},"

@@ -8,7 +8,6 @@ line now and then.
 import time
 from collections import deque
 from collections.abc import Mapping
-from types import TracebackType
 from typing import SupportsFloat
 
 from rich.console import Console, Group
@@ -71,12 +70,7 @@ class TrainingProgress:
             self._live.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         """Leave the last picture standing."""
         if self._live is not None:
             self._live.update(self._render(), refresh=True)
@@ -90,16 +84,14 @@ class TrainingProgress:
 
     def update(self, step: int) -> None:
         """The run has reached this step. Cheap; call it every iteration."""
-        self._step = step
-        self._bar.update(self._task, completed=step, rate=f"{self.rate:,.0f} {self._unit}/s")
+        self._move_to(step)
         if self._live is None and time.monotonic() - self._last_line >= _LINE_SECONDS:
             self._print_line({})
 
     def report(self, step: int, figures: Mapping[str, SupportsFloat]) -> None:
         """New figures; those without a column are left out, missing ones stay empty."""
         self._rows.append((step, dict(figures)))
-        self._step = step
-        self._bar.update(self._task, completed=step, rate=f"{self.rate:,.0f} {self._unit}/s")
+        self._move_to(step)
         if self._live is None:
             self._print_line(figures)
         else:
@@ -108,6 +100,10 @@ class TrainingProgress:
     def note(self, text: str) -> None:
         """One line that stays, above the live display."""
         self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    def _move_to(self, step: int) -> None:
+        self._step = step
+        self._bar.update(self._task, completed=step, rate=f"{self.rate:,.0f} {self._unit}/s")
 
     def _render(self) -> Group:
         if not self._rows:

@@ -19,7 +19,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from types import TracebackType
 from typing import Any, SupportsFloat, TypeVar
 
 from filelock import BaseFileLock
@@ -33,6 +32,8 @@ from trm.runs.metrics_log import MetricsLog
 from trm.runs.recipe import dump_recipe, load_recipe, recipe_hash
 
 T = TypeVar("T")
+
+_WORK = "is writing to this run"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -105,7 +106,7 @@ class Run:
         with explained(path, "cannot be made"):
             path.mkdir(parents=True, exist_ok=True)
             _check_empty(path)
-            lock = _lock_for_writing(path)
+            lock = take_lock(path, _WORK)
         try:
             # Again, now that nobody else can be filling it.
             _check_empty(path)
@@ -154,7 +155,7 @@ class Run:
             raise RunError(f"{path / 'run.json'}: kind is {info.kind!r} where {kind!r} is needed")
         if not write:
             return cls(path, info, None)
-        run = cls(path, info, _lock_for_writing(path))
+        run = cls(path, info, take_lock(path, _WORK))
         try:
             with explained(path, "cannot be opened for writing"):
                 run._recover()
@@ -174,12 +175,7 @@ class Run:
         """The run itself; it is closed at the end."""
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         """Close."""
         self.close()
 
@@ -323,10 +319,6 @@ def fitting(run: Run, checkpoint: Checkpoint) -> Iterator[None]:
 
 def _command_line() -> str:
     return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
-
-
-def _lock_for_writing(path: Path) -> BaseFileLock:
-    return take_lock(path, "is writing to this run")
 
 
 def _check_empty(path: Path) -> None:

@@ -15,10 +15,8 @@ from trm.compute.device import Placement
 from trm.experiments import cli, records
 from trm.experiments.compare import (
     compare_records,
-    interquartile_mean,
     learning_curve,
     save_plot,
-    stratified_bootstrap,
 )
 from trm.experiments.intervals import student_t_interval, t_quantile
 from trm.experiments.records import Record, keep_record, parse_record, read_records
@@ -89,20 +87,6 @@ def test_the_interval_over_three_seeds_is_the_one_worked_out_by_hand() -> None:
     assert (low, high) == pytest.approx((0.65159, 1.14841), abs=1e-5)
 
 
-def test_the_interquartile_mean_cuts_a_quarter_off_each_end() -> None:
-    assert interquartile_mean(np.array([0.0, 9.0, 2.0, 1.0, 3.0, 4.0, 5.0, 90.0])) == 3.5
-    assert interquartile_mean(np.array([7.0, 1.0, 2.0])) == pytest.approx(10 / 3)
-
-
-def test_the_bootstrap_draws_each_environment_from_its_own_runs() -> None:
-    rng = np.random.default_rng(0)
-    # Without strata a sample of two zeros and two ones would vary; within each there is no choice.
-    assert stratified_bootstrap([[0.0, 0.0], [1.0, 1.0]], rng, resamples=50) == (0.5, 0.5)
-    low, high = stratified_bootstrap([[0.0, 0.4, 0.8]], rng)
-    assert low == 0.0  # three zeros: 1 in 27, more than the 2.5% that are cut off
-    assert high == pytest.approx(0.8)
-
-
 # Rows
 
 
@@ -149,20 +133,6 @@ def test_other_recipes_edits_methods_and_environments_are_rows_of_their_own() ->
         ("sudoku4x4-hard", "UPI-TRM", name),
     ]
     assert len(found.rows) == len(learned) + 2 * 2
-
-
-def test_a_recipe_on_two_environments_has_an_interquartile_mean_over_both() -> None:
-    names = ("sudoku4x4", "sudoku4x4-hard")
-    runs = [
-        _record(seed, rate, env=env, recipe=f"{env},alpha=0.5")
-        for env, rates in zip(names, ((1.0, 1.0), (0.0, 0.5)), strict=True)
-        for seed, rate in enumerate(rates)
-    ]
-    (aggregate,) = compare_records(runs).aggregate
-    assert (aggregate.recipe, aggregate.envs, aggregate.num_runs) == ("alpha=0.5", names, 4)
-    assert aggregate.iqm == 0.75
-    assert aggregate.iqm_low <= 0.75 <= aggregate.iqm_high
-    assert compare_records(runs[:2]).aggregate == ()
 
 
 def test_an_improvement_that_does_not_add_up_is_refused() -> None:

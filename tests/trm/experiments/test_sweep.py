@@ -14,10 +14,11 @@ from trm.experiments import sweep_run as sweep
 from trm.experiments.records import read_records
 from trm.experiments.sweep_cli import sweep as sweep_command
 from trm.experiments.sweep_run import PointReport, point_states, run_sweep, train_point
-from trm.experiments.sweep_spec import plan_sweep, sweep_names, sweep_path
+from trm.experiments.sweep_spec import plan_sweep, sweep_path
 from trm.runs.lock import locked
 from trm.runs.run import Run
 
+SWEEPS = Path(__file__).resolve().parents[3] / "configs" / "sweeps"
 TINY = """\
 envs: [sudoku4x4]
 set:
@@ -141,7 +142,7 @@ def test_a_bad_spec_is_refused_by_field_and_value(tmp_path: Path, spec: str, nam
     assert "\n" not in str(refused.value)
 
 
-@pytest.mark.parametrize("name", sweep_names())
+@pytest.mark.parametrize("name", sorted(path.stem for path in SWEEPS.glob("*.yaml")))
 def test_a_shipped_sweep_fits_the_recipes_and_says_what_it_is_for(name: str) -> None:
     path = sweep_path(name)
     planned = plan_sweep(path)
@@ -166,7 +167,7 @@ def swept(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """The spec, and the folder of its two runs, trained by the real command."""
     folder = tmp_path_factory.mktemp("sweep")
     spec = _write(folder, TINY)
-    states = run_sweep(plan_sweep(spec), folder / "out", workers=2, command="upi-trm sweep mine")
+    states = run_sweep(plan_sweep(spec, folder / "out"), workers=2, command="upi-trm sweep mine")
     assert states == dict.fromkeys(NAMES, "finished")
     return spec, folder / "out"
 
@@ -206,7 +207,7 @@ def test_a_finished_sweep_starts_nothing(
     spec, out = copied
     monkeypatch.setattr("trm.compute.jobs.Attempt", None)
     reports: list[PointReport] = []
-    states = run_sweep(plan_sweep(spec), out, report=reports.append)
+    states = run_sweep(plan_sweep(spec, out), report=reports.append)
     assert set(states.values()) == {"finished"}
     assert [(report.state, report.num_finished) for report in reports] == [("finished", 2)] * 2
     call = CliRunner().invoke(sweep_command, [str(spec), "--out", str(out), "--dry-run"])
@@ -227,7 +228,7 @@ def test_an_interrupted_run_goes_on_and_a_broken_one_is_reported_beside_it(
     weights = max(broken.glob("checkpoints/step-*/weights.safetensors"))
     weights.write_bytes(weights.read_bytes()[:-1])
 
-    assert point_states(plan_sweep(spec), out) == dict.fromkeys(NAMES, "interrupted")
+    assert point_states(plan_sweep(spec, out)) == dict.fromkeys(NAMES, "interrupted")
     call = CliRunner().invoke(sweep_command, [str(spec), "--out", str(out)])
     assert call.exit_code == 1, call.output
     assert "1 finished, 1 failed" in call.stdout
@@ -248,13 +249,11 @@ def test_a_record_of_another_budget_or_evaluation_does_not_count(
     copied: tuple[Path, Path],
 ) -> None:
     spec, out = copied
-    planned = plan_sweep(spec)
+    planned = plan_sweep(spec, out)
     other = replace(planned, spec=replace(planned.spec, eval_num=21))
-    assert set(point_states(other, out).values()) == {"interrupted"}
+    assert set(point_states(other).values()) == {"interrupted"}
     longer = [replace(point, finished_at=72) for point in planned.points]
-    assert set(point_states(replace(planned, points=tuple(longer)), out).values()) == {
-        "interrupted"
-    }
+    assert set(point_states(replace(planned, points=tuple(longer))).values()) == {"interrupted"}
 
 
 @pytest.mark.slow
@@ -265,20 +264,20 @@ def test_a_folder_of_other_settings_or_of_another_sweep_is_refused(
     before = (out / "manifest.json").read_bytes()
     changed = _write(tmp_path, TINY.replace("model.channels: 4", "model.channels: 5"))
     with pytest.raises(ValueError, match=r"alpha=0\.25-seed7: was trained with other settings"):
-        run_sweep(plan_sweep(changed), out)
+        run_sweep(plan_sweep(changed, out))
     other = _write(tmp_path, TINY, name="other")
     with pytest.raises(ValueError, match="this folder holds the sweep 'mine', not 'other'"):
-        run_sweep(plan_sweep(other), out)
+        run_sweep(plan_sweep(other, out))
     assert (out / "manifest.json").read_bytes() == before
 
 
 def test_two_sweeps_in_one_folder_do_not_run_at_once(tmp_path: Path) -> None:
-    planned = plan_sweep(_write(tmp_path, TINY))
+    planned = plan_sweep(_write(tmp_path, TINY), tmp_path)
     with (
         locked(tmp_path, "is at work"),
         pytest.raises(ValueError, match=f"process {os.getpid()} is running a sweep here"),
     ):
-        run_sweep(planned, tmp_path)
+        run_sweep(planned)
 
 
 def test_a_dry_run_shows_the_commands_and_writes_nothing(tmp_path: Path) -> None:
@@ -299,14 +298,14 @@ def test_only_the_points_that_match_are_run_and_the_others_stay(
     monkeypatch.setattr(
         sweep, "map_jobs", lambda jobs, **_: ran.extend(job.key for job in jobs) or {}
     )
-    planned = plan_sweep(_write(tmp_path, TINY))
-    states = run_sweep(planned, tmp_path / "out", only=["*alpha=0.5-*"])
+    planned = plan_sweep(_write(tmp_path, TINY), tmp_path / "out")
+    states = run_sweep(planned, only=["*alpha=0.5-*"])
     assert ran == NAMES[1:]
     assert states == dict.fromkeys(NAMES, "pending")
     manifest = json.loads((tmp_path / "out" / "manifest.json").read_bytes())
     assert [point["name"] for point in manifest["points"]] == NAMES
     with pytest.raises(ValueError, match=r"no point of mine matches 'alpha-1'; one of 2 is 'sudo"):
-        run_sweep(planned, tmp_path / "out", only=["*alpha=0.5-*", "alpha-1"])
+        run_sweep(planned, only=["*alpha=0.5-*", "alpha-1"])
 
 
 @pytest.mark.parametrize(

@@ -293,8 +293,8 @@ def test_state_dict_holds_parameters_and_no_tables() -> None:
     [
         ({"channels": 0}, "model.channels must be at least 1, got 0"),
         ({"head_width": -1}, "model.head_width must be at least 1, got -1"),
-        ({"depth": -1}, "model.depth must not be negative, got -1"),
-        ({"radius": 0.0}, "model.radius must be positive or null, got 0.0"),
+        ({"depth": -1}, "model.depth must be at least 0, got -1"),
+        ({"radius": 0.0}, "model.radius must be positive, got 0.0"),
         ({"tied_groups": ("rows",)}, "tied_groups names 'rows'"),
         ({"tied_groups": (("row", "box"), ("box", "cell"))}, "names 'box' more than once"),
         ({"tied_groups": ("row", ("box", "cell"))}, "must be a list of lists of names"),

@@ -113,9 +113,9 @@ def test_the_running_average_of_another_model_is_refused() -> None:
         ("learning_rate", 0.0, "optimiser.learning_rate must be positive, got 0.0"),
         ("betas", (0.9, 1.0), r"optimiser.betas must be two numbers of \[0, 1\)"),
         ("average", 1.0, "optimiser.average must lie in"),
-        ("warm_up", -1, "optimiser.warm_up must not be negative, got -1"),
+        ("warm_up", -1, "optimiser.warm_up must be at least 0, got -1"),
         ("final_learning_rate", 0.0, "optimiser.final_learning_rate must lie in"),
-        ("gradient_limit", 0.0, "optimiser.gradient_limit must be positive or null"),
+        ("gradient_limit", 0.0, "optimiser.gradient_limit must be positive"),
     ],
 )
 def test_an_optimiser_out_of_range_is_refused(field: str, value: Any, message: str) -> None:
