@@ -298,7 +298,9 @@ def test_eval_and_compare_take_the_run(uninterrupted: tuple[str, Path]) -> None:
     assert record.mean_score == pytest.approx(played.mean_score)
     row = compare_records([record]).rows[0]
     assert (row.method, row.edits) == (METHODS[algorithm], EDITS)  # type: ignore[index]
-    assert record.parameters == sum(p.numel() for p in policy.model.parameters())
+    assert record.parameters == sum(
+        weight.numel() for weight in load_networks(Run.open(path), placement=HERE).policy.parameters()
+    )
     assert record.cpu_seconds is not None and record.peak_memory_bytes is not None
 
 

@@ -15,7 +15,7 @@ RECORDS = REPO / "results" / "README.md"
 PAGES = [REPO / "README.md", GUIDE, RECORDS, *sorted((REPO / "docs").rglob("*.md"))]
 CONFIGS = [*sorted((REPO / "configs").rglob("*.yaml")), REPO / "Makefile"]
 PACKAGES = ("plan_envs", "trm", "upi_trm", "baselines", "supervised")
-FOLDERS = (*PACKAGES, "benchmarks", "configs", "docs", "results", "tests", ".ci")
+FOLDERS = (*PACKAGES, "benchmarks", "configs", "docs", "results", "tests", "tools", ".ci")
 GROUPS = {group for group in entry_points().groups if group.startswith("upi_trm.")}
 
 

@@ -2,7 +2,7 @@
 
 Each is a run folder below `trm/experiments/pretrained`: recipe and provenance as they were trained,
 one checkpoint with the evaluator and the deployed policy, and the evaluation record. `run_path`
-turns what a user writes into a folder. `python -m upi_trm.shipping RUN NAME`, from a checkout,
+turns what a user writes into a folder. `python tools/ship_run.py RUN NAME`, from a checkout,
 ships a run; CONTRIBUTING.md says when.
 """
 

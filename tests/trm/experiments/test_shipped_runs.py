@@ -1,5 +1,6 @@
 """Runs that ship: small, with recipe and provenance, and named `pretrained:NAME` like any RUN."""
 
+import importlib.util
 import json
 from pathlib import Path
 from typing import Any
@@ -18,10 +19,16 @@ from trm.experiments.learners import load_policy, task_of
 from trm.experiments.records import read_records
 from trm.experiments.shipped_runs import PREFIX, fitting_run, pretrained_names, run_name, run_path
 from trm.runs.run import Run
-from upi_trm import shipping
 from upi_trm.recipe import UpiRecipe
-from upi_trm.shipping import MOST_BYTES, ship
 from upi_trm.theory.subjects import load_subject
+
+_SPEC = importlib.util.spec_from_file_location(
+    "ship_run", Path(__file__).parents[3] / "tools" / "ship_run.py"
+)
+assert _SPEC is not None and _SPEC.loader is not None
+ship_run = importlib.util.module_from_spec(_SPEC)
+_SPEC.loader.exec_module(ship_run)
+MOST_BYTES, ship = ship_run.MOST_BYTES, ship_run.ship
 
 HERE = Placement(threads=1)
 CLEAN = {"git": {"commit": "0" * 40, "dirty": False}, "packages": {}, "torch_threads": 1}
@@ -125,7 +132,7 @@ def test_a_shipped_run_is_not_trained_on() -> None:
 def test_shipping_keeps_the_deployed_policy_and_the_evaluator(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, average: str
 ) -> None:
-    for module in (shipped_runs, shipping):
+    for module in (shipped_runs, ship_run):
         monkeypatch.setattr(module, "FOLDER", tmp_path / "pretrained")
     source = make_run(tmp_path / "run", f"improvement.average_rate={average}", provenance=CLEAN)
     ship(source, "mine")
@@ -143,7 +150,7 @@ def test_shipping_keeps_the_deployed_policy_and_the_evaluator(
 def test_a_run_of_a_changed_working_tree_does_not_ship(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in (shipped_runs, shipping):
+    for module in (shipped_runs, ship_run):
         monkeypatch.setattr(module, "FOLDER", tmp_path / "pretrained")
     changed = CLEAN | {"git": {"dirty": True}}
     with pytest.raises(ValueError, match="not trained from a clean commit"):

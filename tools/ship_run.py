@@ -1,4 +1,7 @@
-"""How a finished run becomes one that ships with the package."""
+"""Makes a finished run one that ships with the package: `python tools/ship_run.py RUN NAME`.
+
+It works in a checkout, from a run that was trained from a clean commit. CONTRIBUTING.md says when.
+"""
 
 import shutil
 import sys
@@ -59,7 +62,7 @@ def ship(run_folder: Path, name: str) -> Path:
 def main(words: Sequence[str]) -> None:
     """Ship a run: RUN NAME."""
     if len(words) != 2:
-        sys.exit("usage: python -m upi_trm.shipping RUN NAME")
+        sys.exit("usage: python tools/ship_run.py RUN NAME")
     try:
         print(ship(Path(words[0]), words[1]))
     except ValueError as error:
