@@ -157,14 +157,11 @@ def find_recipe(recipe: str | None, *, algorithm: str | None, env: str) -> Path 
     Raises:
         ValueError: an unknown algorithm, environment or recipe.
     """
-    from baselines.recipe import check_algorithm, recipe_names, recipe_path
+    from baselines.recipe import RECIPES, check_algorithm
     from plan_envs.catalogue import resolve_task
 
     check_algorithm(algorithm)
-    if recipe is not None:
-        return Path(recipe) if Path(recipe).is_file() else recipe_path(recipe)
-    name = f"{algorithm}-{resolve_task(env).name}"
-    return recipe_path(name) if name in recipe_names() else None
+    return RECIPES.find_or_default(recipe, f"{algorithm}-{resolve_task(env).name}")
 
 
 def require_sb3() -> None:

@@ -25,12 +25,11 @@ class Baselines:
 
     def sweep_command(self, command: str) -> SweepCommand:
         """`upi-trm baselines train`."""
-        from baselines.recipe import BaselineRecipe, recipe_names, recipe_path
+        from baselines.recipe import RECIPES, BaselineRecipe
 
         return SweepCommand(
             recipe=BaselineRecipe,
-            recipe_names=recipe_names,
-            recipe_path=recipe_path,
+            recipes=RECIPES,
             steps_field="schedule.edits",
             finished_at=edits_when_finished,
             make_record=keep_record,

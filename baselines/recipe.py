@@ -19,7 +19,7 @@ from trm.experiments.sections import (
 )
 from trm.nn.model import ModelConfig
 from trm.runs.recipe import load_recipe
-from trm.runs.shipped import shipped_file, shipped_folder, shipped_names
+from trm.runs.shipped import ShippedFiles
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,20 +131,5 @@ def check_algorithm(name: str | None) -> None:
         raise ValueError(f"--algo: no algorithm is called {name!r}; {hint}")
 
 
-def recipe_names() -> list[str]:
-    """Names of the shipped recipes, sorted: `<algorithm>-<task>`."""
-    return shipped_names(config_folder())
-
-
-def recipe_path(name: str) -> Path:
-    """The file of a shipped recipe.
-
-    Raises:
-        ValueError: if no such recipe ships; names the nearest one.
-    """
-    return shipped_file(name, config_folder())
-
-
-def config_folder() -> Path:
-    """Where the shipped recipes and search spaces lie."""
-    return shipped_folder(Path(__file__).resolve().parent, "baselines")
+RECIPES = ShippedFiles(Path(__file__).resolve().parent, "baselines")
+"""The shipped recipes: `<algorithm>-<task>`."""

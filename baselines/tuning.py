@@ -23,17 +23,19 @@ import math
 import operator
 import statistics
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from baselines.recipe import BaselineRecipe, config_folder, recipe_path
+from baselines.recipe import RECIPES, BaselineRecipe
 from trm.compute.jobs import Job, JobResult, map_jobs
 from trm.experiments.sections import check_at_least
 from trm.runs.durable import replace_durably
 from trm.runs.lock import locked
 from trm.runs.recipe import dump_recipe, load_recipe, recipe_hash
-from trm.runs.shipped import shipped_file
+
+SPACES = replace(RECIPES, inside="spaces", kind="search space")
+"""The shipped search spaces."""
 
 FORMAT_VERSION = 1
 """Of tuning.json."""
@@ -123,14 +125,12 @@ def read_search(name: str, *, env: str) -> Search:
     """
     from plan_envs.catalogue import resolve_task
 
-    path = Path(name)
-    if not path.is_file():
-        path = shipped_file(name, config_folder() / "spaces", kind="search space")
+    path = SPACES.find(name)
     spec = load_recipe(SearchSpace, path)
     task = resolve_task(env).name
     wanted = spec.recipe.replace("{env}", task)
     beside = path.parent / wanted
-    recipe_file = beside if beside.is_file() else recipe_path(wanted)
+    recipe_file = beside if beside.is_file() else RECIPES.find(wanted)
     search = Search(
         name=path.stem,
         env=task,

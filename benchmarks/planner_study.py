@@ -27,7 +27,7 @@ from supervised.planner.cache_building import cache_jobs
 from supervised.planner.cache_manifest import CacheRecipe
 from supervised.planner.target_sensitivity import measure_sensitivity
 from supervised.planner.teacher_cache import TeacherCache
-from supervised.recipe import cache_recipes, find_recipe
+from supervised.recipe import CACHE_RECIPES, RECIPES
 from supervised.trainer import resume, train
 from trm.compute.device import Placement
 from trm.compute.jobs import map_jobs
@@ -108,7 +108,7 @@ def trained(folder: Path, recipe: str, overrides: list[str], *, steps: int, seed
     """A run that is trained to its end."""
     if not (folder / "run.json").exists():
         train(
-            recipe_path=find_recipe(recipe),
+            recipe_path=RECIPES.find(recipe),
             overrides=[*overrides, f"schedule.evaluate_every={steps}"],
             steps=steps,
             seed=seed,
@@ -141,7 +141,7 @@ def cached(out: Path, teacher: Path, name: str) -> dict[str, Any]:
     """A cache, its cost and its audit."""
     folder = out / "caches" / name
     recipe, overrides = CACHES[name]
-    loaded = load_recipe(CacheRecipe, find_recipe(recipe, cache_recipes()), overrides)
+    loaded = load_recipe(CacheRecipe, CACHE_RECIPES.find(recipe), overrides)
     source = functools.partial(open_teacher, teacher.resolve(), placement=HERE)
     map_jobs(cache_jobs(folder, loaded, source), workers=1)
     info = cache_info(folder)

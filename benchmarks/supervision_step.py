@@ -21,14 +21,14 @@ from torch import nn
 
 from supervised.commands.costs import call_flops
 from supervised.objectives.losses import sample_losses
-from supervised.recipe import SupervisedRecipe, find_recipe, token_shape
+from supervised.recipe import RECIPES, SupervisedRecipe, token_shape
 from trm.compute.device import Placement
 from trm.nn.token_model import TokenModel
 from trm.runs.recipe import load_recipe
 
 
 def model_of(recipe: str, *, recompute: bool = False) -> TokenModel:
-    loaded = load_recipe(SupervisedRecipe, find_recipe(recipe))
+    loaded = load_recipe(SupervisedRecipe, RECIPES.find(recipe))
     generator = torch.Generator().manual_seed(0)
     shape = token_shape(loaded)
     model = TokenModel(shape, loaded.model, loaded.recursion, generator=generator)

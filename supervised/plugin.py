@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from supervised.measures.records import make_record
-from supervised.recipe import SupervisedRecipe, find_recipe, recipe_names
+from supervised.recipe import RECIPES, SupervisedRecipe
 from trm.compute.device import Placement
 from trm.experiments.learners import Learner, SweepCommand
 from trm.runs.files import RunError
@@ -28,8 +28,7 @@ class Supervised:
         """`upi-trm supervised train`, or `distill`, which takes its teacher as a word."""
         return SweepCommand(
             recipe=SupervisedRecipe,
-            recipe_names=recipe_names,
-            recipe_path=find_recipe,
+            recipes=RECIPES,
             steps_field="schedule.steps",
             finished_at=steps_when_finished,
             make_record=make_record,

@@ -5,7 +5,7 @@ One YAML file is one run: `configs/supervised/<method>-<data>[-<size>].yaml` in 
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import ClassVar, Literal
 
@@ -19,7 +19,7 @@ from trm.nn.optim import OptimiserConfig
 from trm.nn.recursion import RecursionSchedule
 from trm.nn.token_model import TokenModelConfig, TokenShape
 from trm.runs.recipe import Retired
-from trm.runs.shipped import shipped_file, shipped_folder, shipped_names
+from trm.runs.shipped import ShippedFiles
 
 ARC_VOCABULARY, ARC_POSITIONS = 12, 900
 """Padding, end of grid and ten colours, on a canvas of 30 x 30 (REFERENCE.md A)."""
@@ -158,27 +158,8 @@ def token_shape(recipe: SupervisedRecipe) -> TokenShape:
     return TokenShape(vocab_size=codec.vocab_size, num_positions=codec.domain.spec.num_cells)
 
 
-def recipe_names(folder: Path | None = None) -> list[str]:
-    """Names of the shipped recipes, sorted; of runs, or of another kind by its folder."""
-    return shipped_names(folder or config_folder())
+RECIPES = ShippedFiles(Path(__file__).resolve().parent, "supervised")
+"""The shipped recipes of runs."""
 
-
-def find_recipe(name: str, folder: Path | None = None) -> Path:
-    """A YAML file, else the file of a shipped recipe; of a run, or of another kind by its folder.
-
-    Raises:
-        ValueError: if no such recipe ships; names the nearest one.
-    """
-    if Path(name).is_file():
-        return Path(name)
-    return shipped_file(name, folder or config_folder())
-
-
-def cache_recipes() -> Path:
-    """Where the shipped recipes of teacher caches lie."""
-    return config_folder() / "caches"
-
-
-def config_folder() -> Path:
-    """Where the shipped recipes lie."""
-    return shipped_folder(Path(__file__).resolve().parent, "supervised")
+CACHE_RECIPES = replace(RECIPES, inside="caches")
+"""The shipped recipes of teacher caches."""

@@ -4,7 +4,6 @@ The entry point `train` of the group `upi_trm.commands` names the command. Every
 time stands inside the functions that need it.
 """
 
-import os
 import shlex
 from pathlib import Path
 from typing import Any
@@ -58,7 +57,9 @@ def train(
     refuse_mixed_resume(ctx, resume=resume, env=env)
     _refuse_shipped(resume)
     placement = ready_placement(resumed=resume is not None, **place)
+    from plan_envs.catalogue import resolve_task
     from upi_trm import trainer
+    from upi_trm.recipe import RECIPES
 
     if resume is not None:
         outcome = trainer.resume(resume, steps=steps, placement=placement)
@@ -66,7 +67,7 @@ def train(
         assert env is not None
         outcome = trainer.train(
             env=env,
-            recipe_path=_find_recipe(recipe, env),
+            recipe_path=RECIPES.find_or_default(recipe, resolve_task(env).name),
             overrides=overrides,
             steps=steps,
             seed=seed,
@@ -88,17 +89,6 @@ def _refuse_shipped(resume: Path | None) -> None:
             f"--resume: {resume} can't be trained on, it ships without optimisers and replay; train"
             " its recipe anew"
         )
-
-
-def _find_recipe(recipe: str | None, env: str) -> Path | None:
-    """A file, else a shipped recipe's name; by default the recipe that bears the task's name."""
-    from plan_envs.catalogue import resolve_task
-    from upi_trm.recipe import recipe_names, recipe_path
-
-    if recipe is not None:
-        return Path(recipe) if os.path.isfile(recipe) else recipe_path(recipe)
-    name = resolve_task(env).name
-    return recipe_path(name) if name in recipe_names() else None
 
 
 def _show_next_steps(run: Any) -> None:

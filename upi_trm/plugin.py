@@ -14,7 +14,7 @@ from trm.nn.model import TinyRecursiveModel
 from trm.runs.run import Run, fitting
 from upi_trm.chain import MixturePolicy
 from upi_trm.deployment import edit_policy, greedy_policy, load_deployed
-from upi_trm.recipe import UpiRecipe, recipe_names, recipe_path
+from upi_trm.recipe import RECIPES, UpiRecipe
 from upi_trm.theory.subjects import load_subject
 
 
@@ -29,8 +29,7 @@ class UpiTrm:
         """`upi-trm train`."""
         return SweepCommand(
             recipe=UpiRecipe,
-            recipe_names=recipe_names,
-            recipe_path=recipe_path,
+            recipes=RECIPES,
             steps_field="schedule.edits",
             finished_at=edits_when_finished,
             make_record=keep_record,

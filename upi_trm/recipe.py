@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from trm.experiments.sections import InstancesConfig, ScheduleConfig, check_at_least
-from trm.runs.shipped import shipped_file, shipped_folder, shipped_names
+from trm.runs.shipped import ShippedFiles
 from upi_trm.curriculum import CurriculumConfig
 from upi_trm.learner import LearnerConfig
 
@@ -27,18 +27,5 @@ class UpiRecipe(LearnerConfig):
         check_at_least(self.schedule, "schedule", plans, "edits", named="rollout.plans")
 
 
-_FOLDER = shipped_folder(Path(__file__).resolve().parent, "upi")
-
-
-def recipe_names() -> list[str]:
-    """Names of the shipped recipes, sorted; the recipe of a task bears the task's name."""
-    return shipped_names(_FOLDER)
-
-
-def recipe_path(name: str) -> Path:
-    """The file of a shipped recipe, named with or without `.yaml`.
-
-    Raises:
-        ValueError: if no such recipe ships; names the nearest one.
-    """
-    return shipped_file(name, _FOLDER)
+RECIPES = ShippedFiles(Path(__file__).resolve().parent, "upi")
+"""The shipped recipes; the recipe of a task bears the task's name."""

@@ -58,10 +58,10 @@ def build(
     from supervised.planner.cache_audit import cache_info
     from supervised.planner.cache_building import cache_jobs
     from supervised.planner.cache_manifest import CacheRecipe
-    from supervised.recipe import cache_recipes, find_recipe
+    from supervised.recipe import CACHE_RECIPES
     from trm.runs.recipe import load_recipe
 
-    loaded = load_recipe(CacheRecipe, find_recipe(recipe, cache_recipes()), overrides)
+    loaded = load_recipe(CacheRecipe, CACHE_RECIPES.find(recipe), overrides)
     source = functools.partial(
         open_teacher, run_path.resolve(), checkpoint=step, data=data, placement=placement
     )

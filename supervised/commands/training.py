@@ -50,7 +50,7 @@ def train(
     """
     placement = make_placement(**where, resumed=resume is not None)
     from supervised import trainer
-    from supervised.recipe import find_recipe
+    from supervised.recipe import RECIPES
 
     if resume is not None:
         refuse_with_resume(ctx, ("recipe", "overrides", "seed", "out"))
@@ -58,7 +58,7 @@ def train(
     elif recipe is None:
         raise click.UsageError("--recipe is missing (or --resume RUN)")
     else:
-        path = find_recipe(recipe)
+        path = RECIPES.find(recipe)
         _train(path, overrides, steps=steps, seed=seed, out=out, placement=placement)
 
 
@@ -84,10 +84,10 @@ def distill(
     A recipe without the section distill is a control and takes no cache. `train --resume` goes on
     with a student. `--set distill.cache=CACHE` means the same as `--cache CACHE`.
     """
-    from supervised.recipe import SupervisedRecipe, find_recipe
+    from supervised.recipe import RECIPES, SupervisedRecipe
     from trm.runs.recipe import load_recipe
 
-    path = find_recipe(recipe)
+    path = RECIPES.find(recipe)
     section = load_recipe(SupervisedRecipe, path, overrides).distill
     if section is None and folder is not None:
         raise click.UsageError("--cache: the recipe uses none")
@@ -106,10 +106,10 @@ def distill(
 def info(*, recipe: str, overrides: tuple[str, ...], as_json: bool) -> None:
     """Say what a RECIPE costs: parameters, forward passes, FLOPs, memory."""
     from supervised.commands.costs import costs_of
-    from supervised.recipe import SupervisedRecipe, find_recipe, token_shape
+    from supervised.recipe import RECIPES, SupervisedRecipe, token_shape
     from trm.runs.recipe import load_recipe
 
-    loaded = load_recipe(SupervisedRecipe, find_recipe(recipe), overrides)
+    loaded = load_recipe(SupervisedRecipe, RECIPES.find(recipe), overrides)
     record = dataclasses.asdict(costs_of(loaded, token_shape(loaded)))
     show_record({"recipe": recipe, **record} if as_json else record, as_json=as_json)
 
@@ -125,10 +125,10 @@ def import_checkpoint(
     """Make a run of an official CHECKPOINT, to evaluate it."""
     from supervised.commands.official import import_model
     from supervised.models import save_import
-    from supervised.recipe import SupervisedRecipe, find_recipe, token_shape
+    from supervised.recipe import RECIPES, SupervisedRecipe, token_shape
     from trm.runs.recipe import load_recipe
 
-    path = find_recipe(recipe)
+    path = RECIPES.find(recipe)
     loaded = load_recipe(SupervisedRecipe, path, overrides)
     model = import_model(checkpoint, loaded, token_shape(loaded))
     out = Path("runs") / f"{path.stem}-imported" if out is None else out

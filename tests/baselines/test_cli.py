@@ -12,7 +12,7 @@ from click.testing import CliRunner, Result
 
 from baselines.cli import baselines as group
 from baselines.plugin import LEARNER
-from baselines.recipe import read_recipe, recipe_path
+from baselines.recipe import RECIPES, read_recipe
 from trm.experiments.learners import LEARNER_GROUP, Learner
 from trm.experiments.sweep_spec import plan_sweep
 from trm.runs.run import Run
@@ -47,8 +47,8 @@ def test_train_leaves_a_run_and_shows_it_beside_the_reference_policies(tmp_path:
     for word in ("A2C", "random-legal", "oracle", "sudoku4x4: 6 puzzles", str(out)):
         assert word in result.output
     # The shipped recipe of algorithm and task was the starting point.
-    recipe = run.load_recipe(type(read_recipe(recipe_path("a2c-sudoku4x4"))))
-    assert recipe.gamma == read_recipe(recipe_path("a2c-sudoku4x4")).gamma
+    recipe = run.load_recipe(type(read_recipe(RECIPES.find("a2c-sudoku4x4"))))
+    assert recipe.gamma == read_recipe(RECIPES.find("a2c-sudoku4x4")).gamma
     result = call("train", "--resume", str(out), "--steps", "140", "--eval-num", "0")
     assert result.exit_code == 0, result.output
     assert Run.open(out).checkpoint_steps()[-1] == 136

@@ -17,7 +17,7 @@ import yaml  # type: ignore[import-untyped]  # stubs are no dependency of ours
 from baselines.algorithms import METHODS
 from baselines.deployment import load_networks
 from baselines.global_randomness import GlobalRandomness
-from baselines.recipe import BaselineRecipe, read_recipe, recipe_names, recipe_path
+from baselines.recipe import RECIPES, BaselineRecipe, read_recipe
 from baselines.trainer import OneRollout, resume, train
 from plan_envs.catalogue import TASKS, resolve_task
 from plan_envs.evaluation import evaluate_policy, random_legal
@@ -32,8 +32,8 @@ from trm.runs.files import RunError
 from trm.runs.packing import pack_state
 from trm.runs.recipe import dump_recipe, load_recipe
 from trm.runs.run import Run
+from upi_trm.recipe import RECIPES as UPI_RECIPES
 from upi_trm.recipe import UpiRecipe
-from upi_trm.recipe import recipe_path as upi_recipe_path
 from upi_trm.theory.stability import measure_drift
 from upi_trm.theory.subjects import load_studied, with_dials
 
@@ -299,7 +299,8 @@ def test_eval_and_compare_take_the_run(uninterrupted: tuple[str, Path]) -> None:
     row = compare_records([record]).rows[0]
     assert (row.method, row.edits) == (METHODS[algorithm], EDITS)  # type: ignore[index]
     assert record.parameters == sum(
-        weight.numel() for weight in load_networks(Run.open(path), placement=HERE).policy.parameters()
+        weight.numel()
+        for weight in load_networks(Run.open(path), placement=HERE).policy.parameters()
     )
     assert record.cpu_seconds is not None and record.peak_memory_bytes is not None
 
@@ -390,12 +391,12 @@ def test_ppo_learns_4x4_sudoku_far_beyond_random_play(tmp_path: Path) -> None:
 # --- Recipes and bad input
 
 
-@pytest.mark.parametrize("name", recipe_names())
+@pytest.mark.parametrize("name", RECIPES.names())
 def test_every_shipped_recipe_is_complete_and_named_after_algorithm_and_task(name: str) -> None:
-    recipe = read_recipe(recipe_path(name))
+    recipe = read_recipe(RECIPES.find(name))
     task = name.removeprefix(f"{recipe.algorithm}-")
     assert task in TASKS and name == f"{recipe.algorithm}-{task}"
-    text = recipe_path(name).read_text()
+    text = RECIPES.find(name).read_text()
     given, meant = (yaml.safe_load(one) for one in (text, dump_recipe(recipe)))
     assert given == {key: given[key] for key, value in meant.items() if value is not None}
     for section in set(given) - {"algorithm", "gamma", "model"}:
@@ -405,14 +406,14 @@ def test_every_shipped_recipe_is_complete_and_named_after_algorithm_and_task(nam
 def test_there_are_recipes_for_every_algorithm_on_the_tasks_of_table_2() -> None:
     tasks = ("sudoku4x4", "sudoku4x4-hard", "sudoku9x9", "nqueens8")
     expected = {f"{algorithm}-{task}" for algorithm in METHODS for task in tasks}
-    assert expected <= set(recipe_names())
+    assert expected <= set(RECIPES.names())
 
 
 @pytest.mark.parametrize("task", ["sudoku4x4", "sudoku4x4-hard", "sudoku9x9", "nqueens8"])
 def test_shipped_recipes_have_upi_trms_backbone_and_budget(task: str) -> None:
-    ours = load_recipe(UpiRecipe, upi_recipe_path(task))
+    ours = load_recipe(UpiRecipe, UPI_RECIPES.find(task))
     for algorithm in METHODS:
-        theirs = read_recipe(recipe_path(f"{algorithm}-{task}"))
+        theirs = read_recipe(RECIPES.find(f"{algorithm}-{task}"))
         assert theirs.model == ours.model
         assert theirs.schedule.edits == ours.schedule.edits
         assert theirs.instances.num == ours.instances.num

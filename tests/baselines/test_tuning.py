@@ -8,7 +8,10 @@ from typing import Any
 import pytest
 
 from baselines.algorithms import METHODS
-from baselines.recipe import config_folder, read_recipe
+from baselines.recipe import read_recipe
+from baselines.tuning import (
+    SPACES as SEARCH_SPACES,
+)
 from baselines.tuning import (
     Search,
     SearchSpace,
@@ -21,9 +24,8 @@ from baselines.tuning import (
 )
 from trm.compute.jobs import JobResult
 from trm.runs.recipe import dump_recipe
-from trm.runs.shipped import shipped_names
 
-SPACES = shipped_names(config_folder() / "spaces")
+SPACES = SEARCH_SPACES.names()
 
 SPACE = """\
 recipe: a2c-{env}

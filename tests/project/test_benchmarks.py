@@ -33,7 +33,7 @@ def test_a_quick_run_of_a_few_rows_prints_them_and_writes_them(tmp_path: Path) -
         )
     assert "--only NQueens8" in written["command"]
     assert {"python", "numpy", "numba", "gymnasium"} <= set(written["versions"])
-    assert written["races"] == written["two_cores"] == written["memory"] == []
+    assert written["races"] == written["memory"] == []
 
 
 def test_what_is_not_installed_is_skipped_with_a_line(tmp_path: Path) -> None:

@@ -14,8 +14,9 @@ import pytest
 
 import upi_trm
 from trm.experiments.shipped_runs import pretrained_names, run_path
-from trm.experiments.sweep_spec import sweep_names, sweep_path
-from upi_trm import recipe as recipes
+from trm.experiments.sweep_spec import SWEEPS
+from trm.runs.shipped import ShippedFiles
+from upi_trm.recipe import RECIPES
 
 REPO = Path(__file__).resolve().parents[2]
 PACKAGES = ("plan_envs", "trm", "upi_trm", "baselines", "supervised")
@@ -83,10 +84,9 @@ def test_an_installed_wheel_finds_recipes_sweeps_and_shipped_runs_outside_the_ch
     code = (
         "import json\n"
         "from trm.experiments.shipped_runs import pretrained_names, run_path\n"
-        "from trm.experiments.sweep_spec import sweep_names, sweep_path\n"
-        "from upi_trm.recipe import recipe_names, recipe_path\n"
-        "paths = [recipe_path(name) for name in recipe_names()]\n"
-        "paths += [sweep_path(name) for name in sweep_names()]\n"
+        "from trm.experiments.sweep_spec import SWEEPS\n"
+        "from upi_trm.recipe import RECIPES\n"
+        "paths = [kind.find(name) for kind in (RECIPES, SWEEPS) for name in kind.names()]\n"
         "paths += [run_path(f'pretrained:{name}') / 'run.json' for name in pretrained_names()]\n"
         "print(json.dumps([[str(path), path.stat().st_size] for path in paths]))"
     )
@@ -102,22 +102,25 @@ def test_an_installed_wheel_finds_recipes_sweeps_and_shipped_runs_outside_the_ch
     found = json.loads(run.stdout)
     assert all(Path(path).is_relative_to(site) for path, _ in found)
     here = [
-        *(recipes.recipe_path(name) for name in recipes.recipe_names()),
-        *(sweep_path(name) for name in sweep_names()),
+        *(kind.find(name) for kind in (RECIPES, SWEEPS) for name in kind.names()),
         *(run_path(f"pretrained:{name}") / "run.json" for name in pretrained_names()),
     ]
     named = [(Path(path).name, size) for path, size in found]
     assert named == [(path.name, path.stat().st_size) for path in here]
 
 
-def test_an_unknown_recipe_is_refused_with_the_nearest_name(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "sudoku4x4.yaml").touch()
-    monkeypatch.setattr(recipes, "_FOLDER", tmp_path)
-    assert recipes.recipe_path("sudoku4x4.yaml") == tmp_path / "sudoku4x4.yaml"
+def test_an_unknown_recipe_is_refused_with_the_nearest_name(tmp_path: Path) -> None:
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs" / "sudoku4x4.yaml").touch()
+    files = ShippedFiles(tmp_path, "upi")
+    assert files.find("sudoku4x4.yaml") == tmp_path / "configs" / "sudoku4x4.yaml"
     with pytest.raises(ValueError, match=r"'sudoku4x5'; did you mean sudoku4x4\?"):
-        recipes.recipe_path("sudoku4x5")
+        files.find("sudoku4x5")
+    mine = tmp_path / "mine.yaml"
+    mine.touch()
+    assert files.find(str(mine)) == mine
+    assert files.find_or_default(None, "sudoku4x4") == files.find("sudoku4x4")
+    assert files.find_or_default(None, "maze10") is None
 
 
 def test_the_version_is_the_same_in_the_project_the_package_and_the_changelog() -> None:

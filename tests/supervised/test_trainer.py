@@ -20,7 +20,7 @@ from supervised.cli import supervised
 from supervised.commands.costs import call_flops, costs_of
 from supervised.commands.official import import_model, our_name
 from supervised.models import RUN_KIND, load_model
-from supervised.recipe import SupervisedRecipe, find_recipe, recipe_names, token_shape
+from supervised.recipe import RECIPES, SupervisedRecipe, token_shape
 from supervised.trainer import resume, train
 from trm.compute.device import Placement
 from trm.nn.token_model import TokenModel, TokenModelConfig, TokenShape
@@ -90,7 +90,7 @@ def test_the_puzzle_table_learns_and_the_average_is_what_is_evaluated(tmp_path: 
 def test_a_shipped_recipe_learns_within_seconds(tmp_path: Path, recipe: str) -> None:
     # Random predictions of 16 tokens have a third of the cells right: the givens' share alone.
     run = train(
-        recipe_path=find_recipe(recipe),
+        recipe_path=RECIPES.find(recipe),
         overrides=[
             "schedule.steps=150",
             "schedule.evaluate_every=150",
@@ -158,9 +158,9 @@ def test_two_processes_take_the_steps_of_one_with_the_same_batch(tmp_path: Path)
 # --- recipes
 
 
-@pytest.mark.parametrize("name", recipe_names())
+@pytest.mark.parametrize("name", RECIPES.names())
 def test_a_shipped_recipe_loads_and_says_its_expectation(name: str) -> None:
-    path = find_recipe(name)
+    path = RECIPES.find(name)
     recipe = load_recipe(SupervisedRecipe, path)
     assert token_shape(recipe).vocab_size > 2
     header = path.read_text().split("data:")[0]
@@ -182,7 +182,7 @@ def test_a_shipped_recipe_loads_and_says_its_expectation(name: str) -> None:
     ],
 )
 def test_a_full_recipe_builds_the_model_of_the_papers(name: str, parameters: int) -> None:
-    recipe = load_recipe(SupervisedRecipe, find_recipe(name))
+    recipe = load_recipe(SupervisedRecipe, RECIPES.find(name))
     model = TokenModel(
         token_shape(recipe), recipe.model, recipe.recursion, generator=torch.Generator()
     )
@@ -230,7 +230,7 @@ def test_flops_of_a_call_are_those_that_torch_counts(mixing: Any) -> None:
             prefix=4,
             puzzle_channels=32,
         ),
-        load_recipe(SupervisedRecipe, find_recipe("trm-arc")).recursion,
+        load_recipe(SupervisedRecipe, RECIPES.find("trm-arc")).recursion,
         generator=torch.Generator(),
     )
     z = model.start(3).z_h
@@ -242,8 +242,8 @@ def test_flops_of_a_call_are_those_that_torch_counts(mixing: Any) -> None:
 
 
 def test_recomputing_keeps_less_and_costs_a_third_more_of_the_graded_calls() -> None:
-    recipe = load_recipe(SupervisedRecipe, find_recipe("trm-nqueens"))
-    light = load_recipe(SupervisedRecipe, find_recipe("trm-nqueens"), ["recompute=true"])
+    recipe = load_recipe(SupervisedRecipe, RECIPES.find("trm-nqueens"))
+    light = load_recipe(SupervisedRecipe, RECIPES.find("trm-nqueens"), ["recompute=true"])
     kept, computed = (costs_of(r, token_shape(r)) for r in (recipe, light))
     assert computed.activation_bytes < 0.6 * kept.activation_bytes
     assert computed.flops_per_step / kept.flops_per_step == pytest.approx(4 / 3, rel=0.01)

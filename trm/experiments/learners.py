@@ -21,6 +21,7 @@ from trm.experiments.states import EditPolicy
 from trm.nn.model import ModelConfig, TinyRecursiveModel
 from trm.runs.files import RunError
 from trm.runs.run import Run
+from trm.runs.shipped import ShippedFiles
 
 LEARNER_GROUP = "upi_trm.learners"
 """Entry-point group of the learners: kind of run -> `package.module:OBJECT`."""
@@ -32,9 +33,8 @@ class SweepCommand:
 
     recipe: type
     """Dataclass of its recipes."""
-    recipe_names: Callable[[], Sequence[str]]
-    recipe_path: Callable[[str], Path]
-    """File of a shipped recipe."""
+    recipes: ShippedFiles
+    """The shipped ones."""
     steps_field: str
     """The recipe's field that `--steps` overrides."""
     finished_at: Callable[[Any], int]

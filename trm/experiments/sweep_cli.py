@@ -44,9 +44,9 @@ def sweep(
     run failed, 130 after Ctrl-C, which lets runs save.
     """
     from trm.experiments.sweep_run import matching_points, run_sweep
-    from trm.experiments.sweep_spec import plan_sweep, sweep_path
+    from trm.experiments.sweep_spec import SWEEPS, plan_sweep
 
-    planned = plan_sweep(sweep_path(spec), out)
+    planned = plan_sweep(SWEEPS.find(spec), out)
     out = planned.out
     if dry_run:
         _show_plan(planned, only)

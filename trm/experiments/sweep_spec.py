@@ -17,9 +17,10 @@ from typing import Any
 
 from trm.experiments.learners import SweepCommand, find_command
 from trm.ranges import check_at_least
-from trm.runs.shipped import shipped_file, shipped_folder
+from trm.runs.shipped import ShippedFiles
 
-_FOLDER = shipped_folder(Path(__file__).resolve().parents[1], "sweeps")
+SWEEPS = ShippedFiles(Path(__file__).resolve().parents[1], "sweeps", kind="sweep")
+"""The shipped specs."""
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]*")
 _REFERENCE = re.compile(r"\{([A-Za-z0-9][\w.-]*)\}")
 _PLAIN_TEXT = re.compile(r"(?!(?:y|n|yes|no|on|off|true|false|null)$)[A-Za-z_][\w./-]*", re.I)
@@ -123,15 +124,6 @@ class Sweep:
     preparations: tuple[Preparation, ...]
     """Preparations in the order of the spec; each uses earlier ones only."""
     points: tuple[Point, ...]
-
-
-def sweep_path(name: str) -> Path:
-    """The file of a spec: a path, or the name of a shipped one.
-
-    Raises:
-        ValueError: there is neither; names the nearest shipped one.
-    """
-    return Path(name) if Path(name).is_file() else shipped_file(name, _FOLDER, kind="sweep")
 
 
 def plan_sweep(path: Path, out: Path | None = None) -> Sweep:
@@ -309,13 +301,13 @@ def _find_recipe(
     if name is None:
         if env is None:
             raise ValueError("recipe: no value given; only environments have recipes of their own")
-        shipped = env in command.recipe_names()
-        return (env, command.recipe_path(env)) if shipped else (None, None)
+        shipped = command.recipes.find_or_default(None, env)
+        return (env if shipped else None), shipped
     name = name.replace("{env}", env or "").replace("{case}", case or "")
     beside = spec_path.parent / name
     if beside.is_file():
         return str(beside), beside
-    return name, command.recipe_path(name)
+    return name, command.recipes.find(name)
 
 
 def _short_names(fields: Sequence[str]) -> dict[str, str]:

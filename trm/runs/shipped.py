@@ -6,34 +6,51 @@ heavy is imported, since command lines use this module.
 """
 
 import difflib
+from dataclasses import dataclass
 from pathlib import Path
 
 
-def shipped_folder(package: Path, name: str) -> Path:
-    """The folder of a package's shipped files.
+@dataclass(frozen=True)
+class ShippedFiles:
+    """The YAML files of one kind that ship with a package."""
 
-    Args:
-        package: folder of the package; in a wheel its files lie in `configs` below.
-        name: name of their folder below `configs` in a checkout.
-    """
-    own = package / "configs"
-    return own if own.is_dir() else package.parent / "configs" / name
+    package: Path
+    """Folder of the package; in a wheel its files lie in `configs` below."""
+    name: str
+    """Their folder below `configs` in a checkout."""
+    inside: str = "."
+    """Their folder below that one."""
+    kind: str = "recipe"
+    """What errors call a file."""
 
+    @property
+    def folder(self) -> Path:
+        """Where they lie."""
+        own = self.package / "configs"
+        found = own if own.is_dir() else self.package.parent / "configs" / self.name
+        return found / self.inside
 
-def shipped_names(folder: Path) -> list[str]:
-    """Names of the files of a folder, sorted, without `.yaml`."""
-    return sorted(path.stem for path in folder.glob("*.yaml"))
+    def names(self) -> list[str]:
+        """Their names, sorted, without `.yaml`."""
+        return sorted(path.stem for path in self.folder.glob("*.yaml"))
 
+    def find(self, name: str) -> Path:
+        """A file of the user's, or the shipped one of that name, with or without `.yaml`.
 
-def shipped_file(name: str, folder: Path, *, kind: str = "recipe") -> Path:
-    """The file of that name, with or without `.yaml`; errors call it a `kind`.
+        Raises:
+            ValueError: there is neither; names the nearest shipped one.
+        """
+        if Path(name).is_file():
+            return Path(name)
+        stem, names = name.removesuffix(".yaml"), self.names()
+        if stem not in names:
+            near = difflib.get_close_matches(stem, names, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(names) or 'none'}"
+            raise ValueError(f"{self.kind}: no {self.kind} is called {name!r}; {hint}")
+        return self.folder / f"{stem}.yaml"
 
-    Raises:
-        ValueError: if there is none; names the nearest one.
-    """
-    stem, names = name.removesuffix(".yaml"), shipped_names(folder)
-    if stem not in names:
-        near = difflib.get_close_matches(stem, names, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(names) or 'none'}"
-        raise ValueError(f"{kind}: no {kind} is called {name!r}; {hint}")
-    return folder / f"{stem}.yaml"
+    def find_or_default(self, name: str | None, default: str) -> Path | None:
+        """`find`; without a name the shipped file of the default name, None where there is none."""
+        if name is not None:
+            return self.find(name)
+        return self.find(default) if default in self.names() else None

@@ -21,7 +21,7 @@ from supervised.measures.arc_voting import vote_on_task
 from supervised.models import RUN_KIND, load_model
 from supervised.planner.cache_manifest import CacheRecipe, teacher_hash
 from supervised.planner.teacher_cache import TeacherCache
-from supervised.recipe import SupervisedRecipe, cache_recipes, find_recipe, recipe_names
+from supervised.recipe import CACHE_RECIPES, RECIPES, SupervisedRecipe
 from supervised.trainer import resume, train
 from trm.compute.device import Placement
 from trm.runs.recipe import load_recipe
@@ -204,22 +204,22 @@ def test_diagnosis_has_the_figures_of_table_6(folder: Path) -> None:
 
 
 def test_every_shipped_recipe_of_caches_and_students_is_valid() -> None:
-    assert set(recipe_names(cache_recipes())) == {
+    assert set(CACHE_RECIPES.names()) == {
         "planner",
         "rollout",
         "random-step",
         "exact-first",
     }
-    for name in recipe_names(cache_recipes()):
-        load_recipe(CacheRecipe, find_recipe(name, cache_recipes()))
-    students = [name for name in recipe_names() if name.startswith("planner-")]
+    for name in CACHE_RECIPES.names():
+        load_recipe(CacheRecipe, CACHE_RECIPES.find(name))
+    students = [name for name in RECIPES.names() if name.startswith("planner-")]
     assert len(students) == 15
     for name in students:
-        recipe = load_recipe(SupervisedRecipe, find_recipe(name))
+        recipe = load_recipe(SupervisedRecipe, RECIPES.find(name))
         assert recipe.start == "teacher"
         kind = None if recipe.distill is None else recipe.distill.kind
         assert kind == {"control": None}.get(name.rsplit("-", 1)[1], name.rsplit("-", 1)[1])
-    assert load_recipe(CacheRecipe, find_recipe("planner", cache_recipes())) == CacheRecipe()
+    assert load_recipe(CacheRecipe, CACHE_RECIPES.find("planner")) == CacheRecipe()
 
 
 # --- ARC

@@ -49,9 +49,9 @@ def test_every_command_of_a_learner_is_found_by_its_words_and_fits_its_recipes(
         section, _, field = command.steps_field.partition(".")
         hint = {one.name: one.type for one in dataclasses.fields(command.recipe)}[section]
         assert field in {one.name for one in dataclasses.fields(hint)}  # type: ignore[arg-type]  # a section
-        shipped = command.recipe_names()
+        shipped = command.recipes.names()
         assert shipped
-        assert command.recipe_path(shipped[0]).is_file()
+        assert command.recipes.find(shipped[0]).is_file()
 
 
 @pytest.mark.parametrize(

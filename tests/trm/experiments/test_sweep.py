@@ -14,11 +14,10 @@ from trm.experiments import sweep_run as sweep
 from trm.experiments.records import read_records
 from trm.experiments.sweep_cli import sweep as sweep_command
 from trm.experiments.sweep_run import PointReport, point_states, run_sweep, train_point
-from trm.experiments.sweep_spec import plan_sweep, sweep_path
+from trm.experiments.sweep_spec import SWEEPS, plan_sweep
 from trm.runs.lock import locked
 from trm.runs.run import Run
 
-SWEEPS = Path(__file__).resolve().parents[3] / "configs" / "sweeps"
 TINY = """\
 envs: [sudoku4x4]
 set:
@@ -142,9 +141,9 @@ def test_a_bad_spec_is_refused_by_field_and_value(tmp_path: Path, spec: str, nam
     assert "\n" not in str(refused.value)
 
 
-@pytest.mark.parametrize("name", sorted(path.stem for path in SWEEPS.glob("*.yaml")))
+@pytest.mark.parametrize("name", SWEEPS.names())
 def test_a_shipped_sweep_fits_the_recipes_and_says_what_it_is_for(name: str) -> None:
-    path = sweep_path(name)
+    path = SWEEPS.find(name)
     planned = plan_sweep(path)
     assert len({point.seed for point in planned.points}) >= 3
     header = [line for line in path.read_text().splitlines() if line.startswith("#")]
@@ -156,7 +155,7 @@ def test_an_unknown_sweep_is_refused_with_the_nearest_name() -> None:
     with pytest.raises(
         ValueError, match=r"no sweep is called 'depth-hrd'; did you mean depth-hard\?"
     ):
-        sweep_path("depth-hrd")
+        SWEEPS.find("depth-hrd")
 
 
 # Running
