@@ -61,7 +61,7 @@ def main(workers: Workers) -> None:
 
     def watched(self: UpiLearner, *args: object, **kwargs: object) -> dict[str, float]:
         metrics = iterate(self, *args, **kwargs)  # type: ignore[arg-type]  # passed on
-        actions = self.replay[-1].action
+        actions = self.parts.replay[-1].action
         seen.append((self, [*actions.shape, *actions.ravel().tolist()]))
         return metrics
 

@@ -295,7 +295,7 @@ def test_only_the_points_that_match_are_run_and_the_others_stay(
 ) -> None:
     ran: list[str] = []
     monkeypatch.setattr(
-        sweep, "map_jobs", lambda jobs, **_: ran.extend(job.key for job in jobs) or {}
+        sweep, "map_jobs", lambda jobs, **_: ran.extend(job.key for job in jobs) or []
     )
     planned = plan_sweep(_write(tmp_path, TINY), tmp_path / "out")
     states = run_sweep(planned, only=["*alpha=0.5-*"])
