@@ -294,7 +294,7 @@ def check_successors(domain: PlanDomain, states: States, **options: Any) -> None
     for name in _OUTCOMES:
         got, wanted = getattr(found, name), getattr(expected, name)
         assert got.shape == wanted.shape and got.dtype == wanted.dtype, f"successor {name}"
-        wrong = (got != wanted).reshape(len(got), -1).any(axis=1)
+        wrong = (got != wanted).any(axis=tuple(range(1, got.ndim)))
         _no_counterexample(wrong, expected.action, f"successor {name} differs for action")
         if name != "plan":
             assert np.array_equal(getattr(bare, name), got), f"{name}, without plans"

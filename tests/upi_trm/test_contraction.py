@@ -391,7 +391,7 @@ def test_no_bound_on_unrolling_without_contraction() -> None:
 def test_a_schedule_of_l_z_is_refused_and_recipes_of_old_runs_without_one_are_read(
     field: str, value: object, tmp_path: Path
 ) -> None:
-    with pytest.raises(ValueError, match=rf"contraction\.{field} = .*: L_z no longer moves"):
+    with pytest.raises(ValueError, match=rf"contraction\.{field} = .*: it was removed"):
         load_recipe(UpiRecipe, None, [f"contraction.{field}={value}"])
     file = tmp_path / "recipe.yaml"
     file.write_text("contraction: {modulus: 0.9, schedule: constant, start: null, ramp: 0.5}\n")

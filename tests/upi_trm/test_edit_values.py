@@ -8,7 +8,7 @@ import torch
 from learner_cases import CPU, EVALUATOR, IMPROVEMENT, PAPER, SMALL, STEPS, make
 
 from upi_trm.algorithm import regress
-from upi_trm.edit_values import CorrectedValues
+from upi_trm.edit_values import CorrectedValues, EditValues
 from upi_trm.learner import UpiLearner
 from upi_trm.rollout import Visits
 
@@ -27,6 +27,11 @@ def corrected(
     return learner, Visits.of([fresh])
 
 
+def uncorrected(values: CorrectedValues) -> EditValues:
+    """Q(s, a) = r + gamma U_n(s') of the same value function."""
+    return EditValues(value=values.value, config=values.config, dead_end=values.dead_end)
+
+
 @pytest.mark.parametrize("value", ["success", "score"])
 def test_a_correction_changes_undecided_edits_only_and_none_where_it_says_nothing(
     value: Literal["success", "score"],
@@ -35,7 +40,7 @@ def test_a_correction_changes_undecided_edits_only_and_none_where_it_says_nothin
     _, states = visits.views(learner.domain, CPU)
     edit_values = learner.parts.edit_values
     assert isinstance(edit_values, CorrectedValues)
-    plain = edit_values.plain(visits, states)
+    plain = uncorrected(edit_values)(visits, states)
     assert bool((plain.mask & ~plain.undecided).any())
     assert bool(plain.undecided.any())
     found = edit_values(visits, states).q
@@ -54,7 +59,7 @@ def test_edit_values_of_the_state_ask_for_no_successor(value: Literal["success",
     _, states = visits.views(learner.domain, CPU)
     edit_values = learner.parts.edit_values
     assert isinstance(edit_values, CorrectedValues)
-    plain = edit_values.plain(visits, states)
+    plain = uncorrected(edit_values)(visits, states)
     found = edit_values(visits, states)
     assert found.num_evaluated == 0 < plain.num_evaluated
     assert torch.equal(found.undecided, plain.undecided)

@@ -145,5 +145,5 @@ def test_certificate_computes_in_float64_from_float32_weights() -> None:
 
 
 def test_a_neighbour_that_is_named_twice_is_refused() -> None:
-    with pytest.raises(ValueError, match="stands twice next to another one"):
+    with pytest.raises(ValueError, match="a cell is listed twice next to another one"):
         NeighbourMap(torch.tensor([[1, 1], [0, -1]]), 2, generator=seeded())

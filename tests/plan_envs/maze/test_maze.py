@@ -25,7 +25,7 @@ from plan_envs.engines import make_engine
 from plan_envs.env import PlanEditEnv
 from plan_envs.evaluation import evaluate_policy, reference_policies
 from plan_envs.instances import InstanceSet
-from plan_envs.maze import instances as generator
+from plan_envs.maze import generation
 from plan_envs.maze.instances import maze_instances, read_maze_csv, split_of
 from plan_envs.maze.rules import Maze
 from plan_envs.vector_env import PlanEditVectorEnv
@@ -693,8 +693,8 @@ def test_no_wall_pattern_with_a_fitting_pair_is_dropped_unseen(seed: int, walls:
     flat, reach = template.ravel(), np.empty((size + 2) ** 2, np.int16)
     space = (np.empty_like(flat), np.empty((size + 2) ** 2, np.int32))
     for edits in range(1, 40):
-        passes = bool(generator._may_fit(bits, edits, rows))
-        passes &= bool(generator._spread(flat, size + 2, edits, space, reach))
+        passes = bool(generation._may_fit(bits, edits, rows))
+        passes &= bool(generation._spread(flat, size + 2, edits, space, reach))
         assert passes or longest < edits
         assert not passes or edits <= 2 * longest
     for (row, column), found in reached.items():
