@@ -9,6 +9,7 @@ on stderr and exit code 2; `--debug` shows the traceback.
 import os
 import sys
 from collections.abc import Sequence
+from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
@@ -102,7 +103,9 @@ for _command in (sweep, evaluate, solve, compare, envs, play):
     cli.add_command(_command)
 
 
+@cache
 def _plugins() -> Sequence[EntryPoint]:
+    """Read once: the metadata of every installed package is searched."""
     return tuple(entry_points(group=PLUGIN_GROUP))
 
 
