@@ -6,13 +6,11 @@
 import torch
 
 from baselines.recipe import BaselineRecipe
-from plan_envs.catalogue import resolve_task
 from trm.compute.device import Placement
-from trm.experiments.learners import Networks
+from trm.experiments.learners import Networks, task_of
 from trm.experiments.states import model_shape
 from trm.nn.model import TinyRecursiveModel
 from trm.runs.checkpoints import Checkpoint, part_of
-from trm.runs.files import RunError
 from trm.runs.run import Run, fitting
 
 RUN_KIND = "sb3"
@@ -30,14 +28,11 @@ def load_networks(run: Run, *, placement: Placement, step: int | str | None = No
     Raises:
         RunError: a run of another learner, or weights that do not fit its recipe.
     """
-    if run.info.kind != RUN_KIND:
-        raise RunError(
-            f"{run.path / 'run.json'}: kind is {run.info.kind!r} where {RUN_KIND!r} is needed"
-        )
+    run.require_kind(RUN_KIND)
     placement.apply()
     recipe = run.load_recipe(BaselineRecipe)
     checkpoint = run.load_checkpoint(step)
-    shape = model_shape(resolve_task(run.info.env).domain.spec)
+    shape = model_shape(task_of(run).domain.spec)
 
     def build() -> TinyRecursiveModel:
         return TinyRecursiveModel(shape, recipe.model, generator=torch.Generator())

@@ -4,7 +4,6 @@ One YAML file is one reported number: `configs/baselines/<algorithm>-<task>.yaml
 `baselines/configs` in a wheel. `trm.runs.recipe.load_recipe` reads them into a `BaselineRecipe`.
 """
 
-import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,7 +18,7 @@ from trm.experiments.sections import (
 )
 from trm.nn.model import ModelConfig
 from trm.runs.recipe import load_recipe
-from trm.runs.shipped import ShippedFiles
+from trm.runs.shipped import ShippedFiles, nearest_hint
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,8 +125,7 @@ def check_algorithm(name: str | None) -> None:
         ValueError: names the nearest one.
     """
     if name is not None and name not in METHODS:
-        near = difflib.get_close_matches(name, METHODS, n=1, cutoff=0.5)
-        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(METHODS)}"
+        hint = nearest_hint(name, list(METHODS), cutoff=0.5)
         raise ValueError(f"--algo: no algorithm is called {name!r}; {hint}")
 
 

@@ -2,8 +2,6 @@
 
 import hashlib
 import json
-import os
-import signal
 from collections.abc import Iterator
 from importlib.metadata import EntryPoint
 from pathlib import Path
@@ -13,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 import yaml  # type: ignore[import-untyped]  # stubs are no dependency of ours
+from resume_cases import KilledError, assert_same, kill, terminate
 
 from baselines.algorithms import METHODS
 from baselines.deployment import load_networks
@@ -57,10 +56,6 @@ OF_ALGORITHM = {
 EDITS = 32 * 6
 
 
-class KilledError(Exception):
-    """Stands for a SIGKILL: nothing is saved on the way out."""
-
-
 @pytest.fixture
 def interrupt(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Let something happen once so many rollouts have begun, counted from now."""
@@ -78,14 +73,6 @@ def interrupt(monkeypatch: pytest.MonkeyPatch) -> Any:
         monkeypatch.setattr(OneRollout, "begin", counted)
 
     return at
-
-
-def kill() -> None:
-    raise KilledError
-
-
-def terminate() -> None:
-    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def start(algorithm: str, out: Path, *overrides: str, steps: int = EDITS, seed: int = 3) -> Outcome:
@@ -109,25 +96,6 @@ def uninterrupted(
     path = tmp_path_factory.mktemp(request.param) / "run"
     start(request.param, path)
     yield request.param, path
-
-
-def assert_same(first: Any, second: Any, place: str = "state") -> None:
-    """Equal bit for bit, all the way down."""
-    assert type(first) is type(second), place
-    if isinstance(first, dict):
-        assert first.keys() == second.keys(), place
-        for key in first:
-            assert_same(first[key], second[key], f"{place}.{key}")
-    elif isinstance(first, list | tuple):
-        assert len(first) == len(second), place
-        for i, (one, two) in enumerate(zip(first, second, strict=True)):
-            assert_same(one, two, f"{place}[{i}]")
-    elif isinstance(first, torch.Tensor):
-        assert torch.equal(first, second), place
-    elif isinstance(first, np.ndarray):
-        assert np.array_equal(first, second) and first.dtype == second.dtype, place
-    else:
-        assert first == second, place
 
 
 def assert_equal_runs(one: Path, other: Path) -> None:

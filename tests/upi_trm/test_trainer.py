@@ -2,17 +2,15 @@
 
 import hashlib
 import json
-import os
-import signal
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
+from resume_cases import KilledError, assert_same, kill, terminate
 
 from plan_envs.catalogue import resolve_task
 from plan_envs.evaluation import evaluate_policy, random_legal
@@ -53,10 +51,6 @@ VARIANTS = {
 }
 
 
-class KilledError(Exception):
-    """Stands for a SIGKILL: nothing is saved on the way out."""
-
-
 @pytest.fixture
 def interrupt(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Let something happen once the learner has finished so many iterations, counted from now."""
@@ -75,14 +69,6 @@ def interrupt(monkeypatch: pytest.MonkeyPatch) -> Any:
         monkeypatch.setattr(UpiLearner, "iterate", counted)
 
     return at
-
-
-def kill() -> None:
-    raise KilledError
-
-
-def terminate() -> None:
-    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def start(out: Path, *overrides: str, steps: int = EDITS, seed: int = 3) -> Run:
@@ -105,31 +91,6 @@ def uninterrupted(
     path = tmp_path_factory.mktemp("whole") / "run"
     start(path, *request.param)
     yield request.param, path
-
-
-def assert_same(first: Any, second: Any, place: str = "state") -> None:
-    """Equal bit for bit, all the way down."""
-    assert type(first) is type(second), place
-    if isinstance(first, dict):
-        assert first.keys() == second.keys(), place
-        for key in first:
-            assert_same(first[key], second[key], f"{place}.{key}")
-    elif isinstance(first, list | tuple):
-        assert len(first) == len(second), place
-        for i, (one, two) in enumerate(zip(first, second, strict=True)):
-            assert_same(one, two, f"{place}[{i}]")
-    elif isinstance(first, torch.Tensor):
-        assert torch.equal(first, second), place
-        assert first.dtype == second.dtype, place
-    elif isinstance(first, np.ndarray):
-        assert np.array_equal(first, second), place
-        assert first.dtype == second.dtype, place
-    elif isinstance(first, np.random.Generator):
-        assert first.bit_generator.state == second.bit_generator.state, place
-    elif isinstance(first, torch.Generator):
-        assert torch.equal(first.get_state(), second.get_state()), place
-    else:
-        assert first == second, place
 
 
 def assert_same_runs(first: Path, second: Path, *, metrics: bool = True) -> None:

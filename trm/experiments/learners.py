@@ -6,7 +6,6 @@ find it here and know no learner by name. A learner whose dependencies are an ex
 them when it is asked for something.
 """
 
-import difflib
 import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -21,7 +20,7 @@ from trm.experiments.states import EditPolicy
 from trm.nn.model import ModelConfig, TinyRecursiveModel
 from trm.runs.files import RunError
 from trm.runs.run import Run
-from trm.runs.shipped import ShippedFiles
+from trm.runs.shipped import ShippedFiles, nearest_hint
 
 LEARNER_GROUP = "upi_trm.learners"
 """Entry-point group of the learners: kind of run -> `package.module:OBJECT`."""
@@ -151,8 +150,7 @@ def find_command(text: str) -> tuple[SweepCommand, list[str], list[str]]:
         name = " ".join(words[:count])
         if name in homes:
             return homes[name].sweep_command(name), words[:count], words[count:]
-    near = difflib.get_close_matches(text, homes, n=1)
-    hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(sorted(homes))}"
+    hint = nearest_hint(text, sorted(homes))
     raise ValueError(f"command: {text!r} trains no runs; {hint}")
 
 

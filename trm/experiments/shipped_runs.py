@@ -6,9 +6,10 @@ turns what a user writes into a folder. `python tools/ship_run.py RUN NAME`, fro
 ships a run; CONTRIBUTING.md says when.
 """
 
-import difflib
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from trm.runs.shipped import nearest_hint
 
 if TYPE_CHECKING:
     from plan_envs.domain import Int8Array
@@ -35,8 +36,7 @@ def run_path(run: str | Path) -> Path:
         return Path(run)
     name, names = text.removeprefix(PREFIX), pretrained_names()
     if name not in names:
-        near = difflib.get_close_matches(name, names, n=1)
-        hint = f"did you mean {PREFIX}{near[0]}?" if near else f"there are {', '.join(names)}"
+        hint = nearest_hint(name, names, prefix=PREFIX)
         raise ValueError(f"{text}: no run of that name ships; {hint}")
     return FOLDER / name
 

@@ -150,12 +150,12 @@ class Run:
                 process writes to it.
         """
         path = Path(path)
-        info = _read_info(path)
-        if kind is not None and info.kind != kind:
-            raise RunError(f"{path / 'run.json'}: kind is {info.kind!r} where {kind!r} is needed")
+        run = cls(path, _read_info(path), None)
+        if kind is not None:
+            run.require_kind(kind)
         if not write:
-            return cls(path, info, None)
-        run = cls(path, info, take_lock(path, _WORK))
+            return run
+        run = cls(path, run.info, take_lock(path, _WORK))
         try:
             with explained(path, "cannot be opened for writing"):
                 run._recover()
@@ -163,6 +163,16 @@ class Run:
             run.close()
             raise
         return run
+
+    def require_kind(self, kind: str) -> None:
+        """Refuse a run of another learner.
+
+        Raises:
+            RunError: names the file, its kind and the one that is needed.
+        """
+        if self.info.kind != kind:
+            where = self.path / "run.json"
+            raise RunError(f"{where}: kind is {self.info.kind!r} where {kind!r} is needed")
 
     def close(self) -> None:
         """Close the logs and give the writer's lock back; safe to call twice."""

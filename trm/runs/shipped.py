@@ -6,6 +6,7 @@ heavy is imported, since command lines use this module.
 """
 
 import difflib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,8 +45,7 @@ class ShippedFiles:
             return Path(name)
         stem, names = name.removesuffix(".yaml"), self.names()
         if stem not in names:
-            near = difflib.get_close_matches(stem, names, n=1)
-            hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(names) or 'none'}"
+            hint = nearest_hint(stem, names)
             raise ValueError(f"{self.kind}: no {self.kind} is called {name!r}; {hint}")
         return self.folder / f"{stem}.yaml"
 
@@ -54,3 +54,18 @@ class ShippedFiles:
         if name is not None:
             return self.find(name)
         return self.find(default) if default in self.names() else None
+
+
+def nearest_hint(name: str, known: Sequence[str], *, prefix: str = "", cutoff: float = 0.6) -> str:
+    """How an error about an unknown name ends: the nearest known one, else all of them.
+
+    Args:
+        name: what somebody typed.
+        known: the names that there are, in the order in which they are listed.
+        prefix: goes before the nearest name, so that it can be copied as it is.
+        cutoff: how near it must be, as `difflib.get_close_matches` measures it.
+    """
+    near = difflib.get_close_matches(name, known, n=1, cutoff=cutoff)
+    if near:
+        return f"did you mean {prefix}{near[0]}?"
+    return f"there are {', '.join(known) or 'none'}"

@@ -22,7 +22,6 @@ from trm.experiments.shipped_runs import run_name
 from trm.experiments.states import Boards, EditPolicy, policy_probabilities, sample_edits
 from trm.nn.model import ModelConfig, StateBatch, TinyRecursiveModel
 from trm.runs.checkpoints import part_of
-from trm.runs.files import RunError
 from trm.runs.run import Run, fitting
 from upi_trm.advantage import Advantages, PerEdit
 from upi_trm.deployment import deployed_part
@@ -91,10 +90,7 @@ def load_subject(
     Raises:
         RunError: a run of another learner, or weights that do not fit its recipe.
     """
-    if run.info.kind != RUN_KIND:
-        raise RunError(
-            f"{run.path / 'run.json'}: kind is {run.info.kind!r} where {RUN_KIND!r} is needed"
-        )
+    run.require_kind(RUN_KIND)
     placement.apply()
     recipe, task = run.load_recipe(UpiRecipe), task_of(run)
     checkpoint = run.load_checkpoint(step)
