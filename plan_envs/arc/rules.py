@@ -87,7 +87,6 @@ class Arc(KernelDomain):
     _details: ClassVar[tuple[str, ...]] = ("exact", "agreement")
 
     def __post_init__(self) -> None:
-        """Check the options."""
         ranges = {"size": (2, LARGEST), "demonstrations": (0, MOST_DEMONSTRATIONS)}
         for field, (low, high) in ranges.items():
             value = getattr(self, field)
@@ -219,7 +218,6 @@ class Arc(KernelDomain):
         def copy_input(
             boards: Int8Array, plans: Int8Array, mask: Int8Array, rng: np.random.Generator
         ) -> NDArray[np.int32]:
-            del plans, mask, rng
             return np.full(len(boards), submit, np.int32)
 
         return {"copy-input": copy_input, "oracle": _oracle(self, instances)}
@@ -297,7 +295,6 @@ def _oracle(domain: Arc, instances: InstanceSet) -> Policy:
     def policy(
         boards: Int8Array, plans: Int8Array, mask: Int8Array, rng: np.random.Generator
     ) -> NDArray[np.int32]:
-        del mask, rng
         goals = goals_of(boards)
         cell = (plans != goals).argmax(axis=1)
         actions = NUM_COLOURS * cell + goals[np.arange(len(goals)), cell] - 1

@@ -77,7 +77,6 @@ class Maze(KernelDomain):
     _details: ClassVar[tuple[str, ...]] = ("valid", "shortest", "label")
 
     def __post_init__(self) -> None:
-        """Check the options."""
         if self.size not in SIZES:
             raise ValueError(f"size must lie in {SIZES[0]}-{SIZES[-1]}, got {self.size!r}")
         check_choices(self, {"edits": ("fill", "full"), "shaping": ("none", "geodesic")})
@@ -190,7 +189,6 @@ class Maze(KernelDomain):
             distance: edits to leave, shape [batch]; at least 1, and at most those of the solution.
             rng: not used: the path is determined.
         """
-        del rng
         instances, solutions = self._pair(instances, solutions)
         plans = self.initial(instances)
         distance = np.require(distance, np.int64, "C")
@@ -226,7 +224,6 @@ class Maze(KernelDomain):
         ties drawn uniformly, and steps back only where it must. "oracle" follows the label path,
         and steps back to it where it may.
         """
-        del instances  # a maze shows its own solution
         return {"nearest-to-goal": self._nearest_to_goal, "oracle": self._follow_label}
 
     def _nearest_to_goal(
@@ -246,7 +243,6 @@ class Maze(KernelDomain):
     def _follow_label(
         self, boards: Int8Array, plans: Int8Array, mask: Int8Array, rng: np.random.Generator
     ) -> NDArray[np.int32]:
-        del rng
         rows = np.arange(len(boards))
         labels, _ = self.label_paths(boards)
         head = (plans == HEAD).argmax(axis=1)

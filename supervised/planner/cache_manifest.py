@@ -51,7 +51,6 @@ class StorageConfig:
     """Examples of a shard, which is the work of one job."""
 
     def __post_init__(self) -> None:
-        """Check the range."""
         check_at_least(self, "storage", 1, "examples")
 
 
@@ -65,7 +64,6 @@ class CacheRecipe:
     """Examples that the teacher sees at once; the last bits of its logits depend on it."""
 
     def __post_init__(self) -> None:
-        """Check the range."""
         check_at_least(self, "", 1, "batch_size")
 
 

@@ -78,20 +78,16 @@ class Learner(Protocol):
     @property
     def kind(self) -> str:
         """Kind of the runs that it writes, as run.json records it."""
-        ...
 
     @property
     def commands(self) -> Sequence[str]:
         """Its commands that train runs, as words after `upi-trm`, e.g. "baselines train"."""
-        ...
 
     def sweep_command(self, command: str) -> SweepCommand:
         """What a sweep must know of one of `commands`."""
-        ...
 
     def method_of(self, run: Run) -> str:
         """The name of the method in tables, e.g. "UPI-TRM" or "PPO"."""
-        ...
 
     def load_policy(self, run: Run, *, placement: Placement, step: int | str | None) -> Policy:
         """The greedy policy of a checkpoint.
@@ -99,7 +95,6 @@ class Learner(Protocol):
         Raises:
             RunError: a run that plays no edits, or weights that do not fit its recipe.
         """
-        ...
 
     def load_probabilities(
         self, run: Run, *, placement: Placement, step: int | str | None
@@ -110,11 +105,9 @@ class Learner(Protocol):
             RunError: as of `load_policy`.
             ValueError: a policy that depends on more than the state.
         """
-        ...
 
     def load_networks(self, run: Run, *, placement: Placement, step: int | str | None) -> Networks:
         """Policy and evaluator of a checkpoint, for studies; errors as of `load_policy`."""
-        ...
 
 
 def learner_of(run: Run) -> Learner:
