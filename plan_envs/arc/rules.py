@@ -244,12 +244,7 @@ class Arc(KernelDomain):
     ) -> Int8Array:
         """Canvases of the target's size in which at most `distance` cells are still wrong.
 
-        Args:
-            instances: shape [batch, instance].
-            solutions: their targets, shape [batch, cell].
-            distance: edits to leave, shape [batch]; at least 1. A canvas that resizing alone makes
-                right stays as it begins.
-            rng: draws the cells that are painted, uniformly.
+        A canvas that resizing alone makes right stays as it begins. See `KernelDomain.advance`.
         """
         start = self.initial(instances)
         wrong = self._wrong_after_resizing(start, solutions)

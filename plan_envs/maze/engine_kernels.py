@@ -130,10 +130,7 @@ def open_around(data, o_instance, o_plan, o_mask, place, size):
     return count
 
 
-@njit(cache=True, forceinline=True)
-def draw(head, data, at, rules, resets):
-    """Reset one environment to an instance of the pool."""
-    draw_ready(load, head, data, at, resets)
+draw = draw_ready(load)
 
 
 @njit(cache=True, forceinline=True)
@@ -241,22 +238,20 @@ def sample_all(head, data, actions):
     """
     head, data = borrowed(head), borrowed(data)
     size, undo, geodesic = rules_of(head)
+    legal = np.empty(5, np.int64)
     for env in range(len(actions)):
         at = env * head[WIDTH]
         o_mask = offsets(at, size, geodesic)[2]
         place = head[at + PLACE]
-        total = np.int64(data[o_mask + size * size]) if undo else 0
-        if place >= 0:
-            for direction in range(4):
-                cell = beside(place, size, direction)
-                total += cell >= 0 and data[o_mask + cell] == 1
-        rank = below(next_word(head, at + SAMPLER), max(total, 1))
-        actions[env] = size * size if total > 0 else -1
+        total = 0
         if place >= 0:
             for k in range(4):
                 cell = beside(place, size, (0, 2, 3, 1)[k])  # in the order of the cells
                 if cell >= 0 and data[o_mask + cell] == 1:
-                    if rank == 0:
-                        actions[env] = cell
-                        break
-                    rank -= 1
+                    legal[total] = cell
+                    total += 1
+        if undo and data[o_mask + size * size] == 1:
+            legal[total] = size * size
+            total += 1
+        rank = below(next_word(head, at + SAMPLER), max(total, 1))
+        actions[env] = legal[rank] if total > 0 else -1

@@ -181,13 +181,9 @@ class Maze(KernelDomain):
         distance: NDArray[np.int64],
         rng: np.random.Generator,
     ) -> Int8Array:
-        """Paths along the solution, so long that `distance` edits are left.
+        """Paths along the solution, so long that `distance` edits are left, at least one.
 
-        Args:
-            instances: shape [batch, cell].
-            solutions: solved plans, shape [batch, cell].
-            distance: edits to leave, shape [batch]; at least 1, and at most those of the solution.
-            rng: not used: the path is determined.
+        The solution determines them, `rng` is not used. See `KernelDomain.advance`.
         """
         instances, solutions = self._pair(instances, solutions)
         plans = self.initial(instances)

@@ -95,10 +95,7 @@ def load(head, data, at, tables, instance, plan):
     head[at + LEFT] = data[o_mask : o_mask + n * n].sum()
 
 
-@njit(cache=True, forceinline=True)
-def draw(head, data, at, rules, resets):
-    """Reset one environment to an instance of the pool."""
-    draw_ready(load, head, data, at, resets)
+draw = draw_ready(load)
 
 
 @njit(cache=True, forceinline=True)

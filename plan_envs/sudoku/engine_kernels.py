@@ -108,10 +108,7 @@ def load(head, data, at, peers, instance, plan):
     head[at + ZERO] = zero
 
 
-@njit(cache=True, forceinline=True)
-def draw(head, data, at, rules, resets):
-    """Reset one environment to an instance of the pool."""
-    draw_ready(load, head, data, at, resets)
+draw = draw_ready(load)
 
 
 @njit(cache=True, forceinline=True)
