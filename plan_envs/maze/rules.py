@@ -285,7 +285,6 @@ _PATH_PAPER: Final = ((206, 224, 250), (206, 240, 212), (252, 214, 208))
 _PATH_INK: Final = ((20, 84, 190), (18, 112, 48), (190, 24, 24))
 """Colours of a path on its way, of one that has reached the goal, and of one that is stuck."""
 
-
 _MIRRORED: Final = np.array([0, UP, DOWN, RIGHT, LEFT, HEAD], np.int8)
 _TRANSPOSED: Final = np.array([0, LEFT, RIGHT, UP, DOWN, HEAD], np.int8)
 """Values of a plan -> those of its image with mirrored columns, and of its transpose."""
