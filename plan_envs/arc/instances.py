@@ -89,7 +89,6 @@ def arc_instances(
     Raises:
         ValueError: for unknown names, a task of a list that does not fit, a leak, or an empty set.
     """
-    del progress
     domain = Arc(size, demonstrations)
     check_request(split, 0, seed)
     if augment < 0 or (augment and split != "train"):

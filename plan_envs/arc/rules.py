@@ -37,7 +37,6 @@ from plan_envs.rendering import Picture
 Start = Literal["input", "blank"]
 Shaping = Literal["none", "agreement"]
 
-
 KIND_NAMES: Final = ("paint", "height", "width", "submit")
 """Kinds of actions, in the order of `DomainSpec.action_kind`."""
 
@@ -87,7 +86,6 @@ class Arc(KernelDomain):
     _details: ClassVar[tuple[str, ...]] = ("exact", "agreement")
 
     def __post_init__(self) -> None:
-        """Check the options."""
         ranges = {"size": (2, LARGEST), "demonstrations": (0, MOST_DEMONSTRATIONS)}
         for field, (low, high) in ranges.items():
             value = getattr(self, field)
@@ -219,7 +217,6 @@ class Arc(KernelDomain):
         def copy_input(
             boards: Int8Array, plans: Int8Array, mask: Int8Array, rng: np.random.Generator
         ) -> NDArray[np.int32]:
-            del plans, mask, rng
             return np.full(len(boards), submit, np.int32)
 
         return {"copy-input": copy_input, "oracle": _oracle(self, instances)}
@@ -246,12 +243,7 @@ class Arc(KernelDomain):
     ) -> Int8Array:
         """Canvases of the target's size in which at most `distance` cells are still wrong.
 
-        Args:
-            instances: shape [batch, instance].
-            solutions: their targets, shape [batch, cell].
-            distance: edits to leave, shape [batch]; at least 1. A canvas that resizing alone makes
-                right stays as it begins.
-            rng: draws the cells that are painted, uniformly.
+        A canvas that resizing alone makes right stays as it begins. See `KernelDomain.advance`.
         """
         start = self.initial(instances)
         wrong = self._wrong_after_resizing(start, solutions)
@@ -297,7 +289,6 @@ def _oracle(domain: Arc, instances: InstanceSet) -> Policy:
     def policy(
         boards: Int8Array, plans: Int8Array, mask: Int8Array, rng: np.random.Generator
     ) -> NDArray[np.int32]:
-        del mask, rng
         goals = goals_of(boards)
         cell = (plans != goals).argmax(axis=1)
         actions = NUM_COLOURS * cell + goals[np.arange(len(goals)), cell] - 1

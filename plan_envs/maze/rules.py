@@ -77,7 +77,6 @@ class Maze(KernelDomain):
     _details: ClassVar[tuple[str, ...]] = ("valid", "shortest", "label")
 
     def __post_init__(self) -> None:
-        """Check the options."""
         if self.size not in SIZES:
             raise ValueError(f"size must lie in {SIZES[0]}-{SIZES[-1]}, got {self.size!r}")
         check_choices(self, {"edits": ("fill", "full"), "shaping": ("none", "geodesic")})
@@ -182,15 +181,10 @@ class Maze(KernelDomain):
         distance: NDArray[np.int64],
         rng: np.random.Generator,
     ) -> Int8Array:
-        """Paths along the solution, so long that `distance` edits are left.
+        """Paths along the solution, so long that `distance` edits are left, at least one.
 
-        Args:
-            instances: shape [batch, cell].
-            solutions: solved plans, shape [batch, cell].
-            distance: edits to leave, shape [batch]; at least 1, and at most those of the solution.
-            rng: not used: the path is determined.
+        The solution determines them, `rng` is not used. See `KernelDomain.advance`.
         """
-        del rng
         instances, solutions = self._pair(instances, solutions)
         plans = self.initial(instances)
         distance = np.require(distance, np.int64, "C")
@@ -226,7 +220,6 @@ class Maze(KernelDomain):
         ties drawn uniformly, and steps back only where it must. "oracle" follows the label path,
         and steps back to it where it may.
         """
-        del instances  # a maze shows its own solution
         return {"nearest-to-goal": self._nearest_to_goal, "oracle": self._follow_label}
 
     def _nearest_to_goal(
@@ -246,7 +239,6 @@ class Maze(KernelDomain):
     def _follow_label(
         self, boards: Int8Array, plans: Int8Array, mask: Int8Array, rng: np.random.Generator
     ) -> NDArray[np.int32]:
-        del rng
         rows = np.arange(len(boards))
         labels, _ = self.label_paths(boards)
         head = (plans == HEAD).argmax(axis=1)
@@ -292,7 +284,6 @@ _ENDS: Final = (255, 224, 140)
 _PATH_PAPER: Final = ((206, 224, 250), (206, 240, 212), (252, 214, 208))
 _PATH_INK: Final = ((20, 84, 190), (18, 112, 48), (190, 24, 24))
 """Colours of a path on its way, of one that has reached the goal, and of one that is stuck."""
-
 
 _MIRRORED: Final = np.array([0, UP, DOWN, RIGHT, LEFT, HEAD], np.int8)
 _TRANSPOSED: Final = np.array([0, LEFT, RIGHT, UP, DOWN, HEAD], np.int8)

@@ -66,7 +66,6 @@ class Queens(KernelDomain):
     _kernels: ClassVar[Any] = kernels
 
     def __post_init__(self) -> None:
-        """Check the options."""
         if self.n not in SIDES:
             raise ValueError(f"n must lie in {SIDES[0]}..{SIDES[-1]}, got {self.n!r}")
         check_choices(self, {"edits": ("fill", "full"), "mask": ("givens", "constraint")})

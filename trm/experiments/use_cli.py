@@ -14,15 +14,7 @@ from typing import Any
 
 import click
 
-from trm.experiments.options import (
-    added,
-    checkpoint_option,
-    json_option,
-    open_run,
-    placement_options,
-    ready_placement,
-    seed_option,
-)
+from trm.experiments import options
 
 _EXIT_NOT_SOLVED = 1
 _DEFAULT_NUM = 500
@@ -30,7 +22,7 @@ _DEFAULT_NUM = 500
 
 def _more_compute_options(command: Any) -> Any:
     """Further passes of the same policy, kept apart from its greedy one."""
-    return added(
+    return options.added(
         command,
         click.option(
             "--samples",
@@ -60,11 +52,11 @@ def _more_compute_options(command: Any) -> Any:
 @click.option(
     "--num", type=click.IntRange(1), help="Puzzles to play.  [default: 500, or the whole file]"
 )
-@seed_option("Seed of generated puzzles and of the reference policies.")
-@checkpoint_option
+@options.seed_option("Seed of generated puzzles and of the reference policies.")
+@options.checkpoint_option
 @_more_compute_options
-@json_option
-@placement_options
+@options.json_option
+@options.placement_options
 def evaluate(
     *,
     run_path: Path,
@@ -79,10 +71,12 @@ def evaluate(
 
     Greedy, one pass. --samples and --search add rows of their own.
     """
-    placement = ready_placement(
+    placement = options.ready_placement(
         device=device, precision=precision, compiled=compiled, threads=threads
     )
-    record = show_scoreboard(open_run(run_path), placement=placement, as_json=as_json, **chosen)
+    record = show_scoreboard(
+        options.open_run(run_path), placement=placement, as_json=as_json, **chosen
+    )
     if as_json:
         click.echo(json.dumps(record))
 
@@ -97,9 +91,9 @@ def evaluate(
     help="Run folder of a trained model, or pretrained:NAME.  [default: the pretrained one that"
     " fits the puzzle]",
 )
-@checkpoint_option
+@options.checkpoint_option
 @_more_compute_options
-@placement_options
+@options.placement_options
 def solve(
     *,
     puzzle: str,
@@ -119,7 +113,7 @@ def solve(
     """
     if samples is not None and search is not None:
         raise click.UsageError("--samples and --search exclude each other")
-    placement = ready_placement(**where)
+    placement = options.ready_placement(**where)
     from plan_envs.instances import InstanceSet
     from plan_envs.rendering import render_ansi
     from trm.experiments.learners import task_of
@@ -253,8 +247,8 @@ def _run_for(text: str, path: Path | None) -> tuple[Any, Any]:
     if path is None:
         name, instance = fitting_run(text)
         click.echo(f"using {name}", err=True)
-        return open_run(Path(name)), instance
-    run = open_run(path)
+        return options.open_run(Path(name)), instance
+    run = options.open_run(path)
     task = task_of(run)
     try:
         return run, read_instance(task.domain, text, dead_end="continue")
