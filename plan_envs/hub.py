@@ -55,10 +55,12 @@ def read_instances(
 
     Args:
         source: an .npz file that `InstanceSet.save` wrote; a .csv file (of Sudoku or Maze in the
-            format of the public sets, see `read_sudoku_csv` and `read_maze_csv`, of N-Queens as
-            `read_queens_csv` wants it; puzzles may have several solutions); a folder of ARC
-            tasks, whose test inputs are taken; or a data set of the hub by its name, with ":test"
-            or ":train" behind it (default train).
+            format of the public sets or of Kaggle's, see `read_sudoku_csv` and `read_maze_csv`, of
+            N-Queens as `read_queens_csv` wants it); a text with any other ending, in the forms that
+            `plan_envs.sudoku.text`, `plan_envs.queens.text` and `plan_envs.maze.text` read (puzzles
+            may have several solutions); ARC tasks as `load_arc` reads them, whose test inputs are
+            taken; or a data set of the hub by its name, with ":test" or ":train" behind it (default
+            train).
         domain: what the instances must be of.
         limit: read at most so many.
 
@@ -72,7 +74,7 @@ def read_instances(
         found = _read_file(path, domain, limit)
     elif name in HUB_NAMES:
         found = load_hub(name, split=split or "train", limit=limit)
-    elif path.suffix in (".csv", ".npz"):
+    elif path.suffix:
         raise ValueError(f"{source}: no such file")
     else:
         raise ValueError(
@@ -89,7 +91,7 @@ def read_instances(
 def _read_file(path: Path, domain: PlanDomain, limit: int | None) -> InstanceSet:
     options: Any = domain
     spec = domain.spec
-    if path.suffix == ".npz":
+    if path.suffix.lower() == ".npz":
         found = InstanceSet.load(path)
         return found if limit is None else found.subset(slice(limit))
     family = spec.name.rstrip("0123456789x")
@@ -103,9 +105,10 @@ def _read_file(path: Path, domain: PlanDomain, limit: int | None) -> InstanceSet
             num=limit,
             data=path,
         )
-    if path.suffix != ".csv":
-        raise ValueError(f"{path}: instances of {spec.name} are read from .csv and .npz files")
-    return _read_csv(path, family, size=spec.grid_shape[0], limit=limit)
+    size = spec.grid_shape[0]
+    if path.suffix.lower() == ".csv":
+        return _read_csv(path, family, size=size, limit=limit)
+    return _read_text(path, family, size=size, limit=limit)
 
 
 def _read_csv(path: Path, family: str, *, size: int | None, limit: int | None) -> InstanceSet:
@@ -125,6 +128,23 @@ def _read_csv(path: Path, family: str, *, size: int | None, limit: int | None) -
     raise ValueError(
         f"{path}: {family} has no reader of CSV files; pass what InstanceSet.save wrote"
     )
+
+
+def _read_text(path: Path, family: str, *, size: int, limit: int | None) -> InstanceSet:
+    """Read a text of puzzles of one family, of `size` rows each."""
+    if family == "sudoku":
+        from plan_envs.sudoku.instances import read_sudoku_text
+
+        return read_sudoku_text(path, side=size, limit=limit, require_unique=False)
+    if family == "maze":
+        from plan_envs.maze.instances import read_maze_text
+
+        return read_maze_text(path, size=size, limit=limit)
+    if family == "queens":
+        from plan_envs.queens.instances import read_queens_text
+
+        return read_queens_text(path, n=size, limit=limit)
+    raise ValueError(f"{path}: {family} has no reader of texts; pass what InstanceSet.save wrote")
 
 
 def _fetch(name: str, file: str) -> Path:
