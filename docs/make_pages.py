@@ -319,7 +319,7 @@ def _options_tables(task: Task) -> list[str]:
     domain_class: Any = type(task.domain)
     rules = {item.name: item.default for item in dataclasses.fields(domain_class)}
     own = inspect.signature(task.generator).parameters
-    skipped = {"split", "num", "seed", "progress"}
+    skipped = {"split", "num", "seed", "progress", "on_invalid"}
     made = {key: p.default for key, p in own.items() if key not in skipped and key not in rules}
     tables = []
     for title, options, source in (

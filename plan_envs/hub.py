@@ -7,6 +7,7 @@ from then on. The data sets state no licence, so none of them is shipped.
 
 import difflib
 import os
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
@@ -49,7 +50,11 @@ def load_hub(name: str, *, split: str = "train", limit: int | None = None) -> In
 
 
 def read_instances(
-    source: str | os.PathLike[str], *, domain: PlanDomain, limit: int | None = None
+    source: str | os.PathLike[str],
+    *,
+    domain: PlanDomain,
+    limit: int | None = None,
+    on_invalid: Callable[[str], None] | None = None,
 ) -> InstanceSet:
     """Read instances of a domain from a file, or from a data set of the hub.
 
@@ -63,6 +68,8 @@ def read_instances(
             train).
         domain: what the instances must be of.
         limit: read at most so many.
+        on_invalid: called with what is wrong with an ARC task that cannot be read, which is then
+            left out; None = raise.
 
     Raises:
         ValueError: one line that names the source and what is wrong with it.
@@ -71,7 +78,7 @@ def read_instances(
     path = Path(source)
     name, _, split = str(source).partition(":")
     if path.exists():
-        found = _read_file(path, domain, limit)
+        found = _read_file(path, domain, limit, on_invalid)
     elif name in HUB_NAMES:
         found = load_hub(name, split=split or "train", limit=limit)
     elif path.suffix:
@@ -88,7 +95,12 @@ def read_instances(
     return found
 
 
-def _read_file(path: Path, domain: PlanDomain, limit: int | None) -> InstanceSet:
+def _read_file(
+    path: Path,
+    domain: PlanDomain,
+    limit: int | None,
+    on_invalid: Callable[[str], None] | None,
+) -> InstanceSet:
     options: Any = domain
     spec = domain.spec
     if path.suffix.lower() == ".npz":
@@ -104,7 +116,10 @@ def _read_file(path: Path, domain: PlanDomain, limit: int | None) -> InstanceSet
             split="test",
             num=limit,
             data=path,
+            on_invalid=on_invalid,
         )
+    if on_invalid is not None:
+        raise ValueError(f"{path}: only ARC tasks can be left out as invalid")
     size = spec.grid_shape[0]
     if path.suffix.lower() == ".csv":
         return _read_csv(path, family, size=size, limit=limit)

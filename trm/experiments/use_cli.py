@@ -22,6 +22,8 @@ from trm.experiments.options import (
     placement_options,
     ready_placement,
     seed_option,
+    skip_invalid_option,
+    skipping_invalid,
 )
 
 _EXIT_NOT_SOLVED = 1
@@ -54,9 +56,10 @@ def _more_compute_options(command: Any) -> Any:
     "--instances",
     "source",
     metavar="FILE|NAME",
-    help="CSV (source,question,answer,rating), .npz, folder of ARC tasks, or a data set of the"
-    " hub.  [default: the test split]",
+    help="CSV, text of puzzles, .npz, ARC tasks, or a data set of the hub; the page of the"
+    " environment lists the formats.  [default: the test split]",
 )
+@skip_invalid_option
 @click.option(
     "--num", type=click.IntRange(1), help="Puzzles to play.  [default: 500, or the whole file]"
 )
@@ -152,6 +155,7 @@ def show_scoreboard(
     samples: int | None = None,
     search: int | None = None,
     as_json: bool = False,
+    skip_invalid: bool = False,
 ) -> dict[str, Any]:
     """Evaluate a run and print the table, unless the caller prints JSON.
 
@@ -165,6 +169,7 @@ def show_scoreboard(
         samples: episodes a puzzle of a further row; None for no such row.
         search: plans a puzzle that a search may look at; None for no such rows.
         as_json: whether to print nothing.
+        skip_invalid: leave out ARC tasks of `source` that cannot be read, and name them on stderr.
 
     Returns:
         The record of `upi-trm eval --json`.
@@ -180,7 +185,8 @@ def show_scoreboard(
 
     task = task_of(run)
     if source is not None:
-        instances = read_instances(source, domain=task.domain, limit=num)
+        with skipping_invalid(skip_invalid) as on_invalid:
+            instances = read_instances(source, domain=task.domain, limit=num, on_invalid=on_invalid)
     else:
         instances = task.instances("test", num=num or _DEFAULT_NUM, seed=seed)
     where: dict[str, Any] = {"placement": placement, "step": step}
