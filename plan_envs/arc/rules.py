@@ -33,6 +33,7 @@ from plan_envs.domain import DomainSpec, Int8Array
 from plan_envs.evaluation import Policy
 from plan_envs.instances import InstanceSet, solutions_by_content
 from plan_envs.rendering import Picture
+from plan_envs.texts import read_text
 
 Start = Literal["input", "blank"]
 Shaping = Literal["none", "agreement"]
@@ -124,23 +125,22 @@ class Arc(KernelDomain):
 
         Args:
             text: the JSON itself or the path of a file, with "#k" appended to choose test input k
-                (0 if there is none), and "#ID" before it to choose a task of Kaggle's form. The test input's output may be missing. Of more than
-                `demonstrations` pairs the first ones are taken.
+                (0 if there is none), and "#ID" before it to choose a task of Kaggle's form. The
+                test input's output may be missing. Of more than `demonstrations` pairs the first
+                ones are taken.
 
         Raises:
             ValueError: names the file, the grid and what is wrong with it.
         """
-        from plan_envs.arc.tasks import parse_task, tasks_of
+        from plan_envs.arc.tasks import choose_task, parse_task
 
         source, index = text.removeprefix("\ufeff").strip(), 0
         head, mark, tail = source.rpartition("#")
         if mark and tail.strip().isdecimal():
             source, index = head.strip(), int(tail)
         head, mark, chosen = source.rpartition("#")
-        if mark and (head.endswith("}") or head.endswith(".json")):
-            source = head
-        else:
-            chosen = ""
+        chosen = chosen if mark and head.endswith(("}", ".json")) else ""
+        source = head if chosen else source
         name = "instance"
         if not source.startswith("{"):
             name = source
@@ -152,17 +152,7 @@ class Arc(KernelDomain):
             value = json.loads(source)
         except json.JSONDecodeError as error:
             raise ValueError(f"{name}: not valid JSON: {error}") from None
-        tasks = tasks_of(value, name=name)
-        if tasks is not None:
-            if not chosen and len(tasks) > 1:
-                raise ValueError(f"{name}: holds {len(tasks)} tasks; append #ID to choose one")
-            chosen = chosen or next(iter(tasks))
-            if chosen not in tasks:
-                raise ValueError(f"{name}: there is no task {chosen!r}")
-            value = tasks[chosen]
-        elif chosen:
-            raise ValueError(f"{name}: there is no task {chosen!r}, it holds a single one")
-        task = parse_task(value, name=name)
+        task = parse_task(choose_task(value, chosen, name=name), name=name)
         if index >= len(task.test):
             raise ValueError(f"{name}: there is no test input {index}, only {len(task.test)}")
         return self.instance_of(task.train, *task.test[index], name=name)

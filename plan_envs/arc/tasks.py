@@ -124,7 +124,7 @@ def _tasks_of_file(
     """The tasks of a file, in its order; `on_invalid` as of `load_arc`."""
     try:
         value = _read_json(file)
-        tasks = tasks_of(value, name=file.stem)
+        tasks = _tasks_in(value)
         if tasks is not None:
             _add_solutions(tasks, file)
     except ValueError as error:
@@ -145,12 +145,27 @@ def _tasks_of_file(
         yield ArcTask(id=name, train=task.train, test=task.test, subset=subset)
 
 
-def tasks_of(value: Any, *, name: str) -> dict[str, Any] | None:
-    """The tasks of Kaggle's form {id: task} by their ids; None for what looks like one task.
+def choose_task(value: Any, chosen: str, *, name: str) -> Any:
+    """The task of that id in Kaggle's form, "" for the only one; another value as it is.
 
     Raises:
-        ValueError: if it is no task and holds none.
+        ValueError: there is no such task, or there are several to choose from.
     """
+    tasks = _tasks_in(value)
+    if tasks is None:
+        if chosen:
+            raise ValueError(f"{name}: there is no task {chosen!r}, it holds a single one")
+        return value
+    if not chosen and len(tasks) > 1:
+        raise ValueError(f"{name}: holds {len(tasks)} tasks; append #ID to choose one")
+    chosen = chosen or next(iter(tasks))
+    if chosen not in tasks:
+        raise ValueError(f"{name}: there is no task {chosen!r}")
+    return tasks[chosen]
+
+
+def _tasks_in(value: Any) -> dict[str, Any] | None:
+    """The tasks of Kaggle's form {id: task} by their ids; None for anything else."""
     if not isinstance(value, dict) or not value or {"train", "test"} & set(value):
         return None
     if all(isinstance(one, dict) and {"train", "test"} & set(one) for one in value.values()):

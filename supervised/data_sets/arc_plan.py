@@ -56,9 +56,9 @@ def arc_plan(
 
     Args:
         data: what is evaluated: "arcagi" (ARC-AGI-1), "arcagi2" (ARC-AGI-2), or a file or folder
-            of JSON as `load_arc` reads it. Its evaluation tasks give demonstrations to train on and test inputs to the test split;
-            its training tasks give all their pairs. In a folder without the subfolders "training"
-            and "evaluation" every task is an evaluation task.
+            of JSON as `load_arc` reads it. Its evaluation tasks give demonstrations to train on and
+            test inputs to the test split; its training tasks give all their pairs. In a file, or a
+            folder without "training" and "evaluation", every task is an evaluation task.
         extra: further sources to train on, all pairs of all tasks (the papers add ConceptARC).
         augmentations: different images of each task beside itself; fewer where a task has fewer.
         validation: training tasks, chosen by seed, whose test pairs go to the validation split
