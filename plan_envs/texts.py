@@ -10,7 +10,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import BinaryIO, Final
 
 BLANKS: Final = "._0-*?x"
 """Signs that people write for an empty cell; a text uses one of them."""
@@ -50,9 +50,20 @@ def read_text(path: Path) -> str:
     """
     if not path.is_file():
         raise ValueError(f"{path}: no such file")
-    if path.stat().st_size > LARGEST_TEXT:
-        raise ValueError(f"{path}: larger than {LARGEST_TEXT >> 20} MiB")
-    return decode(path.read_bytes(), str(path))
+    with path.open("rb") as file:
+        return read_stream(file, str(path))
+
+
+def read_stream(stream: BinaryIO, source: str) -> str:
+    """The text of a stream, such as that of stdin, without a byte order mark.
+
+    Raises:
+        ValueError: one line that names the source, which is too large or no UTF-8.
+    """
+    data = stream.read(LARGEST_TEXT + 1)
+    if len(data) > LARGEST_TEXT:
+        raise ValueError(f"{source}: larger than {LARGEST_TEXT >> 20} MiB")
+    return decode(data, source)
 
 
 def decode(data: bytes, source: str) -> str:

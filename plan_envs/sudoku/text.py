@@ -300,11 +300,13 @@ def _side_of(lines: Sequence[Line]) -> int:
 
 
 def _nearest_side(lines: Sequence[Line]) -> int | None:
-    """The side that most rows have, else the one whose number of cells is within a tenth."""
+    """The side of most rows or lines, else the one whose number of cells is within a tenth."""
     widths = [len(signs_of_line(line.text)) for line in lines if not line.maybe_frame]
     usual = max(widths, key=widths.count, default=0)
-    if len(widths) > 2 and usual in BOX_SHAPES:
-        return usual
+    if widths.count(usual) > 1:
+        for side, width in (*((s, s) for s in BOX_SHAPES), *((s, s * s) for s in BOX_SHAPES)):
+            if usual == width:
+                return side
     near = min(BOX_SHAPES, key=lambda side: abs(side * side - sum(widths)))
     return near if abs(near * near - sum(widths)) <= near * near / 10 else None
 
