@@ -110,21 +110,25 @@ def without_dashes(lines: Sequence[Line]) -> list[list[Line]]:
 def cells_of_line(text: str, side: int) -> list[str]:
     """The cells of a line: a row has `side` of them, a whole board side * side.
 
-    Cells are single signs, or the words between blanks where these are so many; a line of `side`
+    Cells are single signs, or the words between blanks where these are so many and short enough for
+    a number, or for the candidates of a small board; a line of `side`
     fields between bars has a cell in each, `EMPTY` where nothing is written. What follows a whole
     board is a comment. Any other number of cells is for the caller to refuse.
     """
     fields = [field.strip() for field in _BARS.split(text)]
-    if len(fields) > side:
+    if len(fields) > side:  # the bars at the ends enclose no cell
         fields = fields[not fields[0] : len(fields) - (not fields[-1])]
-    if len(fields) == side and all(len(field) < 3 for field in fields):
+    if len(fields) == side and all(len(field) <= (1 if side < 10 else 2) for field in fields):
         return [field or EMPTY for field in fields]
     words = _words(text)
     signs = list("".join(words))
     whole = side * side
-    for cells in (signs, words):
-        if len(cells) in (side, whole):
-            return cells
+    if len(signs) in (side, whole):
+        return signs
+    if len(words) in (side, whole) and all(
+        len(word) <= (side if side < 10 else 2) for word in words
+    ):
+        return words
     if words and len(words[0]) == whole and all(len(word) != whole for word in words[1:]):
         return list(words[0])
     return signs

@@ -51,7 +51,7 @@ def read_mazes(text: str, size: int) -> tuple[list[int], Int8Array]:
     Raises:
         ValueError: as `read_maze`.
     """
-    lines = [row for row in _lines_of(text) if row[1].strip() or len(row[1]) == size]
+    lines = [row for row in _lines_of(text) if _may_be_row(row[1], size)]
     if lines and all(len(line) >= size * size for _, line in lines):
         mazes = [[line] for line in lines]
     elif len(lines) > size and len(lines) % size == 0:
@@ -92,13 +92,18 @@ def _rows_of(text: str, size: int) -> list[tuple[int, str]]:
     """The lines of the one maze in a text; empty ones around it go while there are too many."""
     lines = _lines_of(text)
     first, last = 0, len(lines)
-    while last - first > size and not lines[last - 1][1].strip():
+    while last - first > size and not _may_be_row(lines[last - 1][1], size):
         last -= 1
-    while last - first > size and not lines[first][1].strip():
+    while last - first > size and not _may_be_row(lines[first][1], size):
         first += 1
     rows = lines[first:last]
     filled = [row for row in rows if row[1]]
     return filled if len(filled) == 1 and len(filled[0][1]) > size else rows
+
+
+def _may_be_row(line: str, size: int) -> bool:
+    """Whether a line is no empty one: something stands there, or the blanks of a free row."""
+    return bool(line.strip()) or len(line) == size
 
 
 def _board_of(rows: list[str], size: int) -> Int8Array:

@@ -66,7 +66,7 @@ def _read_lines(lines: Sequence[Line], n: int) -> tuple[list[int], Int8Array]:
     places: list[int] = []
     boards: list[Int8Array] = []
     rows: list[str] = []
-    matrix = _is_matrix(lines, n)
+    squares_only = _are_squares(lines, n)
     for line in lines:
         squares = _squares_of_fen(line.text, n) or cells_of_line(line.text, n)
         if not squares:
@@ -76,7 +76,9 @@ def _read_lines(lines: Sequence[Line], n: int) -> tuple[list[int], Int8Array]:
             places.append(line.number)
         if len(squares) == n * n:
             boards.append(_board_of(squares, n, place))
-        elif len(squares) == n and (matrix or not _are_columns(squares)):
+        elif "/" in line.text:  # parts rows, never columns
+            raise ValueError(place + _wrong_count([line], n))
+        elif len(squares) == n and (squares_only or not _has_number(squares)):
             rows += squares
         elif len(squares) == n:
             boards.append(_board_of_columns(squares, n, place))
@@ -92,14 +94,15 @@ def _read_lines(lines: Sequence[Line], n: int) -> tuple[list[int], Int8Array]:
     return places, np.stack(boards)
 
 
-def _is_matrix(lines: Sequence[Line], n: int) -> bool:
-    """Whether the lines are rows of 0 and 1, not columns: n of them, and nothing but 0 and 1."""
-    cells = [cells_of_line(line.text, n) for line in lines]
-    return len(cells) % n == 0 and {sign for row in cells for sign in row} <= {"0", "1"}
+def _are_squares(lines: Sequence[Line], n: int) -> bool:
+    """Whether lines of n signs are rows, not columns: queens, or a whole matrix of 0 and 1."""
+    signs = [cells_of_line(line.text, n) for line in lines if not _squares_of_fen(line.text, n)]
+    present = {sign for row in signs for sign in row}
+    return bool(present & set(_QUEENS)) or (len(signs) % n == 0 and present <= {"0", "1"})
 
 
-def _are_columns(words: Sequence[str]) -> bool:
-    return any(word.isdecimal() for word in words) and not set(words) & set(_QUEENS)
+def _has_number(words: Sequence[str]) -> bool:
+    return any(word.isdecimal() for word in words)
 
 
 def _squares_of_fen(text: str, n: int) -> list[str]:
