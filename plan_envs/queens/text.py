@@ -20,6 +20,17 @@ from plan_envs.texts import (
     without_dashes,
 )
 
+FORMATS: Final = {
+    "squares in one line, in rows, or parted by `/`, `,` or blanks": "_ Q _ _/____/____/__Q_",
+    "a drawn board, nothing for no queen": (
+        "+-+-+-+-+\n| |Q| | |\n| | | | |\n| | | | |\n| | |Q| |\n+-+-+-+-+"
+    ),
+    "FEN": "1Q2/4/4/2Q1 w - - 0 1",
+    "0 and 1": "0100\n0000\n0000\n0010",
+    "the columns of the rows, 0 or `.` for no queen; parted by blanks above 9": "2003",
+}
+"""What `read_board` reads -> an example, for the page of the environment."""
+
 _QUEENS: Final = "Qq\u2655\u265b"
 _BLANKS: Final = (*BLANKS, "X", EMPTY)
 _FEN: Final = re.compile(r"[0-9A-Za-z]+(/[0-9A-Za-z]+)+")

@@ -9,6 +9,7 @@ names both.
 import re
 import string
 from collections.abc import Callable, Sequence
+from typing import Final
 from xml.etree import ElementTree
 
 import numpy as np
@@ -30,6 +31,24 @@ from plan_envs.texts import (
 
 Signs = NDArray[np.uint8]
 """Boards as they are written, shape [num, cell]: ASCII in capitals, or `_NUMBER` + a number."""
+
+FORMATS: Final = {
+    "one line (`.sdm`: one a line), a comment may follow": "12.4341221434321 # mine, 7.2",
+    "rows, in lines or parted by `/` or `,`": "12.4/3412/2143/4321",
+    "cells parted by blanks or commas, also in brackets": "[1,2,0,4],[3,4,1,2],[2,1,4,3],[4,3,2,1]",
+    "a drawn grid, with ASCII or box-drawing signs": "12 | .4\n34 | 12\n---+---\n21 | 43\n43 | 21",
+    "a grid with a bar between cells, nothing for a blank": (
+        "+-+-+-+-+\n|1|2| |4|\n|3|4|1|2|\n|2|1|4|3|\n|4|3|2|1|\n+-+-+-+-+"
+    ),
+    "Simple Sudoku's and HoDoKu's clipboards": (
+        "*-----*\n|12|.4|\n|34|12|\n|--+--|\n|21|43|\n|43|21|\n*-----*"
+    ),
+    "grids of candidates; a cell with several is blank": "1 2 34 4\n3 4 1 2\n2 1 4 3\n4 3 2 1",
+    "HoDoKu's library; what was placed (`+5`) is no given": ":0000:x:12.43412+2143432+1:::",
+    "SadMan's `.sdk`": "#AMe\n[Puzzle]\n12.4\n3412\n2143\n4321",
+    "OpenSudoku's XML": "<opensudoku><game data='1204341221434321'/></opensudoku>",
+}
+"""What `parse_puzzle` reads -> an example, for the page of the environment."""
 
 _NUMBER = 0x80
 """Added to a number that is written in decimal, so that "12" is one sign."""

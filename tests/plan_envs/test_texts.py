@@ -10,8 +10,11 @@ from plan_envs.arc.rules import Arc
 from plan_envs.domain import PlanDomain
 from plan_envs.guess import guess_domain
 from plan_envs.hub import read_instances
+from plan_envs.maze import text as maze_text
 from plan_envs.maze.rules import Maze
+from plan_envs.queens import text as queens_text
 from plan_envs.queens.rules import Queens
+from plan_envs.sudoku import text as sudoku_text
 from plan_envs.sudoku.rules import Sudoku
 from plan_envs.texts import content_lines, read_text
 
@@ -82,3 +85,16 @@ def test_what_a_text_was_meant_to_be_is_guessed(text: str, domain: PlanDomain | 
 def test_any_text_can_be_guessed_at(text: str) -> None:
     domain = guess_domain(text)
     assert domain is None or domain.spec.num_cells > 0
+
+
+def test_every_form_that_a_page_lists_reads_as_the_same_instance() -> None:
+    for domain, formats in (
+        (Sudoku(4), sudoku_text.FORMATS),
+        (Queens(4), queens_text.FORMATS),
+        (Maze(3), maze_text.FORMATS),
+    ):
+        boards = [domain.read_instance(example).tolist() for example in formats.values()]
+        expected = boards[0]
+        for name, board in zip(formats, boards, strict=True):
+            placed = [0 if k in (8, 15) else v for k, v in enumerate(expected)]
+            assert board == (placed if "placed" in name else expected), name

@@ -312,7 +312,8 @@ def _read_puzzle(puzzle: str) -> tuple[str, str]:
     if puzzle == "-":
         return "stdin", read_stream(sys.stdin.buffer, "stdin")
     if not os.path.isfile(puzzle):
-        if len(puzzle) < _SHORTEST_LETTERS and _LIKE_A_PATH.search(puzzle):
+        plain = len(puzzle) < _SHORTEST_LETTERS and puzzle[:1] not in "<{"
+        if plain and _LIKE_A_PATH.search(puzzle):
             raise click.UsageError(f"{puzzle!r} is neither a file nor a puzzle: no such file")
         if not any(sign.isdigit() or sign in "._#-*?/{Q" for sign in puzzle):
             raise click.UsageError(f"{puzzle!r} is neither a file nor a puzzle")

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sudoku_writers import ANY, SINGLE, SMALL, alphabets, board_of, cells_of
 
 from plan_envs.hub import read_instances
 from plan_envs.sudoku.geometry import BOX_SHAPES
@@ -13,7 +14,6 @@ from plan_envs.sudoku.instances import read_sudoku_csv, read_sudoku_text
 from plan_envs.sudoku.rules import Sudoku
 from plan_envs.sudoku.text import format_line, guess_side, parse_puzzle, read_puzzles
 from plan_envs.texts import BLANKS
-from tests.support.sudoku_writers import ANY, SINGLE, SMALL, alphabets, board_of, cells_of
 
 SIDES = sorted(BOX_SHAPES)
 LINE_4 = "1.....3..4.....2"
