@@ -71,8 +71,8 @@ PAGES: Final[Mapping[str, Page]] = {
         tasks=("nqueens8", "nqueens8-classes"),
         formats=queens_text.FORMATS,
         signs="A queen is `Q`, or 1 where every other square is 0; a text has one sign for the "
-        "other squares, one of `. _ 0 - * ? x`. CSV files have a column `board` of solved boards, from "
-        "which instances are made; texts of solved boards alone are read alike.",
+        "other squares, one of `. _ 0 - * ? x`. CSV files have a column `board` of solved boards, "
+        "from which instances are made; texts of solved boards alone are read alike.",
     ),
     "maze": Page(
         title="Maze",

@@ -242,7 +242,8 @@ def _fitting(signs: Signs, present: set[int], side: int) -> list[bytes]:
 def _second_blanks(signs: Signs, blanks: set[int]) -> NDArray[np.bool_]:
     """Which boards have more than one of these signs, shape [num]."""
     kinds = [(signs == sign).any(axis=1) for sign in blanks]
-    return np.sum([*kinds, np.zeros(len(signs), np.bool_)], axis=0) > 1
+    several: NDArray[np.bool_] = np.sum([*kinds, np.zeros(len(signs), np.bool_)], axis=0) > 1
+    return several
 
 
 def _described(blanks: set[int], alphabet: bytes) -> str:
