@@ -110,10 +110,10 @@ def without_dashes(lines: Sequence[Line]) -> list[list[Line]]:
 def cells_of_line(text: str, side: int) -> list[str]:
     """The cells of a line: a row has `side` of them, a whole board side * side.
 
-    Cells are single signs, or the words between blanks where these are so many and short enough for
-    a number, or for the candidates of a small board; a line of `side`
-    fields between bars has a cell in each, `EMPTY` where nothing is written. What follows a whole
-    board is a comment. Any other number of cells is for the caller to refuse.
+    Cells are single signs, or the words between blanks where these are so many and could be numbers
+    or candidates; a line of `side` fields between bars has a cell in each, `EMPTY` where nothing is
+    written. What follows a whole board is a comment. Any other number of cells is for the caller to
+    refuse.
     """
     fields = [field.strip() for field in _BARS.split(text)]
     if len(fields) > side:  # the bars at the ends enclose no cell
@@ -125,9 +125,7 @@ def cells_of_line(text: str, side: int) -> list[str]:
     whole = side * side
     if len(signs) in (side, whole):
         return signs
-    if len(words) in (side, whole) and all(
-        len(word) <= (side if side < 10 else 2) for word in words
-    ):
+    if len(words) in (side, whole) and all(_is_cell(word, side) for word in words):
         return words
     if words and len(words[0]) == whole and all(len(word) != whole for word in words[1:]):
         return list(words[0])
