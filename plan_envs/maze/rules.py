@@ -21,6 +21,7 @@ from plan_envs.evaluation import Policy
 from plan_envs.instances import InstanceSet
 from plan_envs.maze import kernels
 from plan_envs.maze.kernels import DOWN, FREE, GOAL, HEAD, LEFT, RIGHT, START, UP, WALL
+from plan_envs.maze.text import read_maze
 from plan_envs.rendering import Picture
 
 EditSet = Literal["fill", "full"]
@@ -107,40 +108,12 @@ class Maze(KernelDomain):
         return plans
 
     def read_instance(self, text: str) -> Int8Array:
-        """Read a maze, shape [cell]: '#' wall, ' ' or '.' free, 'S' start, 'G' goal.
-
-        Args:
-            text: size * size characters in one line, or `size` lines of `size` characters.
+        """Read a maze in any form of `plan_envs.maze.text`, shape [cell].
 
         Raises:
             ValueError: names the row and column, or the number of characters, that is wrong.
         """
-        size = self.size
-        lines = text.strip("\n").splitlines()
-        if len(lines) == 1:
-            text = lines[0]
-            if len(text) != size * size:
-                raise ValueError(
-                    f"a {size}x{size} maze has {size * size} characters, got {len(text)}"
-                )
-            lines = [text[row * size : row * size + size] for row in range(size)]
-        if len(lines) != size:
-            raise ValueError(f"a {size}x{size} maze has {size} rows, got {len(lines)}")
-        board = np.zeros((size, size), np.int8)
-        for row, line in enumerate(lines):
-            if len(line) != size:
-                raise ValueError(
-                    f"row {row + 1} of a {size}x{size} maze has {size} characters, got {len(line)}"
-                )
-            for column, symbol in enumerate(line):
-                value = FREE if symbol == "." else MAZE_SYMBOLS.find(symbol)
-                if value < 0:
-                    raise ValueError(
-                        f"{symbol!r} at row {row + 1}, column {column + 1} is none of "
-                        "'#' (wall), ' ' or '.' (free), 'S' (start), 'G' (goal)"
-                    )
-                board[row, column] = value
-        return board.ravel()
+        return read_maze(text, self.size)
 
     def write_instance(self, instance: Int8Array) -> str:
         """One line of '#', '.', 'S' and 'G', as `read_instance` reads it back."""
