@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env.base_vec_env import VecEnv
 
+from plan_envs.checks import as_choices
 from plan_envs.domain import Int8Array
 from plan_envs.engine import ILLEGAL, SAME_STEP, Finals, Refusal, StepArrays
 from plan_envs.vector_env import PlanEditVectorEnv
@@ -82,8 +83,8 @@ class PlanEditVecEnv(VecEnv):
         return dict(observation)
 
     def step_async(self, actions: NDArray[Any]) -> None:
-        """Remember the actions, shape [n]."""
-        self._actions = np.require(actions, np.int64, ("C", "W")).reshape(self.num_envs)
+        """Remember the actions, n integers."""
+        self._actions = as_choices(np.asarray(actions).reshape(-1), self.num_envs)
 
     def step_wait(
         self,

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from plan_envs import episodes
 from plan_envs.catalogue import Task
+from plan_envs.checks import WrongArgument, as_choices, read_only
 from plan_envs.domain import Int8Array
 from plan_envs.engine import NEVER, NEXT_STEP, SAME_STEP, Finals, Refusal, StepArrays
 from plan_envs.episodes import RENDER, Observation, PlanEditing
@@ -28,6 +29,7 @@ _AUTORESET: Final = {
     AutoresetMode.SAME_STEP: SAME_STEP,
 }
 
+_Buffers = tuple[StepArrays, StepArrays]
 
 _INFO_KEYS: Final = ("action_mask", "score", "solved", "violations", "illegal_action")
 
@@ -50,7 +52,7 @@ class PlanEditVectorEnv(PlanEditing, VectorEnv[Any, Any, Any]):
         autoreset_mode: NEXT_STEP (the step after the last one resets and ignores the action),
             SAME_STEP (the last step returns the reset observation, and the last one in
             `infos["final_obs"]`) or DISABLED (reset with `options={"reset_mask": done}`).
-        copy: False reuses the arrays that `step` returns.
+        copy: False reuses the arrays that `step` returns; observations are then read-only.
     """
 
     metadata: dict[str, Any] = {**RENDER, "autoreset_mode": AutoresetMode.NEXT_STEP}  # noqa: RUF012
@@ -85,7 +87,9 @@ class PlanEditVectorEnv(PlanEditing, VectorEnv[Any, Any, Any]):
         )
         self.action_space = batch_space(self.single_action_space, num_envs)
         self._autoreset = _AUTORESET[mode]
-        self._buffers = None if copy else StepArrays.empty(num_envs, spec)
+        self._buffers: _Buffers | None = None
+        if not copy:
+            self._reuse_buffers()
         self._everyone = np.ones(num_envs, np.bool_)
 
     def reset(
@@ -106,15 +110,13 @@ class PlanEditVectorEnv(PlanEditing, VectorEnv[Any, Any, Any]):
         chosen = self._everyone.copy()
         if "reset_mask" in options:
             chosen = _checked_reset_mask(options.pop("reset_mask"), self.num_envs)
-        self._seed(seed, chosen)
         index = np.flatnonzero(chosen)
-        instance, plan = episodes.start_options(options)
-        if instance is None:
+        start = self._read_starts(options, index)
+        self._seed(seed, chosen)
+        if start is None:
             self._engine.draw(index)
         else:
-            boards = self._read_instances(instance, index)
-            start = None if plan is None else np.asarray(plan)[index]
-            self._start(index, boards, start)
+            self._engine.load(index, *start)
         return self._observe(chosen)
 
     def step(
@@ -123,28 +125,26 @@ class PlanEditVectorEnv(PlanEditing, VectorEnv[Any, Any, Any]):
         Observation, NDArray[np.float64], NDArray[np.bool_], NDArray[np.bool_], dict[str, Any]
     ]:
         """Make one edit in every environment."""
-        actions = np.require(actions, np.int64, ("C", "W"))
-        if actions.shape != (self.num_envs,):
-            raise ValueError(f"actions must have shape ({self.num_envs},), got {actions.shape}")
-        out = self._arrays()
+        actions = as_choices(actions, self.num_envs)
+        out, shown = self._arrays()
         try:
             finals = self._engine.step(actions, self._autoreset, out)
         except Refusal as refusal:
             where = f" in environment {refusal.env}"
             raise episodes.error_of(refusal.reason, actions[refusal.env], where) from None
-        infos = _infos(out, self._everyone.copy())
+        infos = _infos(shown, self._everyone.copy())
         if finals is not None:
             infos.update(_final_infos(finals, self.num_envs))
-        return _observation(out), out.reward, out.terminated, out.truncated, infos
+        return _observation(shown), out.reward, out.terminated, out.truncated, infos
 
     def action_masks(self) -> NDArray[np.bool_]:
-        """Legal edits of the current plans, bool [n, action]."""
+        """The masks of the current observation as bool [n, action]."""
         return self._engine.masks.copy().view(np.bool_)
 
     def sample_legal(self, rng: np.random.Generator | None = None) -> NDArray[np.int64]:
         """Draw legal actions uniformly, from the environments' own streams unless `rng` is given.
 
-        A finished plan without legal edit gets action 0, which NEXT_STEP ignores.
+        An environment whose episode is over gets action 0, which NEXT_STEP ignores.
         """
         return np.maximum(self._sample(rng), 0)
 
@@ -159,17 +159,38 @@ class PlanEditVectorEnv(PlanEditing, VectorEnv[Any, Any, Any]):
             episodes.render_plan(domain, mode, instance, plan) for instance, plan in boards
         )
 
-    def _arrays(self) -> StepArrays:
+    def _arrays(self) -> _Buffers:
+        """Arrays for the engine to fill, and the same as callers see them."""
         if self._buffers is not None:
             return self._buffers
-        return StepArrays.empty(self.num_envs, self.task.domain.spec)
+        fresh = StepArrays.empty(self.num_envs, self.task.domain.spec)
+        return fresh, fresh
+
+    def _reuse_buffers(self) -> None:
+        """Make the arrays that every step fills; callers see views of boards and masks.
+
+        The engine writes instances when they change only, so what a caller wrote there would stay.
+        """
+        out = StepArrays.empty(self.num_envs, self.task.domain.spec)
+        boards = {name: read_only(board) for name, board in _observation(out).items()}
+        self._buffers = out, out._replace(**boards)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Copies and pickles make buffers of their own."""
+        return {**vars(self), "_buffers": self._buffers is not None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Restore a copy."""
+        vars(self).update(state, _buffers=None)
+        if state["_buffers"]:
+            self._reuse_buffers()
 
     def _observe(
         self, fresh: NDArray[np.bool_] | None = None
     ) -> tuple[Observation, dict[str, Any]]:
-        out = self._arrays()
+        out, shown = self._arrays()
         self._engine.observe(out)
-        return _observation(out), _infos(out, self._everyone.copy() if fresh is None else fresh)
+        return _observation(shown), _infos(shown, self._everyone.copy() if fresh is None else fresh)
 
     def _seed(self, seed: int | Sequence[int | None] | None, chosen: NDArray[np.bool_]) -> None:
         """Seed the streams of the chosen environments that have a seed, or no stream yet."""
@@ -186,6 +207,21 @@ class PlanEditVectorEnv(PlanEditing, VectorEnv[Any, Any, Any]):
             if seeds[i] is not None or not self._seeded[i]:
                 self._seed_streams(i, seeding.np_random(seeds[i])[0])
 
+    def _read_starts(
+        self, options: dict[str, Any], index: NDArray[np.int64]
+    ) -> tuple[Int8Array, Int8Array] | None:
+        """Instances and plans from which environments `index` start; None = draw from the pool."""
+        instance, plan = episodes.start_options(options)
+        if instance is None:
+            return None
+        domain = self.task.domain
+        boards = self._read_instances(instance, index)
+        if plan is None:
+            return boards, domain.initial(boards)
+        starts = episodes.read_plans(domain, plan, (self.num_envs, domain.spec.num_cells))[index]
+        episodes.check_starts(domain, boards, starts)
+        return boards, starts
+
     def _read_instances(self, value: Any, index: NDArray[np.int64]) -> Int8Array:
         """The instances of environments `index`."""
         domain, dead_end = self.task.domain, self.engine_options.dead_end
@@ -199,7 +235,7 @@ class PlanEditVectorEnv(PlanEditing, VectorEnv[Any, Any, Any]):
 
 def _checked_reset_mask(mask: Any, num_envs: int) -> NDArray[np.bool_]:
     if not isinstance(mask, np.ndarray) or mask.dtype != np.bool_:
-        raise TypeError(f"options['reset_mask'] must be a bool array, got {mask!r}")
+        raise WrongArgument(f"options['reset_mask'] must be a bool array, got {mask!r}")
     if mask.shape != (num_envs,):
         raise ValueError(f"options['reset_mask'] must have shape ({num_envs},), got {mask.shape}")
     if not mask.any():

@@ -235,7 +235,7 @@ def observe_all(head, data, resets, out):
 
 @njit(cache=True, nogil=True)
 def sample_all(head, data, actions):
-    """Draw a legal action for every environment, uniformly; -1 where there is none.
+    """Draw a legal action for every environment, uniformly; -1 where the episode is over.
 
     Legal are neighbours of the head, and undo, the last action: at most five to look at.
     """
@@ -251,7 +251,10 @@ def sample_all(head, data, actions):
                 cell = beside(place, size, direction)
                 total += cell >= 0 and data[o_mask + cell] == 1
         rank = below(next_word(head, at + SAMPLER), max(total, 1))
-        actions[env] = size * size if total > 0 else -1
+        if total == 0 or head[at + FINISHED]:
+            actions[env] = -1
+            continue
+        actions[env] = size * size
         if place >= 0:
             for k in range(4):
                 cell = beside(place, size, (0, 2, 3, 1)[k])  # in the order of the cells
