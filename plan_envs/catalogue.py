@@ -18,7 +18,7 @@ from typing import Any, Final
 
 from plan_envs.arc.instances import arc_instances
 from plan_envs.arc.rules import Arc
-from plan_envs.checks import WrongArgument
+from plan_envs.checks import ArgumentError
 from plan_envs.domain import PlanDomain
 from plan_envs.instances import InstanceSet
 from plan_envs.maze.instances import maze_instances
@@ -267,7 +267,9 @@ def _instance_option_names(task: Task) -> set[str]:
 def _refuse_unknown(options: Mapping[str, Any], known: set[str], task_name: str) -> None:
     for key in options:
         if key not in known:
-            raise WrongArgument(f"{task_name} has no option {key!r}{_nearest(key, sorted(known))}")
+            # torchrl looks for Python's own words in the message
+            reason = f"unexpected keyword argument {key!r}{_nearest(key, sorted(known))}"
+            raise ArgumentError(f"{task_name} has no option {key!r}: {reason}")
 
 
 def _nearest(word: str, known: list[str]) -> str:

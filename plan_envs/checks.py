@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from plan_envs.domain import Int8Array, one_of
 
 
-class WrongArgument(TypeError, ValueError):
+class ArgumentError(TypeError, ValueError):
     """An argument of a wrong type, or one that there is not.
 
     Python says `TypeError` there, which libraries that make environments look for, and this package

@@ -43,8 +43,8 @@ class PlanEditEnv(PlanEditing, gym.Env[Any, Any]):
     ## Observation Space
 
     `Dict` of int8 vectors: `instance` and `plan` (0 = blank, else the value), `action_mask` (1 =
-    legal). Arrays are fresh each step; with `copy=False` they are read-only views that the next step
-    changes. A mask always has a 1: where an episode ends without a legal edit, it is all ones.
+    legal). Arrays are fresh each step; with `copy=False` they are read-only views that later steps
+    change. A mask always has a 1: where an episode ends without a legal edit, it is all ones.
 
     ## Rewards
 

@@ -16,7 +16,7 @@ from gymnasium.error import ResetNeeded
 from numpy.typing import NDArray
 
 from plan_envs.catalogue import Task, pool_of, resolve_task
-from plan_envs.checks import WrongArgument, as_integers
+from plan_envs.checks import ArgumentError, as_integers
 from plan_envs.domain import (
     DeadEnd,
     DomainSpec,
@@ -81,7 +81,7 @@ class PlanEditing:
             ValueError: for an unknown split or word, or instances that cannot be played.
         """
         if options and isinstance(task, Task):
-            raise WrongArgument(f"options {sorted(options)} belong into the Task, not beside it")
+            raise ArgumentError(f"options {sorted(options)} belong into the Task, not beside it")
         self.task = task if isinstance(task, Task) else resolve_task(task, **options)
         limit = max_episode_steps
         if limit is None:
@@ -274,7 +274,7 @@ def step_error(action: Any, error: Exception) -> Exception:
     try:
         number = operator.index(action)
     except TypeError:
-        return WrongArgument(f"action must be an integer, got {action!r}")
+        return ArgumentError(f"action must be an integer, got {action!r}")
     return error if -(2**63) <= number < 2**63 else error_of(OUT_OF_RANGE, number, "")
 
 

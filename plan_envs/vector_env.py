@@ -18,16 +18,32 @@ from numpy.typing import NDArray
 
 from plan_envs import episodes
 from plan_envs.catalogue import Task
-from plan_envs.checks import WrongArgument, as_choices, read_only
-from plan_envs.domain import Int8Array
+from plan_envs.checks import ArgumentError, as_choices, read_only
+from plan_envs.domain import Int8Array, one_of
 from plan_envs.engine import NEVER, NEXT_STEP, SAME_STEP, Finals, Refusal, StepArrays
-from plan_envs.episodes import RENDER, Observation, PlanEditing
+from plan_envs.episodes import RENDER, RENDER_MODES, Observation, PlanEditing
 
 _AUTORESET: Final = {
     AutoresetMode.DISABLED: NEVER,
     AutoresetMode.NEXT_STEP: NEXT_STEP,
     AutoresetMode.SAME_STEP: SAME_STEP,
 }
+
+METHODS: Final = ("action_masks", "sample_legal", "render")
+"""Methods of a single environment that the vector environment has for all at once."""
+_BATCHED: Final = {
+    "action_space": "single_action_space",
+    "observation_space": "single_observation_space",
+}
+"""Attributes of a single environment that have another name here."""
+_FIXED: Final = frozenset(
+    (
+        *("task", "instances", "engine_options", "autoreset_mode", "num_envs", "metadata"),
+        *_BATCHED,
+        *_BATCHED.values(),
+    )
+)
+_RENDER_MODES: Final = tuple(mode for mode in RENDER_MODES if mode != "human")
 
 _Buffers = tuple[StepArrays, StepArrays]
 
@@ -74,7 +90,7 @@ class PlanEditVectorEnv(PlanEditing, VectorEnv[Any, Any, Any]):
         spec = self.task.domain.spec
         if self.render_mode == "human":
             raise ValueError("render_mode 'human' shows one plan: use PlanEditEnv, or 'rgb_array'")
-        mode = AutoresetMode(autoreset_mode)
+        self.autoreset_mode = mode = AutoresetMode(autoreset_mode)
         self.metadata = {**RENDER, "autoreset_mode": mode}
         self.num_envs = num_envs
         self.single_observation_space = episodes.observation_space(spec)
@@ -159,6 +175,47 @@ class PlanEditVectorEnv(PlanEditing, VectorEnv[Any, Any, Any]):
             episodes.render_plan(domain, mode, instance, plan) for instance, plan in boards
         )
 
+    def call(self, name: str, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
+        """What every environment answers to a method of `METHODS`, or its attribute of that name.
+
+        As `SyncVectorEnv` has it. The environments share their attributes, so each has the same.
+
+        Raises:
+            AttributeError: for another method: environments of a vector have none of their own.
+        """
+        if name in METHODS:
+            rows = getattr(self, name)(*args, **kwargs)
+            return (None,) * self.num_envs if rows is None else tuple(rows)
+        value = getattr(self, _BATCHED.get(name, name))
+        if callable(value):
+            raise AttributeError(
+                f"environments of a vector have no method {name!r}; there are {', '.join(METHODS)}"
+            )
+        return (value,) * self.num_envs
+
+    def get_attr(self, name: str) -> tuple[Any, ...]:
+        """An attribute of every environment; see `call`."""
+        return self.call(name)
+
+    def set_attr(self, name: str, values: Any) -> None:
+        """Set an attribute that all environments share, e.g. `render_mode`.
+
+        Args:
+            name: the attribute.
+            values: its value, or a list or tuple with the same value for each environment.
+
+        Raises:
+            ValueError: for values that differ, or for what is fixed when environments are made.
+        """
+        given = values if isinstance(values, list | tuple) else [values] * self.num_envs
+        if len(given) != self.num_envs or any(value != given[0] for value in given):
+            raise ValueError(f"{name} must have one value for all {self.num_envs} environments")
+        if name in _FIXED:
+            raise ValueError(f"{name} is fixed when the environments are made")
+        if name == "render_mode" and given[0] is not None:
+            one_of(name, given[0], *_RENDER_MODES)
+        setattr(self, name, given[0])
+
     def _arrays(self) -> _Buffers:
         """Arrays for the engine to fill, and the same as callers see them."""
         if self._buffers is not None:
@@ -235,7 +292,7 @@ class PlanEditVectorEnv(PlanEditing, VectorEnv[Any, Any, Any]):
 
 def _checked_reset_mask(mask: Any, num_envs: int) -> NDArray[np.bool_]:
     if not isinstance(mask, np.ndarray) or mask.dtype != np.bool_:
-        raise WrongArgument(f"options['reset_mask'] must be a bool array, got {mask!r}")
+        raise ArgumentError(f"options['reset_mask'] must be a bool array, got {mask!r}")
     if mask.shape != (num_envs,):
         raise ValueError(f"options['reset_mask'] must have shape ({num_envs},), got {mask.shape}")
     if not mask.any():
