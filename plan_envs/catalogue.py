@@ -267,9 +267,11 @@ def _instance_option_names(task: Task) -> set[str]:
 def _refuse_unknown(options: Mapping[str, Any], known: set[str], task_name: str) -> None:
     for key in options:
         if key not in known:
-            # torchrl looks for Python's own words in the message
-            reason = f"unexpected keyword argument {key!r}{_nearest(key, sorted(known))}"
-            raise ArgumentError(f"{task_name} has no option {key!r}: {reason}")
+            # torchrl looks for Python's own words at the end
+            raise ArgumentError(
+                f"{task_name} has no option {key!r}{_nearest(key, sorted(known))}"
+                f" (unexpected keyword argument {key!r})"
+            )
 
 
 def _nearest(word: str, known: list[str]) -> str:
