@@ -143,10 +143,11 @@ _LEGALITY: Final = """\
 The mask says what is legal: `observation["action_mask"]` and `info["action_mask"]` (int8, 1 =
 legal, what `Discrete.sample(mask=...)` wants), `env.unwrapped.action_masks()` (bool, what
 MaskablePPO wants). An edit that would change nothing is never legal, and a live state always has a
-legal edit. A mask always has a 1: where an episode ends with a plan that has no legal edit, its last
-mask is all ones, so that masked logits stay finite; no action is taken there. An illegal action leaves the plan unchanged, costs one edit of the horizon and sets
-`info["illegal_action"]` to `True`; with `illegal="raise"` it raises `ValueError`, as a number
-outside the space, or what is no integer, always does."""
+legal edit. A mask always has a 1: where an episode ends with a plan that has no legal edit, its
+last mask is all ones, so that masked logits stay finite; no action is taken there. An illegal
+action leaves the plan unchanged, costs one edit of the horizon and sets `info["illegal_action"]` to
+`True`; with `illegal="raise"` it raises `ValueError`, as a number outside the space, or what is no
+integer, always does."""
 
 _OBSERVATION: Final = """\
 `Dict` of three int8 vectors, fresh every step (`copy=False` hands out read-only views of the
