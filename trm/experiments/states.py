@@ -93,19 +93,20 @@ EditPolicy = Callable[[StateBatch], Float[Tensor, "batch action"]]
 """States -> probabilities over edits, zero where illegal."""
 
 
-_FOR_TORCH = ("C", "W")
-"""torch warns of arrays that it may not write, such as those of an `InstanceSet`."""
-
-
 def to_states(
     instances: Int8Array, plans: Int8Array, masks: Int8Array, device: torch.device
 ) -> StateBatch:
     """What learners see of instances, plans and masks -> a batch of states on the device."""
     return StateBatch(
-        instance=torch.from_numpy(np.require(instances, requirements=_FOR_TORCH)).to(device),
-        plan=torch.from_numpy(np.require(plans, requirements=_FOR_TORCH)).to(device),
-        mask=torch.from_numpy(np.require(masks, requirements=_FOR_TORCH)).to(device),
+        instance=_tensor(instances, device),
+        plan=_tensor(plans, device),
+        mask=_tensor(masks, device),
     )
+
+
+def _tensor(array: Int8Array, device: torch.device) -> Int[Tensor, "batch place"]:
+    # torch warns of arrays that it may not write, such as those of an `InstanceSet`.
+    return torch.from_numpy(np.require(array, requirements=["C", "W"])).to(device)
 
 
 @dataclass(frozen=True)
