@@ -154,6 +154,11 @@ class UpiTraining(Trainee):
         )
         self.learner.compile_steps(placement)
 
+    @classmethod
+    def pieces(cls, recipe: UpiRecipe) -> tuple[int, int]:
+        """An edit of every plan, and a rollout."""
+        return recipe.rollout.plans, recipe.rollout.plans * recipe.rollout.steps
+
     def spent(self, budget: int) -> bool:
         """Whether the budget has no edit left for every plan."""
         return budget - self.done < self.recipe.rollout.plans
@@ -186,6 +191,14 @@ class UpiTraining(Trainee):
     def weights(self) -> dict[str, torch.Tensor]:
         """Of every network."""
         return self.learner.weights()
+
+    def optimisers(self) -> dict[str, torch.optim.Optimizer]:
+        """Of evaluator and policy."""
+        parts = self.learner.parts
+        return {
+            "evaluator's optimiser": parts.value_optimiser,
+            "policy's optimiser": parts.policy_optimiser,
+        }
 
     def state(self, run: Run) -> dict[str, Any]:
         """Of this process; in `others` that of the others."""

@@ -65,12 +65,12 @@ def test_create_refuses_a_seed_or_recipe_it_cannot_record(tmp_path: Path) -> Non
     ("changes", "message"),
     [
         (
-            {"format_version": 2},
-            "run.json: format_version is 2, this program reads and writes 1",
+            {"format_version": 3},
+            "run.json: format_version is 3, this program reads 1 and 2",
         ),
         (
             {"format_version": ...},
-            "run.json: format_version is None, this program reads and writes 1",
+            "run.json: format_version is None, this program reads 1 and 2",
         ),
         ({"seed": "3"}, "run.json: seed is '3', expected int"),
         ({"env": ...}, "run.json: env is None, expected str"),
