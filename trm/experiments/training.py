@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
+import click
 import torch
 from rich.console import Console
 
@@ -31,7 +32,6 @@ from trm.runs.checkpoints import Checkpoint
 from trm.runs.files import RunError
 from trm.runs.progress import TrainingProgress
 from trm.runs.run import Run
-
 
 _NAN = re.compile(r"\b(nan|inf)\b", re.IGNORECASE)
 
@@ -87,8 +87,7 @@ class Trainee(ABC):
 
     @classmethod
     def pieces(cls, recipe: Any) -> tuple[int, int]:
-        """Units of the shortest piece that `advance` makes, which divides all others, and of a
-        whole one."""
+        """Units of the shortest piece that `advance` makes, and of a whole one."""
         return 1, 1
 
     def recorded(self) -> dict[str, Any]:
@@ -291,8 +290,11 @@ class _Loop:
                     f"{self.run.path}: checkpoint {checkpoint.step} can't be trained on: {problem}"
                 )
             if self.workers.is_main and not self.run.check_metrics(checkpoint):
-                lost = f"{self.run.path / 'metrics.jsonl'}: missing: its lines up to"
-                Console(stderr=True, soft_wrap=True).print(f"warning: {lost} {self.saved_at} are lost")
+                click.echo(
+                    f"warning: {self.run.path / 'metrics.jsonl'}: missing: its lines up to"
+                    f" {self.saved_at} are lost",
+                    err=True,
+                )
         if self.workers.is_main:
             self.run.truncate_metrics(self.trainee.done)
 
@@ -383,7 +385,6 @@ class _Loop:
             trainee.saved(self.run)
         self.workers.from_main(None)  # a checkpoint is there for all before anyone goes on
         self.saved_at = trainee.done
-
 
     def _is_cut_short(self, budget: int) -> bool:
         """Whether the next piece is shorter than others, since the budget ends."""

@@ -5,8 +5,8 @@
 
 A checkpoint is written under a temporary name, flushed to disk and renamed, so that a kill or a
 full disk at any moment leaves the previous one whole. One of the same step that is being replaced
-is called `.replaced-step-...` meanwhile, and is read under that name. `Run` hands weights and state over and gets
-them back; `packing` turns the state into what torch loads without running code.
+is called `.replaced-step-...` meanwhile, and is read under that name. `Run` hands weights and state
+over and gets them back; `packing` turns the state into what torch loads without running code.
 """
 
 import io
@@ -304,9 +304,7 @@ def _state_of(path: Path, data: bytes) -> dict[str, Any]:
     return state
 
 
-def _manifest_of(
-    step: int, contents: Mapping[str, bytes], metrics: Checksum
-) -> dict[str, Any]:
+def _manifest_of(step: int, contents: Mapping[str, bytes], metrics: Checksum) -> dict[str, Any]:
     files = {
         name: {"bytes": len(data), "sha256": sha256_of(data)} for name, data in contents.items()
     }

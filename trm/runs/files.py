@@ -42,13 +42,7 @@ def read_json(path: Path) -> dict[str, Any]:
             f"{path}: format_version is {version!r}, this program reads"
             f" {' and '.join(map(str, READABLE))}"
         )
-    seal = record.pop(_SEAL, None)
-    if version >= 2 and seal != _seal_of(record):
-        raise RunError(
-            f"{path}: changed since it was written: its content has another sha256 than it says;"
-            " put it back"
-        )
-    return record
+    return unsealed(record, path) if version >= 2 else record
 
 
 def read_json_object(path: Path) -> dict[str, Any]:
@@ -66,6 +60,21 @@ def read_json_object(path: Path) -> dict[str, Any]:
     if not isinstance(record, dict):
         raise RunError(f"{path}: expected a JSON object, got {type(record).__name__}")
     return record
+
+
+def unsealed(record: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    """A record of `json_bytes` without the hash of its content.
+
+    Raises:
+        RunError: the hash is another one; names the file.
+    """
+    content = {name: value for name, value in record.items() if name != _SEAL}
+    if record.get(_SEAL) != _seal_of(content):
+        raise RunError(
+            f"{path}: changed since it was written: its content has another sha256 than it says;"
+            " put it back"
+        )
+    return content
 
 
 def read_bounded(path: Path) -> bytes:
