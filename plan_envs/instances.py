@@ -96,12 +96,17 @@ class InstanceSet:
         )
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the set to an .npz file."""
-        with Path(path).open("wb") as file:
-            fields: dict[str, Any] = {
-                name: np.asarray(getattr(self, name)) for name in self.__slots__
-            }
-            np.savez_compressed(file, **fields)
+        """Write the set to an .npz file, which holds the old set until the new one is whole."""
+        path = Path(path)
+        fields: dict[str, Any] = {name: np.asarray(getattr(self, name)) for name in self.__slots__}
+        partial = path.with_name(f".{path.name}.partial")
+        try:
+            with partial.open("wb") as file:
+                np.savez_compressed(file, **fields)
+            partial.replace(path)
+        except BaseException:
+            partial.unlink(missing_ok=True)
+            raise
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Self:
