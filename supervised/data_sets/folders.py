@@ -19,6 +19,7 @@ from supervised.data_sets.datasets import (
     TokenDataset,
     read_split,
 )
+from trm.bounded import one_line
 from trm.runs.files import read_json_object, unsealed
 
 INFO_FILE: Final = "dataset.json"
@@ -62,19 +63,26 @@ def read_info(folder: str | Path) -> DatasetInfo:
         record = unsealed(record, path)
     wrong = sorted(set(record) ^ {item.name for item in fields(DatasetInfo)})
     if wrong:
-        raise ValueError(f"{path}: fields missing or unknown: {', '.join(wrong)}")
+        raise ValueError(f"{path}: fields missing or unknown: {one_line(', '.join(wrong))}")
     for key in ("vocab_size", "num_positions", "num_puzzles"):
         if type(record[key]) is not int or record[key] < 1:
-            raise ValueError(f"{path}: {key} must be a positive integer, got {record[key]!r}")
+            raise ValueError(
+                f"{path}: {key} must be a positive integer, got {one_line(repr(record[key]))}"
+            )
+    for key in ("name", "domain"):
+        if not isinstance(record[key], str):
+            raise ValueError(f"{path}: {key} must be text, got {one_line(repr(record[key]))}")
     for key in ("counts", "options", "notes", "files"):
         if not isinstance(record[key], dict):
-            raise ValueError(f"{path}: {key} must be an object, got {record[key]!r}")
+            raise ValueError(f"{path}: {key} must be an object, got {one_line(repr(record[key]))}")
     for key, count in record["counts"].items():
         if key not in SPLITS or type(count) is not int or count < 1:
-            raise ValueError(f"{path}: counts: {key!r} must be a split with examples, got {count}")
+            found = one_line(repr(count))
+            raise ValueError(f"{path}: counts: {key!r} must be a split with examples, got {found}")
     for key, entry in record["files"].items():
         if not isinstance(entry, dict) or not {"size", "sha256"} <= set(entry):
-            raise ValueError(f"{path}: files: {key!r} must have size and sha256, got {entry!r}")
+            found = one_line(repr(entry))
+            raise ValueError(f"{path}: files: {key!r} must have size and sha256, got {found}")
     return DatasetInfo(**record)
 
 

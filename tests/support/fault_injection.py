@@ -43,6 +43,7 @@ class Tally:
         self.tried[promise] = self.tried.get(promise, 0) + 1
         if problem is not None:
             self.broken.setdefault(promise, []).append(f"{case}: {problem}")
+            print(f"NOT HELD: {promise}\n{case}: {problem}", file=sys.stderr, flush=True)
 
     def table(self) -> str:
         """Promise, tried, held as rows of Markdown, and their sums."""

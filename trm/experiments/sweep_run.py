@@ -17,7 +17,6 @@ import fnmatch
 import functools
 import json
 import shlex
-import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -201,7 +200,6 @@ def _train(folder: Path, *, start: Sequence[str], resume: Sequence[str]) -> None
     if (folder / "run.json").exists():
         words = [*resume, "--resume", str(folder)]
     else:
-        _clear_unborn(folder)
         words = [*start, "--out", str(folder)]
     run_command([sys.executable, "-m", "upi_trm", *words])
 
@@ -301,13 +299,3 @@ def _is_finished(point: Point, record: Path, eval_num: int) -> bool:
     num = found.get("eval_num", found.get("num_instances"))
     same = point.env in (None, found.get("env")) and found.get("seed") == point.seed
     return same and num == eval_num and found.get("step", -1) >= point.finished_at
-
-
-def _clear_unborn(folder: Path) -> None:
-    """Remove what a training left that was killed before its folder became a run."""
-    if folder.is_dir():
-        known = {".lock", "recipe.yaml", "checkpoints"}
-        foreign = [e.name for e in folder.iterdir() if e.name not in known and e.suffix != ".tmp"]
-        if foreign:
-            raise ValueError(f"{folder}: holds {foreign[0]} but no run.json; move it away")
-        shutil.rmtree(folder)

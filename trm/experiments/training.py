@@ -223,7 +223,7 @@ def resume(
         workers.from_main(None)  # what an interrupted writer left is cleared away
         with run or Run.open(run_path, kind=make.kind) as run:
             _check_size(run, workers)
-            recipe = run.load_recipe(make.recipe_type)
+            recipe: Any = run.load_recipe(make.recipe_type)
             step = _step_to_go_on_from(run, make, recipe, steps)
             checkpoint = None if step is None else run.load_checkpoint(step)
             placement = _with_threads(placement, run, checkpoint)
