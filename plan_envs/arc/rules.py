@@ -32,7 +32,7 @@ from plan_envs.domain import DomainSpec, Int8Array
 from plan_envs.evaluation import Policy
 from plan_envs.instances import InstanceSet, solutions_by_content
 from plan_envs.rendering import Picture
-from trm.bounded import JSON, parse_json, read_bytes
+from trm.bounded import JSON, one_line, parse_json, read_bytes
 
 Start = Literal["input", "blank"]
 Shaping = Literal["none", "agreement"]
@@ -138,7 +138,7 @@ class Arc(KernelDomain):
             source, index = head.strip(), int(tail)
         name = "instance"
         if not source.startswith("{"):
-            name = source
+            name = one_line(source)
             try:
                 source = read_bytes(Path(source), JSON).decode()
             except (OSError, ValueError) as error:
