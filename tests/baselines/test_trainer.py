@@ -26,7 +26,7 @@ from trm.experiments.compare import compare_records
 from trm.experiments.learners import LEARNER_GROUP, load_policy
 from trm.experiments.records import make_record, parse_record
 from trm.experiments.states import Boards
-from trm.experiments.training import Outcome
+from trm.experiments.training import NotFiniteError, Outcome
 from trm.runs.files import RunError
 from trm.runs.packing import pack_state
 from trm.runs.recipe import dump_recipe, load_recipe
@@ -439,3 +439,17 @@ def test_a_run_of_another_learner_is_refused_in_one_line(tmp_path: Path) -> None
 def test_bfloat16_is_refused_in_one_line(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="precision must be float32 for baselines"):
         resume(tmp_path, placement=Placement(precision="bfloat16"))
+
+
+@pytest.mark.parametrize("algorithm", METHODS)
+def test_a_learning_rate_that_explodes_ends_in_one_line_and_no_checkpoint_holds_nan(
+    tmp_path: Path, algorithm: str
+) -> None:
+    section = {"maskable-ppo": "ppo"}.get(algorithm, algorithm)
+    with pytest.raises(NotFiniteError, match=r"training stopped at \d+ edits: ") as end:
+        start(algorithm, tmp_path / "run", f"{section}.learning_rate=1e30")
+    assert "\n" not in str(end.value)
+    run = Run.open(tmp_path / "run")
+    for step in run.checkpoint_steps():
+        weights = run.load_checkpoint(step).weights.values()
+        assert all(torch.isfinite(tensor).all() for tensor in weights)
