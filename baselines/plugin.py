@@ -9,7 +9,7 @@ from functools import partial
 
 from plan_envs.evaluation import Policy
 from trm.compute.device import Placement
-from trm.experiments.learners import Learner, Networks, SweepCommand, edits_when_finished
+from trm.experiments.learners import Learner, Networks, SweepCommand
 from trm.experiments.records import keep_record
 from trm.experiments.states import EditPolicy, GreedyPolicy, edit_logits
 from trm.runs.files import RunError
@@ -30,8 +30,6 @@ class Baselines:
         return SweepCommand(
             recipe=BaselineRecipe,
             recipes=RECIPES,
-            steps_field="schedule.edits",
-            finished_at=edits_when_finished,
             make_record=keep_record,
         )
 

@@ -42,7 +42,7 @@ class Limit:
 JSON: Final = Limit(kind="a JSON file", size=64 * MIB, depth=64)
 YAML: Final = Limit(kind="a YAML file", size=MIB, depth=32, count=100_000)
 METRICS: Final = Limit(kind="a log of metrics", size=1024 * MIB, depth=4)
-TEXT: Final = Limit(kind="a text of puzzles", size=64 * MIB)
+TEXT: Final = Limit(kind="a text of puzzles", size=512 * MIB)
 CSV_LINE: Final = Limit(kind="a line of a CSV file", size=MIB)
 ARRAYS: Final = Limit(kind="an .npz file", size=2048 * MIB)
 CHECKPOINT_FILE: Final = Limit(kind="a file of a checkpoint", size=65_536 * MIB, depth=200)

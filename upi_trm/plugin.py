@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from plan_envs.evaluation import Policy
 from trm.compute.device import Placement
-from trm.experiments.learners import Learner, Networks, SweepCommand, edits_when_finished, task_of
+from trm.experiments.learners import Learner, Networks, SweepCommand, task_of
 from trm.experiments.records import keep_record
 from trm.experiments.states import EditPolicy
 from trm.nn.model import TinyRecursiveModel
@@ -30,8 +30,6 @@ class UpiTrm:
         return SweepCommand(
             recipe=UpiRecipe,
             recipes=RECIPES,
-            steps_field="schedule.edits",
-            finished_at=edits_when_finished,
             make_record=keep_record,
         )
 

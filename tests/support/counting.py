@@ -59,6 +59,10 @@ class Counting(Trainee):
     def pieces(cls, recipe: Any) -> tuple[int, int]:
         return 1, recipe.schedule.piece
 
+    @classmethod
+    def subject(cls, env: str, recipe: Any) -> tuple[str, str]:
+        return "e", "n"
+
     def recorded(self) -> dict[str, Any]:
         return {"counts": "units"}
 

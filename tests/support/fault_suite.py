@@ -27,7 +27,7 @@ import cache_cases
 import crash_points
 import numpy as np
 import torch
-from counting import HERE, Counting, Recipe, Schedule
+from counting import HERE, Counting
 from fault_injection import (
     FAULT_KINDS,
     FaultKind,
@@ -40,11 +40,9 @@ from fault_injection import (
 )
 from kill_training import TINY
 
-import baselines.trainer
-import supervised.trainer
-import upi_trm.trainer
 from baselines.recipe import BaselineRecipe
 from baselines.replay_files import load_replay
+from baselines.trainer import BaselineTraining
 from plan_envs.catalogue import resolve_task
 from plan_envs.instances import InstanceSet
 from plan_envs.queens.instances import queens_instances
@@ -57,13 +55,14 @@ from supervised.planner.cache_building import build_shard
 from supervised.planner.cache_manifest import claim_folder
 from supervised.planner.teacher_cache import TeacherCache
 from supervised.recipe import SupervisedRecipe
-from trm.experiments import training
+from supervised.trainer import SupervisedTraining
 from trm.experiments.records import parse_record, records_in_file
 from trm.runs.durable import replace_durably
 from trm.runs.files import json_bytes, read_json, sha256_of
 from trm.runs.packing import pack_state
 from trm.runs.run import Run
 from upi_trm.recipe import UpiRecipe
+from upi_trm.trainer import UpiTraining
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs" / "faults.md"
@@ -138,12 +137,10 @@ def check_saved(path: Path) -> None:
 def count_on(path: Path) -> None:
     """Begin a training, or go on with it."""
     if (path / "run.json").exists():
-        training.resume(Counting, path, placement=HERE)
+        Counting.resume(path, placement=HERE)
         return
-    schedule = Schedule(units=9, piece=2)
-    training.start(
-        Counting, Recipe(schedule=schedule), env="e", name="n", seed=3, out=path, placement=HERE
-    )
+    budget = ["schedule.units=9", "schedule.piece=2"]
+    Counting.train(recipe_path=None, overrides=budget, seed=3, out=path, placement=HERE)
 
 
 def train_on(train: Callable[[Path], Any], resume: Callable[..., Any], path: Path) -> None:
@@ -154,7 +151,7 @@ def train_on(train: Callable[[Path], Any], resume: Callable[..., Any], path: Pat
 
 
 def train_upi(path: Path) -> None:
-    upi_trm.trainer.train(
+    UpiTraining.train(
         env="sudoku4x4-hard",
         recipe_path=None,
         overrides=TINY,
@@ -166,7 +163,7 @@ def train_upi(path: Path) -> None:
 
 
 def train_dqn(path: Path) -> None:
-    baselines.trainer.train(
+    BaselineTraining.train(
         env="sudoku4x4",
         algorithm=None,
         recipe_path=None,
@@ -182,7 +179,7 @@ def train_supervised(path: Path) -> None:
     with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
         file.write(SMALL)
         file.flush()
-        supervised.trainer.train(recipe_path=Path(file.name), seed=1, out=path, placement=HERE)
+        SupervisedTraining.train(recipe_path=Path(file.name), seed=1, out=path, placement=HERE)
 
 
 def weights_equal(path: Path, whole: dict[str, torch.Tensor], go_on: Callable[[Path], Any]) -> None:
@@ -289,9 +286,9 @@ def nothing(path: Path) -> None:
 
 
 LEARNERS = {
-    "upi": (train_upi, upi_trm.trainer.resume),
-    "sb3": (train_dqn, baselines.trainer.resume),
-    "supervised": (train_supervised, supervised.trainer.resume),
+    "upi": (train_upi, UpiTraining.resume),
+    "sb3": (train_dqn, BaselineTraining.resume),
+    "supervised": (train_supervised, SupervisedTraining.resume),
 }
 RECIPES = {"upi": UpiRecipe, "sb3": BaselineRecipe, "supervised": SupervisedRecipe}
 

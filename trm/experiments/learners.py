@@ -26,6 +26,15 @@ LEARNER_GROUP = "upi_trm.learners"
 """Entry-point group of the learners: kind of run -> `package.module:OBJECT`."""
 
 
+def edits_when_finished(recipe: Any) -> int:
+    """Edits of a finished run: the budget, less what is too little for one more of every plan.
+
+    Args:
+        recipe: has `schedule.edits` and `rollout.plans`.
+    """
+    return int(recipe.schedule.edits // recipe.rollout.plans * recipe.rollout.plans)
+
+
 @dataclass(frozen=True, kw_only=True)
 class SweepCommand:
     """What a sweep must know of a command that trains runs; its functions can be imported."""
@@ -34,9 +43,9 @@ class SweepCommand:
     """Dataclass of its recipes."""
     recipes: ShippedFiles
     """The shipped ones."""
-    steps_field: str
+    steps_field: str = "schedule.edits"
     """The recipe's field that `--steps` overrides."""
-    finished_at: Callable[[Any], int]
+    finished_at: Callable[[Any], int] = edits_when_finished
     """Step that a finished run of a recipe has reached at least."""
     make_record: Callable[[Path, int], dict[str, Any]]
     """Evaluates a run folder on so many unseen puzzles; the record has `seed` and `step`."""
@@ -78,20 +87,16 @@ class Learner(Protocol):
     @property
     def kind(self) -> str:
         """Kind of the runs that it writes, as run.json records it."""
-        ...
 
     @property
     def commands(self) -> Sequence[str]:
         """Its commands that train runs, as words after `upi-trm`, e.g. "baselines train"."""
-        ...
 
     def sweep_command(self, command: str) -> SweepCommand:
         """What a sweep must know of one of `commands`."""
-        ...
 
     def method_of(self, run: Run) -> str:
         """The name of the method in tables, e.g. "UPI-TRM" or "PPO"."""
-        ...
 
     def load_policy(self, run: Run, *, placement: Placement, step: int | str | None) -> Policy:
         """The greedy policy of a checkpoint.
@@ -99,7 +104,6 @@ class Learner(Protocol):
         Raises:
             RunError: a run that plays no edits, or weights that do not fit its recipe.
         """
-        ...
 
     def load_probabilities(
         self, run: Run, *, placement: Placement, step: int | str | None
@@ -110,11 +114,9 @@ class Learner(Protocol):
             RunError: as of `load_policy`.
             ValueError: a policy that depends on more than the state.
         """
-        ...
 
     def load_networks(self, run: Run, *, placement: Placement, step: int | str | None) -> Networks:
         """Policy and evaluator of a checkpoint, for studies; errors as of `load_policy`."""
-        ...
 
 
 def learner_of(run: Run) -> Learner:
@@ -169,15 +171,6 @@ def load_probabilities(
 ) -> EditPolicy:
     """Edit probabilities of any learner's checkpoint; see `Learner.load_probabilities`."""
     return learner_of(run).load_probabilities(run, placement=placement, step=step)
-
-
-def edits_when_finished(recipe: Any) -> int:
-    """Edits of a finished run: the budget, less what is too little for one more of every plan.
-
-    Args:
-        recipe: has `schedule.edits` and `rollout.plans`.
-    """
-    return int(recipe.schedule.edits // recipe.rollout.plans * recipe.rollout.plans)
 
 
 def _learners() -> dict[str, EntryPoint]:

@@ -184,7 +184,7 @@ class _Draft:
 
 def _read_yaml(path: Path) -> Mapping[Any, Any]:
     try:
-        text = read_bytes(path, YAML).decode()
+        text = read_bytes(path, YAML).decode("utf-8-sig")
     except OSError as error:
         raise ValueError(f"{path}: cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
@@ -235,7 +235,7 @@ def _too_much(text: str) -> str | None:
 
 def _parse_override(text: str) -> Mapping[str, Any]:
     """`a.b=3` becomes {"a": {"b": 3}}."""
-    name, equals, value_text = text.partition("=")
+    name, equals, value_text = text.removeprefix("\ufeff").partition("=")
     parts = name.strip().split(".")
     if not equals or not all(parts):
         raise ValueError(f"--set: {_short(repr(text))}: expected FIELD=VALUE or OUTER.INNER=VALUE")

@@ -11,17 +11,9 @@ from typing import Any
 
 import pytest
 import torch
-from counting import HERE, Counting, Recipe, Schedule
+from counting import HERE, Counting, Recipe
 
-from trm.experiments.training import (
-    NotFiniteError,
-    Outcome,
-    Setting,
-    Trainee,
-    resume,
-    start,
-    with_budget,
-)
+from trm.experiments.training import NotFiniteError, Outcome, Setting, Trainee
 from trm.runs.files import RunError
 from trm.runs.run import Run
 
@@ -32,8 +24,8 @@ class Refusing(Counting):
 
 
 def begin(out: Path | None, make: type[Trainee] = Counting, **schedule: int) -> Outcome:
-    recipe = Recipe(schedule=Schedule(**schedule))
-    return start(make, recipe, env="e", name="n", seed=3, out=out, placement=HERE)
+    overrides = [f"schedule.{name}={value}" for name, value in schedule.items()]
+    return make.train(recipe_path=None, overrides=overrides, seed=3, out=out, placement=HERE)
 
 
 def stop_at(monkeypatch: pytest.MonkeyPatch, unit: int | None) -> None:
@@ -72,7 +64,7 @@ def test_a_stopped_run_says_how_to_go_on_and_then_equals_one_that_never_stopped(
     expected = f"SIGTERM after 7 units; go on with upi-trm count --resume {tmp_path / 'run'}"
     assert expected in capfd.readouterr().err
     stop_at(monkeypatch, None)
-    again = resume(Counting, tmp_path / "run", placement=HERE)
+    again = Counting.resume(tmp_path / "run", placement=HERE)
     assert again.finished
     assert again.run.read_metrics() == whole.read_metrics()
     assert again.run.checkpoint_steps() == whole.checkpoint_steps()
@@ -90,10 +82,10 @@ def test_a_signal_in_the_last_piece_leaves_a_finished_run(
 
 def test_a_budget_is_extended_and_a_smaller_one_changes_nothing(tmp_path: Path) -> None:
     begin(tmp_path / "run", units=4)
-    assert resume(Counting, tmp_path / "run", steps=6, placement=HERE).finished
+    assert Counting.resume(tmp_path / "run", steps=6, placement=HERE).finished
     assert Run.open(tmp_path / "run").checkpoint_steps()[-1] == 6
     before = (tmp_path / "run" / "metrics.jsonl").read_bytes()
-    assert resume(Counting, tmp_path / "run", steps=2, placement=HERE).finished
+    assert Counting.resume(tmp_path / "run", steps=2, placement=HERE).finished
     assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == before
 
 
@@ -120,12 +112,15 @@ def test_a_run_of_several_processes_goes_on_with_as_many(tmp_path: Path, word: s
     ):
         pass
     with pytest.raises(ValueError, match=r"on 2 processes .*, got 1 \(torchrun --nproc-per-node 2"):
-        resume(Counting, tmp_path / "run", placement=HERE)
+        Counting.resume(tmp_path / "run", placement=HERE)
 
 
-def test_steps_override_the_field_that_is_named_by_the_unit() -> None:
-    assert with_budget(Counting, ["a=1"], 7) == ["a=1", "schedule.units=7"]
-    assert with_budget(Counting, ("a=1",), None) == ["a=1"]
+def test_steps_override_the_field_that_is_named_by_the_unit(tmp_path: Path) -> None:
+    options: dict[str, Any] = {"recipe_path": None, "placement": HERE}
+    run = Counting.train(overrides=["schedule.units=3"], steps=7, out=tmp_path / "a", **options).run
+    assert run.load_recipe(Recipe).schedule.units == run.checkpoint_steps()[-1] == 7
+    run = Counting.train(overrides=["schedule.units=3"], out=tmp_path / "b", **options).run
+    assert run.load_recipe(Recipe).schedule.units == run.checkpoint_steps()[-1] == 3
 
 
 # --- What is not finite
@@ -177,10 +172,10 @@ def test_what_is_not_finite_stops_the_training_and_the_last_finite_checkpoint_st
     assert torch.isfinite(run.load_checkpoint().weights["weight"]).all()
     # Again from there, unless the reason is gone.
     with pytest.raises(NotFiniteError, match=f"{said}$"):
-        resume(Counting, tmp_path / "run", placement=HERE)
+        Counting.resume(tmp_path / "run", placement=HERE)
     monkeypatch.setattr(Counting, "breaks_at", None)
     monkeypatch.setattr(Counting, "evaluate", lambda _: {"value": 0.0})
-    assert resume(Counting, tmp_path / "run", placement=HERE).finished
+    assert Counting.resume(tmp_path / "run", placement=HERE).finished
 
 
 def test_a_signal_does_not_save_what_is_not_finite(
@@ -203,7 +198,7 @@ def test_a_checkpoint_of_an_older_version_that_is_not_finite_is_not_trained_on(
         _poison(found.weights["weight"])
         run.save_checkpoint(5, weights=found.weights, state=found.state)
     with pytest.raises(NotFiniteError, match=r"run: checkpoint 5 can't be trained on: the weight"):
-        resume(Counting, tmp_path / "run", steps=9, placement=HERE)
+        Counting.resume(tmp_path / "run", steps=9, placement=HERE)
 
 
 def test_an_error_that_is_not_about_numbers_comes_through(
@@ -225,12 +220,12 @@ def test_a_run_that_is_extended_equals_one_in_one_go_wherever_its_first_budget_e
     monkeypatch.setattr(Counting, "evaluate", lambda _: {"value": 0.0})
     whole = begin(tmp_path / "whole", units=18, piece=4).run.load_checkpoint()
     begin(tmp_path / "run", units=first, piece=4, checkpoint_every=100)
-    again = resume(Counting, tmp_path / "run", steps=18, placement=HERE).run
+    again = Counting.resume(tmp_path / "run", steps=18, placement=HERE).run
     assert again.load_checkpoint().step == whole.step == 18
     assert torch.equal(again.load_checkpoint().weights["sum"], whole.weights["sum"])
     # What was begun to the end is left alone.
     before = (tmp_path / "run" / "metrics.jsonl").read_bytes()
-    assert resume(Counting, tmp_path / "run", steps=18, placement=HERE).finished
+    assert Counting.resume(tmp_path / "run", steps=18, placement=HERE).finished
     assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == before
 
 
@@ -241,7 +236,7 @@ def test_a_run_without_a_checkpoint_before_its_short_piece_names_the_budgets_to_
     for step in Run.open(tmp_path / "run").checkpoint_steps()[:-1]:
         shutil.rmtree(tmp_path / "run" / "checkpoints" / f"step-{step:09d}")
     with pytest.raises(RunError, match=r"ended at 7 units, inside a piece of 4.*\(4, 8, \.\.\.\)$"):
-        resume(Counting, tmp_path / "run", steps=18, placement=HERE)
+        Counting.resume(tmp_path / "run", steps=18, placement=HERE)
 
 
 # --- metrics.jsonl
@@ -262,14 +257,14 @@ def test_lost_lines_and_flipped_digits_of_the_metrics_do_not_pass_a_resume(
     }
     if damage == "gone":
         file.unlink()
-        assert resume(Counting, tmp_path / "run", steps=9, placement=HERE).finished
+        assert Counting.resume(tmp_path / "run", steps=9, placement=HERE).finished
         assert "metrics.jsonl: missing: its lines up to 9 are lost" in capfd.readouterr().err
         return
     file.write_bytes(damaged[damage])
     with pytest.raises(RunError, match=r"metrics\.jsonl: damaged: .* move it away to go on"):
-        resume(Counting, tmp_path / "run", steps=9, placement=HERE)
+        Counting.resume(tmp_path / "run", steps=9, placement=HERE)
     assert file.read_bytes() == damaged[damage]
     with pytest.raises(RunError, match=r"metrics\.jsonl: damaged"):
         Run.open(tmp_path / "run").read_metrics()
     file.write_bytes(data)
-    assert resume(Counting, tmp_path / "run", steps=9, placement=HERE).finished
+    assert Counting.resume(tmp_path / "run", steps=9, placement=HERE).finished
