@@ -364,9 +364,9 @@ def test_weights_that_turn_nan_in_the_middle_leave_the_last_finite_checkpoint(
 
     with monkeypatch.context() as patch:
         patch.setattr(UpiLearner, "iterate", exploding)
-        with pytest.raises(NotFiniteError, match=r"at 128 edits: .*; checkpoint 64 is the last"):
+        with pytest.raises(NotFiniteError, match=r"at 128 edits: .*; checkpoint 96 is the last"):
             start(tmp_path / "run")
     run = Run.open(tmp_path / "run")
-    assert run.checkpoint_steps() == [64]
+    assert run.checkpoint_steps() == [64, 96]
     assert all(torch.isfinite(tensor).all() for tensor in run.load_checkpoint().weights.values())
     assert resume(tmp_path / "run", placement=HERE).finished
