@@ -20,7 +20,7 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from plan_envs.checks import as_boards
+from plan_envs.checks import as_boards, frozen, read_only
 from plan_envs.domain import DomainSpec, Int8Array, one_of
 from trm.bounded import bounded_lines, one_line, read_npz
 
@@ -32,7 +32,7 @@ SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class InstanceSet:
-    """Instances of one domain with one valid completion each."""
+    """Instances of one domain with one valid completion each; nobody can change its arrays."""
 
     name: str
     """Where the puzzles come from, e.g. "sudoku9x9:train:seed0" or a file name."""
@@ -47,6 +47,15 @@ class InstanceSet:
     rows."""
     keys: NDArray[np.uint64]
     """Shape [num]: stable content hash of the instance."""
+
+    def __post_init__(self) -> None:
+        """Keep arrays that nobody else can write: environments share them, and check them once."""
+        for field in ("instances", "solutions", "ratings", "keys"):
+            object.__setattr__(self, field, frozen(getattr(self, field)))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Copies and pickles are made anew, since a pickled array can be written again."""
+        return _remade, (type(self), {name: getattr(self, name) for name in self.__slots__})
 
     def __len__(self) -> int:
         """Number of instances."""
@@ -153,13 +162,17 @@ class InstanceSet:
         return type(self)(name=self.name, **chosen)
 
 
+def _remade(kind: type[InstanceSet], fields: dict[str, Any]) -> InstanceSet:
+    return kind(**fields)
+
+
 def _boards(name: str, field: str, values: Any) -> Int8Array:
-    """The values as int8, contiguous, in memory of their own size."""
+    """The values as int8, contiguous."""
     given = np.asarray(values)
     boards: Int8Array = np.ascontiguousarray(given.astype(np.int8, copy=False))
     if given.dtype != np.int8 and not np.array_equal(boards, given):
         raise ValueError(f"{name}: {field} must be integers of -128..127")
-    return boards if boards.base is None else boards.copy()
+    return boards
 
 
 def solutions_by_content(instances: InstanceSet, observed: int) -> Callable[[Int8Array], Int8Array]:
@@ -183,7 +196,7 @@ def solutions_by_content(instances: InstanceSet, observed: int) -> Callable[[Int
 
 def content_keys(instances: Int8Array) -> NDArray[np.uint64]:
     """Stable 64-bit content hash of every row, shape [num]; equal on every machine."""
-    return np.array(hash_rows(np.ascontiguousarray(instances, np.int8)))
+    return np.array(hash_rows(read_only(np.ascontiguousarray(instances, np.int8))))
 
 
 @njit(cache=True)
