@@ -283,8 +283,9 @@ def regress(parts: Parts) -> dict[str, float]:
     ):
         index = chosen.to(value.device)
         part = states.select(index)
-        encoding = value.model.encode(part)
-        z = value.model.recur(encoding)
+        with torch.set_grad_enabled(not parts.edit_values.shapes_trunk):
+            encoding = value.model.encode(part)
+            z = value.model.recur(encoding)
         raw = value.model.value(z, encoding)
         reading = Reading(states=part, encoding=encoding, z=z, raw=raw.detach(), phi=phi[index])
         terms = {"value_loss": value_loss(raw, target[index], phi[index], value=config.value)}

@@ -76,6 +76,11 @@ class EditValues:
         )
 
     @property
+    def shapes_trunk(self) -> bool:
+        """Whether the edit values alone shape the latents, and U_n is a head that reads them."""
+        return False
+
+    @property
     def ready(self) -> bool:
         """Whether there is anything to improve the policy with."""
         return True
@@ -202,6 +207,11 @@ class CertifiedValues(EditValues):
         success = torch.sigmoid(all_edit_logits(self.value.model, view).to(ahead.q.dtype))
         phi = visits.phi(self.value.domain, self.value.device)
         return replace(ahead, q=torch.where(ahead.undecided, success - phi[:, None], ahead.q))
+
+    @property
+    def shapes_trunk(self) -> bool:
+        """Outcomes of searches say much less than certificates, and would only add noise."""
+        return True
 
     @property
     def ready(self) -> bool:
