@@ -5,15 +5,27 @@ The entry point `upi` of the group `upi_trm.learners` names `LEARNER`.
 
 from dataclasses import dataclass
 
+import torch
+
 from plan_envs.evaluation import Policy
 from trm.compute.device import Placement
-from trm.experiments.learners import Learner, Networks, SweepCommand, edits_when_finished, task_of
+from trm.experiments.learners import (
+    Insight,
+    Learner,
+    Networks,
+    Predictor,
+    SweepCommand,
+    edits_when_finished,
+    task_of,
+)
 from trm.experiments.records import keep_record
-from trm.experiments.states import EditPolicy
+from trm.experiments.states import model_shape
 from trm.nn.model import TinyRecursiveModel
+from trm.runs.checkpoints import Checkpoint, part_of
 from trm.runs.run import Run, fitting
 from upi_trm.chain import MixturePolicy
-from upi_trm.deployment import edit_policy, greedy_policy, load_deployed
+from upi_trm.deployment import greedy_policy, load_deployed
+from upi_trm.insight import UpiInsight
 from upi_trm.recipe import RECIPES, UpiRecipe
 from upi_trm.theory.subjects import load_subject
 
@@ -43,12 +55,6 @@ class UpiTrm:
         """What `deployment` makes of the recipe: a network, a mixture, or one that remembers."""
         return greedy_policy(_load(run, placement, step), task_of(run).domain, placement)
 
-    def load_probabilities(
-        self, run: Run, *, placement: Placement, step: int | str | None
-    ) -> EditPolicy:
-        """Of the deployed policy; a persistent latent depends on more than the state."""
-        return edit_policy(_load(run, placement, step), placement)
-
     def load_networks(self, run: Run, *, placement: Placement, step: int | str | None) -> Networks:
         """In float64, as `theory.subjects` studies them."""
         subject = load_subject(run, placement=placement, step=step)
@@ -59,6 +65,30 @@ class UpiTrm:
             step=subject.step,
         )
 
+    def load_insight(self, run: Run, *, placement: Placement, step: int | str | None) -> Insight:
+        """Of the evaluator and the deployed policy."""
+        placement.apply()
+        checkpoint = run.load_checkpoint(step)
+        domain, recipe = task_of(run).domain, run.load_recipe(UpiRecipe)
+        evaluator = TinyRecursiveModel(
+            model_shape(domain.spec), recipe.model, generator=torch.Generator()
+        )
+        with fitting(run, checkpoint):
+            evaluator.load_state_dict(part_of(checkpoint.weights, "evaluator"))
+        return UpiInsight(
+            domain=domain,
+            config=recipe,
+            policy=_deployed(run, checkpoint, placement),
+            evaluator=evaluator.to(placement.torch_device).eval(),
+            placement=placement,
+        )
+
+    def load_predictor(
+        self, run: Run, *, placement: Placement, step: int | str | None
+    ) -> Predictor | None:
+        """Its runs play edits."""
+        return None
+
 
 LEARNER: Learner = UpiTrm()
 
@@ -67,7 +97,12 @@ def _load(
     run: Run, placement: Placement, step: int | str | None
 ) -> TinyRecursiveModel | MixturePolicy:
     placement.apply()
-    checkpoint = run.load_checkpoint(step)
+    return _deployed(run, run.load_checkpoint(step), placement)
+
+
+def _deployed(
+    run: Run, checkpoint: Checkpoint, placement: Placement
+) -> TinyRecursiveModel | MixturePolicy:
     with fitting(run, checkpoint):
         return load_deployed(
             task_of(run).domain, run.load_recipe(UpiRecipe), checkpoint.weights, placement

@@ -18,7 +18,7 @@ from trm.compute.device import Placement
 from trm.compute.streams import named_streams
 from trm.compute.workers import Workers
 from trm.experiments import training
-from trm.experiments.training import Outcome, Setting, Trainee
+from trm.experiments.training import Callback, Outcome, Setting, Trainee
 from trm.runs.checkpoints import Checkpoint
 from trm.runs.packing import pack_state
 from trm.runs.recipe import load_recipe
@@ -39,6 +39,7 @@ def train(
     seed: int = 0,
     out: Path | None = None,
     placement: Placement,
+    callback: Callback | None = None,
 ) -> Outcome:
     """Start a run and train until its budget of edits is spent or a signal asks to stop.
 
@@ -50,6 +51,7 @@ def train(
         seed: of every random stream.
         out: run folder to make; None for `runs/<env>-seed<seed>-<time>`.
         placement: device, precision, threads.
+        callback: see `trm.experiments.training.Callback`.
 
     Raises:
         ValueError: bad input, named in one line.
@@ -64,6 +66,7 @@ def train(
         seed=seed,
         out=out,
         placement=placement,
+        callback=callback,
     )
 
 

@@ -9,7 +9,7 @@ processes (`trm.compute.workers`) go through the loop in step; process 0 writes.
 import dataclasses
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -26,6 +26,11 @@ from trm.compute.workers import Workers, joined
 from trm.runs.checkpoints import Checkpoint
 from trm.runs.progress import TrainingProgress
 from trm.runs.run import Run
+
+
+Callback = Callable[[int, Mapping[str, float]], bool | None]
+"""Called with the units made and the figures of each line of metrics.jsonl, in process 0; False
+stops the training as a signal does."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -124,7 +129,7 @@ class Outcome:
     run: Run
     """Closed for writing."""
     finished: bool
-    """Whether the budget is spent; otherwise a signal asked to stop, and the loop has said so."""
+    """Whether the budget is spent; otherwise a signal or a callback asked to stop, and the loop has said so."""
     is_main: bool
     """Whether this process speaks for all."""
 
@@ -138,8 +143,9 @@ def start(
     seed: int,
     out: Path | None,
     placement: Placement,
+    callback: Callback | None = None,
 ) -> Outcome:
-    """Start a run and train until the recipe's budget is spent or a signal asks to stop.
+    """Start a run and train until the recipe's budget is spent, or a signal or the callback asks to stop.
 
     Args:
         make: the learner's trainee.
@@ -149,6 +155,7 @@ def start(
         seed: of every random stream.
         out: run folder to make; None for `runs/<name>-seed<seed>-<time>`.
         placement: device, precision, threads.
+        callback: sees the metrics as they are logged.
 
     Raises:
         ValueError: the trainee refuses the recipe; then there is no folder.
@@ -174,7 +181,7 @@ def start(
             )
         path = workers.from_main(str(out))
         with run or Run.open(Path(path)) as run:
-            return _Loop(run, trainee).train()
+            return _Loop(run, trainee, callback).train()
 
 
 def resume(
@@ -240,8 +247,9 @@ def play_validation(policy: Policy, task: Task, instances: InstanceSet) -> dict[
 class _Loop:
     """A run being trained: its trainee, the best evaluation, what it cost, what is saved."""
 
-    def __init__(self, run: Run, trainee: Trainee) -> None:
+    def __init__(self, run: Run, trainee: Trainee, callback: Callback | None = None) -> None:
         self.run, self.trainee, self.workers = run, trainee, trainee.setting.workers
+        self.callback, self.called_off = callback, False
         self.best = -1.0
         self.saved_at = -1
         self.meter = ResourceMeter()
@@ -272,7 +280,7 @@ class _Loop:
                 console=None if workers.is_main else Console(quiet=True),
             ) as progress,
         ):
-            while not spent and not workers.any(stop.requested):
+            while not spent and not workers.any(stop.requested or self.called_off):
                 before = trainee.done
                 trainee.advance(budget)
                 spent = trainee.spent(budget)
@@ -280,8 +288,10 @@ class _Loop:
             if self.saved_at != trainee.done:
                 self._save()
             if not spent:
+                callback = "the callback" if self.called_off else None
+                who = stop.signal_name or callback or "another process"
                 progress.note(
-                    f"stopped by {stop.signal_name or 'another process'} after {trainee.done}"
+                    f"stopped by {who} after {trainee.done}"
                     f" {trainee.unit}; go on with upi-trm {trainee.command} --resume"
                     f" {self.run.path}"
                 )
@@ -300,6 +310,8 @@ class _Loop:
         metrics, tag = figures | evaluation, None
         if metrics and self.workers.is_main:
             self.run.log(trainee.done, metrics)
+            if self.callback is not None and self.callback(trainee.done, metrics) is False:
+                self.called_off = True
         progress.update(trainee.done)
         if evaluation:
             shown = {heading: figure for heading, (figure, _) in trainee.columns.items()}

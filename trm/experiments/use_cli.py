@@ -120,25 +120,21 @@ def solve(
     if samples is not None and search is not None:
         raise click.UsageError("--samples and --search exclude each other")
     placement = ready_placement(**where)
-    from plan_envs.instances import InstanceSet
     from plan_envs.rendering import render_ansi
-    from trm.experiments.learners import task_of
+    from trm.experiments.trained.model import Model
 
     source, text = _read_puzzle(puzzle)
     try:
         run, instance = _run_for(text, run_path)
     except ValueError as error:
         raise ValueError(f"{source}: {error}") from error
-    domain = task_of(run).domain
-    lone = InstanceSet.of(source, instance[None], domain.initial(instance[None]))
-    report, how = _play_one(run, lone, samples, search, placement=placement, step=step)
-    plan = report.final_plans[0]
-    click.echo(render_ansi(domain, instance, plan, color=sys.stdout.isatty()))
-    if report.solved[0]:
-        click.echo(f"solved {how}")
-        return
-    click.echo(_why_not_solved(domain, instance[None], plan))
-    sys.exit(_EXIT_NOT_SOLVED)
+    model = Model(run, placement=placement, step=step)
+    solution = model.solve(instance, samples=samples, search=search)
+    color = sys.stdout.isatty()
+    click.echo(render_ansi(model.domain, instance, solution.plan, color=color))
+    click.echo(solution.reason)
+    if not solution.solved:
+        sys.exit(_EXIT_NOT_SOLVED)
 
 
 def show_scoreboard(
@@ -174,32 +170,29 @@ def show_scoreboard(
     from rich.console import Console
 
     from plan_envs.hub import read_instances
-    from trm.experiments.learners import load_policy, task_of
-    from trm.experiments.scoreboard import score_policies
-    from trm.experiments.shipped_runs import run_name
+    from trm.experiments.trained.model import Model
 
-    task = task_of(run)
+    model = Model(run, placement=placement, step=step)
+    task = model.task
     if source is not None:
         instances = read_instances(source, domain=task.domain, limit=num)
     else:
         instances = task.instances("test", num=num or _DEFAULT_NUM, seed=seed)
-    where: dict[str, Any] = {"placement": placement, "step": step}
-    policy = load_policy(run, **where)
     with Console(stderr=True).status("evaluating") as status:
 
         def announce(name: str) -> None:
             status.update(f"evaluating: {name}")
 
-        board = score_policies(policy, task, instances, seed=seed, announce=announce)
+        board = model.evaluate(instances, seed=seed, announce=announce)
         more: dict[str, Any] = {"seed": seed, "samples": samples, "search": search}
-        assisted, figures = _more_compute(run, instances, announce, **more, **where)
+        assisted, figures = _more_compute(model, instances, announce, **more)
     if not as_json:
         Console().print(replace(board, assisted=assisted).table())
     tagged = run.tagged_step(step) if isinstance(step, str) else step
     return {
         **board.to_json_dict(),
         **figures,
-        "run": run_name(run.path),
+        "run": model.name,
         "step": run.checkpoint_steps()[-1] if tagged is None else tagged,
         "seed": run.info.seed,
         "eval_seed": seed,
@@ -207,37 +200,32 @@ def show_scoreboard(
 
 
 def _more_compute(
-    run: Any,
+    model: Any,
     instances: Any,
     announce: Callable[[str], None],
     *,
     seed: int,
     samples: int | None,
     search: int | None,
-    **where: Any,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Reports of the sampled and the searching policy by name, and their figures for JSON."""
-    if samples is None and search is None:
-        return {}, {}
-    from trm.experiments.learners import load_probabilities, task_of
-    from trm.experiments.search import best_of_samples, uniform_policy, verified_search
+    from trm.experiments.search import uniform_policy, verified_search
 
-    domain, device = task_of(run).domain, where["placement"].torch_device
-    chances = load_probabilities(run, **where)
     reports: dict[str, Any] = {}
     figures: dict[str, Any] = {}
     if samples is not None:
         name = f"learned, best of {samples} samples"
         announce(name)
-        report = best_of_samples(chances, domain, instances, num=samples, device=device, seed=seed)
+        report = model.best_of_samples(instances, num=samples, seed=seed)
         reports[name] = report
         figures["samples"] = {**report.to_json_dict(), "num_samples": samples}
     if search is not None:
         name = f"learned, search of {search} plans"
         announce(name)
-        found = verified_search(chances, domain, instances, budget=search, device=device)
+        found = model.search(instances, budget=search)
         reports[name] = found.report
         # What the search solves by itself, as the mask does for the greedy row.
+        domain, device = model.domain, model.device
         alone = verified_search(uniform_policy, domain, instances, budget=search, device=device)
         reports[f"uniform, search of {search} plans"] = alone.report
         figures["search"] = {**found.to_json_dict(), "reference": {"uniform": alone.to_json_dict()}}
@@ -262,27 +250,6 @@ def _run_for(text: str, path: Path | None) -> tuple[Any, Any]:
         raise ValueError(f"{error} (the run was trained on {task.name})") from error
 
 
-def _play_one(
-    run: Any, lone: Any, samples: int | None, search: int | None, **where: Any
-) -> tuple[Any, str]:
-    """The report of one puzzle, and in words what it took."""
-    from plan_envs.evaluation import evaluate_policy
-    from trm.experiments.learners import load_policy, load_probabilities, task_of
-    from trm.experiments.search import best_of_samples, verified_search
-
-    domain, device = task_of(run).domain, where["placement"].torch_device
-    if samples is None and search is None:
-        report = evaluate_policy(load_policy(run, **where), domain, lone)
-        return report, f"in {report.edits} edit{'' if report.edits == 1 else 's'}"
-    chances = load_probabilities(run, **where)
-    if search is not None:
-        found = verified_search(chances, domain, lone, budget=search, device=device)
-        return found.report, f"by a search that looked at {found.expanded[0]} plans"
-    assert samples is not None
-    report = best_of_samples(chances, domain, lone, num=samples, device=device)
-    return report, f"by sampling, in {report.edits} edits over all episodes"
-
-
 def _read_puzzle(puzzle: str) -> tuple[str, str]:
     """Where the puzzle comes from, for messages, and its text."""
     if puzzle != "-" and not os.path.isfile(puzzle):
@@ -297,14 +264,3 @@ def _read_puzzle(puzzle: str) -> tuple[str, str]:
     except UnicodeDecodeError as error:
         raise ValueError(f"{source}: not text (byte {error.start} is not UTF-8)") from error
     return source, text
-
-
-def _why_not_solved(domain: Any, instance: Any, plan: Any) -> str:
-    verdict = domain.check(instance, plan[None])
-    message = (
-        f"NOT solved: score {verdict.score[0]:g} of {domain.spec.max_score:g}, "
-        f"{int(verdict.violations[0])} violations"
-    )
-    if not getattr(domain, "solvable", lambda _: True)(instance[0]):
-        message += "; the puzzle has no solution"
-    return message

@@ -1,0 +1,113 @@
+"""What a checkpoint of this learner says of states: probabilities, U_n, Q, and all of it by depth.
+
+`plugin.py` hands it to the Python API and to the replay viewer (`learners.Insight`). Everything is
+read with the recipe's own parts: edit values come from `edit_values.make_edit_values` alone.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from plan_envs.domain import PlanDomain
+from trm.compute.device import Placement
+from trm.experiments.states import Boards, Deepening, readings_by_depth
+from trm.nn.model import StateBatch, TinyRecursiveModel
+from upi_trm.advantage import PerEdit
+from upi_trm.chain import MixturePolicy
+from upi_trm.contraction import NotContractive, certificate
+from upi_trm.deployment import edit_policy
+from upi_trm.edit_values import make_edit_values
+from upi_trm.evaluator import ValueFunction, shaped_value
+from upi_trm.learner import LearnerConfig
+from upi_trm.rollout import Visits
+
+
+@dataclass(frozen=True, kw_only=True)
+class UpiInsight:
+    """An evaluator and a deployed policy, on the placement's device (`learners.Insight`)."""
+
+    domain: PlanDomain
+    config: LearnerConfig
+    policy: TinyRecursiveModel | MixturePolicy
+    evaluator: TinyRecursiveModel
+    placement: Placement
+
+    @property
+    def quantities(self) -> frozenset[str]:
+        """A persistent latent depends on more than the state; a mixture has no depth of its own."""
+        if self.config.model.latent == "persistent":
+            return frozenset()
+        single = {"deepen"} if isinstance(self.policy, TinyRecursiveModel) else set()
+        return frozenset({"probabilities", "values", "edit_values", *single})
+
+    def probabilities(self, states: StateBatch) -> PerEdit:
+        """pi(a | s) of the deployed policy."""
+        return edit_policy(self.policy, self.placement)(states)
+
+    @torch.no_grad()
+    def values(self, boards: Boards) -> NDArray[np.float32]:
+        """U_n(s)."""
+        visits = self._visits(boards)
+        with self.placement.autocast():
+            return _array(self._value()(visits.batch(self.domain, self._device), visits.score))
+
+    @torch.no_grad()
+    def edit_values(self, boards: Boards) -> NDArray[np.float32]:
+        """Q(s, a) as improvement reads it in training, where dead ends absorb."""
+        visits = self._visits(boards)
+        values = make_edit_values(self._value(), self.config.evaluator, "absorb")
+        with self.placement.autocast():
+            found = values(visits, visits.batch(self.domain, self._device))
+        return _array(found.q.masked_fill(~found.mask, torch.nan))
+
+    @torch.no_grad()
+    def deepen(self, boards: Boards, *, depth: int) -> Deepening:
+        """U_n, pi_n and the evaluator's moves for n = 0, ..., `depth`."""
+        assert isinstance(self.policy, TinyRecursiveModel)
+        states = boards.batch(self.domain, self._device)
+        phi = boards.phi(self.domain, self._device)
+        with self.placement.autocast():
+            raw, _, moves = readings_by_depth(self.evaluator, states, depth=depth)
+            _, logits, _ = readings_by_depth(self.policy, states, depth=depth)
+        value = self.config.evaluator.value
+        return Deepening(
+            values=_array(torch.stack([shaped_value(one, phi, value=value) for one in raw])),
+            probabilities=_array(torch.softmax(logits.float(), dim=-1)),
+            moves=_array(moves),
+            modulus=self._modulus(),
+            trained_depth=self.config.model.depth,
+        )
+
+    @property
+    def _device(self) -> torch.device:
+        return self.placement.torch_device
+
+    def _value(self) -> ValueFunction:
+        value = self.config.evaluator.value
+        return ValueFunction(
+            model=self.evaluator, domain=self.domain, value=value, device=self._device
+        )
+
+    def _visits(self, boards: Boards) -> Visits:
+        none = np.zeros((len(boards), 0, 0), np.float32)
+        return Visits(
+            instances=boards.instances,
+            plans=boards.plans,
+            score=self.domain.check(boards.instances, boards.plans).score,
+            policy_start=none,
+            evaluator_start=none,
+        )
+
+    def _modulus(self) -> float | None:
+        try:
+            bound = certificate(self.evaluator.update)
+        except NotContractive:
+            return None
+        return bound if bound < 1 else None
+
+
+def _array(tensor: torch.Tensor) -> NDArray[np.float32]:
+    found: NDArray[np.float32] = tensor.float().cpu().numpy()
+    return found
