@@ -11,7 +11,7 @@ from plan_envs.domain import Int8Array
 from supervised.data_sets.codecs import BoardCodec, codec_of
 from supervised.data_sets.datasets import TokenBatch
 from supervised.measures.evaluation import EvalOptions, unroll_steps
-from supervised.models import load_model
+from supervised.models import load_model, open_data
 from supervised.recipe import SupervisedRecipe
 from trm.compute.device import Placement
 from trm.experiments.learners import Prediction, Predictor
@@ -40,7 +40,12 @@ def load_predictor(run: Run, *, placement: Placement, step: int | str | None = N
     def predict(instances: Int8Array) -> Prediction:
         return _predict(model, recipe, codec, instances)
 
-    return Predictor(domain=codec.domain, predict=predict)
+    def unseen(num: int) -> Int8Array:
+        dataset = open_data(recipe.data, "test", seed=run.info.seed, num=num)
+        inputs = dataset.batch(range(min(num, len(dataset)))).inputs.numpy()
+        return codec.decode(inputs, inputs)[0]
+
+    return Predictor(domain=codec.domain, predict=predict, unseen=unseen)
 
 
 @torch.no_grad()

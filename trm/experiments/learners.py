@@ -122,6 +122,8 @@ class Predictor:
     """Whose boards it predicts."""
     predict: Callable[[Int8Array], Prediction]
     """From instances, shape [batch, instance]."""
+    unseen: Callable[[int], Int8Array]
+    """The first so many instances of the run's test split, shape [num, instance]."""
 
 
 @runtime_checkable

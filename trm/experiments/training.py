@@ -27,7 +27,6 @@ from trm.runs.checkpoints import Checkpoint
 from trm.runs.progress import TrainingProgress
 from trm.runs.run import Run
 
-
 Callback = Callable[[int, Mapping[str, float]], bool | None]
 """Called with the units made and the figures of each line of metrics.jsonl, in process 0; False
 stops the training as a signal does."""
@@ -129,7 +128,8 @@ class Outcome:
     run: Run
     """Closed for writing."""
     finished: bool
-    """Whether the budget is spent; otherwise a signal or a callback asked to stop, and the loop has said so."""
+    """Whether the budget is spent; otherwise a signal or the callback asked to stop, and the loop
+    has said so."""
     is_main: bool
     """Whether this process speaks for all."""
 
@@ -145,7 +145,7 @@ def start(
     placement: Placement,
     callback: Callback | None = None,
 ) -> Outcome:
-    """Start a run and train until the recipe's budget is spent, or a signal or the callback asks to stop.
+    """Start a run and train until its budget is spent, or a signal or the callback asks to stop.
 
     Args:
         make: the learner's trainee.

@@ -99,6 +99,19 @@ def evaluate(
 )
 @checkpoint_option
 @_more_compute_options
+@click.option("--show", is_flag=True, help="Step through the edits in the terminal.")
+@click.option(
+    "--gif",
+    metavar="FILE",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Write the edits as a GIF (extra `render`).",
+)
+@click.option(
+    "--html",
+    metavar="FILE",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Write a page that replays the edits and shows what the model held likely.",
+)
 @placement_options
 def solve(
     *,
@@ -107,6 +120,9 @@ def solve(
     step: int | str | None,
     samples: int | None,
     search: int | None,
+    show: bool,
+    gif: Path | None,
+    html: Path | None,
     **where: Any,
 ) -> None:
     """Let a trained model solve one puzzle.
@@ -119,6 +135,10 @@ def solve(
     """
     if samples is not None and search is not None:
         raise click.UsageError("--samples and --search exclude each other")
+    if (samples or search) and (show or gif or html):
+        raise click.UsageError(
+            "--show, --gif and --html show the greedy edits: leave --samples and --search out"
+        )
     placement = ready_placement(**where)
     from plan_envs.rendering import render_ansi
     from trm.experiments.trained.model import Model
@@ -131,10 +151,31 @@ def solve(
     model = Model(run, placement=placement, step=step)
     solution = model.solve(instance, samples=samples, search=search)
     color = sys.stdout.isatty()
+    if show or gif is not None or html is not None:
+        _show_solution(model, solution, show=show, gif=gif, html=html)
     click.echo(render_ansi(model.domain, instance, solution.plan, color=color))
     click.echo(solution.reason)
     if not solution.solved:
         sys.exit(_EXIT_NOT_SOLVED)
+
+
+def _show_solution(
+    model: Any, solution: Any, *, show: bool, gif: Path | None, html: Path | None
+) -> None:
+    """Step through a solution, or write it to files."""
+    from trm.experiments.viewing import film
+
+    if show:
+        film.show(solution, color=sys.stdout.isatty() and "NO_COLOR" not in os.environ)
+    if gif is not None:
+        film.save_gif(solution, gif)
+        click.echo(f"wrote {gif}", err=True)
+    if html is not None:
+        from trm.experiments.viewing.report import solution_html
+        from trm.runs.durable import replace_durably
+
+        replace_durably(html, solution_html(model, solution).encode())
+        click.echo(f"wrote {html}; open it in a browser", err=True)
 
 
 def show_scoreboard(

@@ -235,6 +235,15 @@ class Model:
             self.edit_policy, self.domain, instances, num=num, device=self.device, seed=seed
         )
 
+    def unseen(self, num: int, *, seed: int = 0) -> Int8Array:
+        """Some instances of the test split, shape [num, instance]; fewer where it has fewer.
+
+        A supervised run's split is fixed, and ignores the seed.
+        """
+        if self.predictor is not None:
+            return self.predictor.unseen(num)
+        return self.task.instances("test", num=num, seed=seed).instances
+
     # --- Acting in an environment
 
     def act(self, observation: Mapping[str, Any]) -> int:
