@@ -52,11 +52,14 @@ function lineChart(element, options) {
   const Y = (y) => height - margin.bottom - (Math.max(yLow, Math.min(yHigh, scale(y))) - yLow) / (yHigh - yLow) * (height - margin.top - margin.bottom);
   const right = width - margin.right, bottom = height - margin.bottom;
   let out = `<svg viewBox="0 0 ${width} ${height}" role="img" aria-label="${escapeText(options.label)}">`;
-  const yTicks = options.log
-    ? ticks(yLow, yHigh, 4).filter((tick) => Math.abs(tick - Math.round(tick)) < 1e-6) : ticks(yLow, yHigh, 4);
+  let yTicks = ticks(yLow, yHigh, 4);
+  if (options.log) {  // powers of ten, or round numbers where there are fewer than two of them
+    const powers = yTicks.filter((tick) => Math.abs(tick - Math.round(tick)) < 1e-6);
+    yTicks = powers.length > 1 ? powers.map((tick) => 10 ** Math.round(tick)) : ticks(10 ** yLow, 10 ** yHigh, 4).filter((tick) => tick > 0);
+  }
   for (const tick of yTicks) {
-    const y = Y(options.log ? 10 ** tick : tick);
-    const text = options.log ? `1e${Math.round(tick)}` : options.percent ? `${Math.round(100 * tick)}%` : shortNumber(tick);
+    const y = Y(tick), size = Math.abs(tick);
+    const text = options.percent ? `${Math.round(100 * tick)}%` : options.log && (size < 0.01 || size >= 1e4) ? tick.toExponential(0).replace("+", "") : shortNumber(tick);
     out += `<line class="grid" x1="${margin.left}" x2="${right}" y1="${y}" y2="${y}"/><text class="axis" x="${margin.left - 6}" y="${y + 4}" text-anchor="end">${text}</text>`;
   }
   for (const tick of ticks(xLow, xHigh, width < 480 ? 4 : 8).filter((tick) => !options.whole || Number.isInteger(tick)))

@@ -41,6 +41,7 @@ class Viewer {
   chooseRun(index) {
     this.run = this.runs[index];
     this.fill(this.part("puzzle"), this.run.replays.map((one) => `${one.title}: ${one.solved ? "solved" : "not solved"}`));
+    for (const item of this.root.querySelectorAll("[data-edits-only]")) item.hidden = !this.run.plays;
     this.part("puzzle").closest("div").hidden = this.run.replays.length < 2;
     this.choosePuzzle(0);
   }
@@ -65,6 +66,8 @@ class Viewer {
     }
     const wanted = ["chance", "value", "entropy"].find((name) => has[name]);
     if (this.heat() === "none" && wanted) this.root.querySelector(`[name=heat][value=${wanted}]`).checked = true;
+    const names = new Set(this.replay.frames.flatMap((frame) => frame.cells.flatMap(([, , style]) => (this.styles[style].name || "").split(" "))));
+    for (const item of this.root.querySelectorAll("[data-style]")) item.hidden = !names.has(item.dataset.style);
     this.part("slider").max = this.replay.frames.length - 1;
     this.show(0);
   }
@@ -141,7 +144,8 @@ class Viewer {
     if (mode === "entropy" && this.at > 0) {
       const cells = this.run.grid[0] * this.run.grid[1];
       const all = unpack(this.replay.entropy, Uint8Array).subarray((this.at - 1) * cells, this.at * cells);
-      return { cells: Array.from(all, (value) => value / 31) };
+      const most = Math.log2(this.run.values + 1);
+      return { cells: Array.from(all, (value) => value / 31 / most), most };
     }
     const state = this.state;
     if (!state || mode === "none" || !state[mode]) return null;
@@ -181,7 +185,8 @@ class Viewer {
     const frames = this.replay.frames, next = frames[this.at + 1];
     const ring = (edit, name) => {
       const at = edit === undefined || this.run.cell[edit] < 0 ? null : place(this.run.cell[edit]);
-      return at ? `<rect class="${name}" x="${at[0] + 2}" y="${at[1] + 2}" width="${CELL - 4}" height="${CELL - 4}" rx="4"/>` : "";
+      const box = at && `x="${at[0] + 2}" y="${at[1] + 2}" width="${CELL - 4}" height="${CELL - 4}" rx="4"`;
+      return at ? `<rect class="halo" ${box}/><rect class="${name}" ${box}/>` : "";
     };
     out += ring(frames[this.at].edit, "last") + ring(next && next.edit, "next");
     return out + "</svg>";
@@ -191,11 +196,12 @@ class Viewer {
   heatMap(place) {
     const found = this.shares();
     if (!found) return "";
+    const most = found.cells ? 0.55 : 0.9;
     const square = (x, y, size, share, name) =>
-      `<rect class="heat-${this.heat()}" x="${x}" y="${y}" width="${size}" height="${size}" opacity="${(0.06 + 0.86 * Math.min(1, share)).toFixed(3)}"><title>${escapeText(name)}</title></rect>`;
+      `<rect class="heat-${this.heat()}" x="${x}" y="${y}" width="${size}" height="${size}" opacity="${(most * Math.min(1, share)).toFixed(3)}"><title>${escapeText(name)}</title></rect>`;
     if (found.cells) return found.cells.map((share, cell) => {
       const at = place(cell);
-      return at ? square(at[0], at[1], CELL, share, `entropy ${share.toFixed(2)} bits`) : "";
+      return at ? square(at[0], at[1], CELL, share, `doubt ${(share * found.most).toFixed(2)} bits`) : "";
     }).join("");
     const edits = this.state.edits, byCell = new Map();
     edits.forEach((edit, i) => {
@@ -217,10 +223,17 @@ class Viewer {
         const value = Math.max(0, this.run.value[edits[i]] - 1);
         const x = at[0] + (value % side) * size, y = at[1] + Math.floor(value / side) * size;
         out += square(x, y, size, found.edits[i], this.describe(i));
-        if (size >= 10) out += `<text class="mini" x="${x + size / 2}" y="${y + size / 2 + 0.5}" font-size="${(size * 0.62).toFixed(1)}">${escapeText(this.run.symbols[value + 1] || "")}</text>`;
+        if (size >= 10 && this.blank(cell)) out += `<text class="mini" x="${x + size / 2}" y="${y + size / 2 + 0.5}" font-size="${(size * 0.62).toFixed(1)}">${escapeText(this.run.symbols[value + 1] || "")}</text>`;
       }
     }
     return out;
+  }
+
+  // Whether the plan leaves a cell blank, so that its candidates can be written into it.
+  blank(cell) {
+    const [top, left] = this.replay.origin, columns = this.replay.shape[1];
+    const index = (top + Math.floor(cell / this.run.grid[1])) * columns + left + (cell % this.run.grid[1]);
+    return !this.boards[this.at].cells[index][0];
   }
 
   describe(i) {

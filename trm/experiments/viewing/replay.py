@@ -34,7 +34,7 @@ MOST_EDITS: Final = 256
 TOP_EDITS: Final = 5
 """Edits of a state whose probability is shown by depth."""
 DEPTH: Final = 16
-"""Updates of the latent that are shown."""
+"""Updates of the latent that are shown; more where the run was trained with more."""
 VALUE_SCALE: Final = 10_000
 """Edit values are stored as int16 after this factor."""
 
@@ -202,10 +202,12 @@ def _legal(
 def _deep(model: Model, boards: Boards, phi: NDArray[np.float64]) -> dict[str, Any]:
     """Values, moves and the chances of the leading edits by depth; arrays start with the state."""
     deep = model.deepen(boards.instances, boards.plans, depth=DEPTH)
+    if deep.trained_depth > DEPTH:
+        deep = model.deepen(boards.instances, boards.plans, depth=deep.trained_depth)
     leading = np.argsort(-deep.probabilities.max(axis=0), axis=1, kind="stable")[:, :TOP_EDITS]
     chance = np.take_along_axis(deep.probabilities, leading[None], axis=2)
     return {
-        "depth": DEPTH,
+        "depth": len(deep.moves),
         "trained": deep.trained_depth,
         "modulus": deep.modulus,
         "top": leading.shape[1],

@@ -61,7 +61,7 @@ def report_html(
     names = ", ".join(model.name for model in models)
     return page_html(
         title=f"Report of {names}",
-        purpose=_purpose(len(models)),
+        purpose=_purpose(len(models), compared=bool(playing)),
         facts=[_facts(model) for model in models],
         curves=[
             *_played_curves(compared.curves if compared else (), playing, records),
@@ -85,17 +85,18 @@ def solution_html(model: Model, solution: Solution) -> str:
     )
 
 
-def _purpose(num: int) -> str:
+def _purpose(num: int, *, compared: bool) -> str:
     which = "this run" if num == 1 else "these runs"
+    compare = " compare the result with simple policies on the same puzzles," if compared else ""
     return (
-        f"Here you can see how {which} learned, compare the result with simple policies on the same"
-        " puzzles, and step through solved puzzles to see what the model held likely."
+        f"Here you can see how {which} learned,{compare} and step through unseen puzzles to see"
+        " what the model held likely."
     )
 
 
 def _facts(model: Model) -> dict[str, Any]:
     info, steps = model.run.info, model.run.checkpoint_steps()
-    commit = info.provenance.get("git")
+    git = info.provenance.get("git") or {}
     unit = "edits" if model.predictor is None else "steps"
     return {
         "name": model.name,
@@ -104,7 +105,7 @@ def _facts(model: Model) -> dict[str, Any]:
         "seed": info.seed,
         "trained": f"{steps[-1]:,} {unit}" if steps else "nothing yet",
         "begun": info.created[:10],
-        "commit": str(commit or "unknown")[:10],
+        "commit": str(git.get("commit", "unknown"))[:10],
     }
 
 
