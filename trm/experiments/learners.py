@@ -74,6 +74,7 @@ class Networks:
     """Edits at the checkpoint."""
 
 
+@runtime_checkable
 class Insight(Protocol):
     """What a checkpoint that plays edits says of states, beside its greedy policy.
 

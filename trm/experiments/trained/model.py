@@ -22,14 +22,8 @@ from plan_envs.evaluation import EvalReport, Policy, evaluate_policy
 from plan_envs.instances import InstanceSet
 from plan_envs.rendering import render_ansi
 from trm.compute.device import Placement, Precision
-from trm.experiments.learners import (
-    Insight,
-    Learner,
-    Predictor,
-    learner_of,
-    load_policy,
-    task_of,
-)
+from trm.experiments import learners
+from trm.experiments.learners import Insight, Learner, Predictor, learner_of, task_of
 from trm.experiments.scoreboard import Scoreboard, score_policies
 from trm.experiments.search import (
     SampledPolicy,
@@ -324,7 +318,7 @@ class Model:
     @cached_property
     def policy(self) -> Policy:
         """The greedy policy, as `plan_envs.evaluation.evaluate_policy` takes it."""
-        return load_policy(self.run, placement=self.placement, step=self.step)
+        return learners.load_policy(self.run, placement=self.placement, step=self.step)
 
     @property
     def edit_policy(self) -> EditPolicy:
