@@ -279,7 +279,7 @@ class Model:
         if live.any():
             chosen = self.policy if deterministic else SampledPolicy(self.edit_policy, self.device)
             actions[live] = chosen(instances[live], plans[live], mask[live], self.rng)
-        return (actions[0] if single else actions), state
+        return (actions.squeeze(axis=0) if single else actions), state
 
     # --- Being asked
 
