@@ -30,10 +30,25 @@ from trm.experiments.options import placement_options, ready_placement, seed_opt
     type=click.IntRange(1),
     help="Unseen puzzles to evaluate on.  [default: as recorded, 500 where nothing is]",
 )
+@click.option(
+    "--study",
+    "studies",
+    metavar="FILE",
+    multiple=True,
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="What drift --json or bounds --json printed, as tables; repeatable.",
+)
 @seed_option("Seed of the puzzles that are replayed.")
 @placement_options
 def report(
-    *, paths: tuple[Path, ...], out: Path, replays: int, num: int | None, seed: int, **where: Any
+    *,
+    paths: tuple[Path, ...],
+    out: Path,
+    replays: int,
+    num: int | None,
+    studies: tuple[Path, ...],
+    seed: int,
+    **where: Any,
 ) -> None:
     """Write a page about runs: learning curves, comparison, replays.
 
@@ -50,6 +65,8 @@ def report(
     def announce(text: str) -> None:
         click.echo(text, err=True)
 
-    page = report_html(models, replays=replays, num=num, seed=seed, announce=announce)
+    page = report_html(
+        models, replays=replays, num=num, seed=seed, studies=studies, announce=announce
+    )
     replace_durably(out, page.encode())
     click.echo(f"{out}: {len(page.encode()) / 1e6:.1f} MB; open it in a browser")

@@ -30,6 +30,7 @@ def page_html(
     facts: Sequence[Mapping[str, Any]] = (),
     curves: Sequence[Mapping[str, Any]] = (),
     tables: Sequence[Mapping[str, Any]] = (),
+    studies: Sequence[Mapping[str, Any]] = (),
 ) -> str:
     """The page.
 
@@ -42,6 +43,7 @@ def page_html(
         curves: options of `lineChart` in charts.js, with title and note.
         tables: title, note, scored, and rows with name, rate, low, high, learned, score and
             improvement.
+        studies: of `studies.study_tables`.
     """
     environment = Environment(
         loader=FileSystemLoader(_FOLDER),
@@ -57,6 +59,7 @@ def page_html(
         facts=facts,
         curves=curves,
         tables=tables,
+        studies=studies,
         has_replays=bool(replays),
         single=len(runs) == 1,
         course=_COURSES[all(run["plays"] for run in runs)],

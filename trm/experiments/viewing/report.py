@@ -20,6 +20,8 @@ from trm.experiments.shipped_runs import run_path
 from trm.experiments.trained.model import Model, Solution
 from trm.experiments.viewing.page import page_html
 from trm.experiments.viewing.replay import Styles, replay_data, run_data, solution_data
+from trm.experiments.viewing.studies import study_tables
+from trm.runs.run import Run
 
 Announce = Callable[[str], None]
 """Shows a line to whoever waits."""
@@ -31,6 +33,7 @@ def report_html(
     replays: int,
     num: int | None = None,
     seed: int = 0,
+    studies: Sequence[Path] = (),
     announce: Announce = lambda _: None,
 ) -> str:
     """The page of some runs.
@@ -41,6 +44,7 @@ def report_html(
         num: puzzles of the evaluation; None takes the records that there are, and makes missing
             ones of 500. Supervised runs are not evaluated.
         seed: of the puzzles that are replayed.
+        studies: files that `upi-trm drift --json` or `bounds --json` printed.
         announce: called before what takes time.
 
     Raises:
@@ -50,6 +54,7 @@ def report_html(
     records = [_record(model, num, announce) for model in playing]
     compared = compare_records(records) if records else None
     supervised = [model for model in models if model.predictor is not None]
+    measured = [table for file in studies for table in study_tables(file)]
     styles, runs = Styles(), []
     for model in models:
         announce(f"solving {replays} puzzles with {model.name}")
@@ -68,6 +73,7 @@ def report_html(
             *_supervised_curves(supervised),
         ],
         tables=_tables(compared.rows if compared else ()),
+        studies=measured,
         runs=runs,
         styles=styles,
     )
@@ -232,6 +238,4 @@ def _table_row(row: Row) -> dict[str, Any]:
 
 def open_models(paths: Sequence[Path], **where: Any) -> list[Model]:
     """The runs of some folders or names; `where` as of `Model`."""
-    from trm.runs.run import Run
-
     return [Model(Run.open(run_path(path)), **where) for path in paths]
