@@ -1,7 +1,7 @@
 """The page in headless Chromium: no error, keys and buttons, both widths, light and dark.
 
 It is skipped where playwright or a Chromium is missing. `apt-get install chromium` and the extra
-`browser` bring them.
+`test` bring them.
 """
 
 import shutil
@@ -15,7 +15,7 @@ from trm.experiments.trained.model import load
 from trm.experiments.viewing.report import report_html
 
 playwright = pytest.importorskip(
-    "playwright.sync_api", reason="playwright is not installed (extra `browser`)"
+    "playwright.sync_api", reason="playwright is not installed (extra `test`)"
 )
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser"))), None)
 pytestmark = [
@@ -105,9 +105,7 @@ def test_space_plays_and_pauses_and_the_buttons_do_what_they_say(watched: Watche
     page = watched.page
     page.keyboard.press(" ")
     assert page.inner_text("[data-part=play]") == "Pause"
-    page.wait_for_function(
-        "document.querySelector('[data-part=caption]').textContent.startsWith('Edit 1 of')"
-    )
+    page.locator("[data-part=caption]", has_text="Edit 1 of").wait_for()
     page.keyboard.press(" ")
     assert page.inner_text("[data-part=play]") == "Play"
     page.get_by_role("button", name="First").click()
@@ -155,10 +153,10 @@ def test_colour_follows_what_is_chosen(watched: Watched) -> None:
 def test_another_run_and_another_puzzle_start_anew(watched: Watched) -> None:
     page = watched.page
     page.keyboard.press("ArrowRight")
-    page.get_by_label("Puzzle").select_option(index=1)
+    page.select_option("#puzzle", index=1)
     assert watched.caption.startswith("Start;")
     before = page.get_attribute("[data-part=board] svg", "aria-label")
-    page.get_by_label("Run").select_option(index=1)
+    page.select_option("#run", index=1)
     assert page.get_attribute("[data-part=board] svg", "aria-label") != before
 
 
