@@ -141,14 +141,12 @@ def solve(
         )
     placement = ready_placement(**where)
     from plan_envs.rendering import render_ansi
-    from trm.experiments.trained.model import Model
 
     source, text = _read_puzzle(puzzle)
     try:
-        run, instance = _run_for(text, run_path)
+        model, instance = _model_for(text, run_path, placement=placement, step=step)
     except ValueError as error:
         raise ValueError(f"{source}: {error}") from error
-    model = Model(run, placement=placement, step=step)
     solution = model.solve(instance, samples=samples, search=search)
     color = sys.stdout.isatty()
     if show or gif is not None or html is not None:
@@ -273,22 +271,23 @@ def _more_compute(
     return reports, figures
 
 
-def _run_for(text: str, path: Path | None) -> tuple[Any, Any]:
-    """The run that is to solve a puzzle, and the puzzle as its domain reads it."""
+def _model_for(text: str, path: Path | None, **where: Any) -> tuple[Any, Any]:
+    """The model that is to solve a puzzle, and the puzzle as its domain reads it."""
     from plan_envs.episodes import read_instance
-    from trm.experiments.learners import task_of
     from trm.experiments.shipped_runs import fitting_run
+    from trm.experiments.trained.model import Model
 
     if path is None:
         name, instance = fitting_run(text)
         click.echo(f"using {name}", err=True)
-        return open_run(Path(name)), instance
-    run = open_run(path)
-    task = task_of(run)
+        return Model(open_run(Path(name)), **where), instance
+    model = Model(open_run(path), **where)
+    domain = model.domain
     try:
-        return run, read_instance(task.domain, text, dead_end="continue")
+        return model, read_instance(domain, text, dead_end="continue")
     except ValueError as error:
-        raise ValueError(f"{error} (the run was trained on {task.name})") from error
+        env = model.run.info.env
+        raise ValueError(f"{error} (the run was trained on {env})") from error
 
 
 def _read_puzzle(puzzle: str) -> tuple[str, str]:
