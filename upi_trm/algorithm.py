@@ -9,7 +9,7 @@ recipe and keeps their state.
 
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -27,6 +27,7 @@ from upi_trm.advantage import (
     centred_advantage,
     centring_defect,
 )
+from upi_trm.certificates import Certificates
 from upi_trm.chain import ActingPolicy
 from upi_trm.edit_values import EditValues, Reading
 from upi_trm.evaluator import (
@@ -45,10 +46,14 @@ from upi_trm.improvement import (
     PolicyStep,
     distil,
 )
-from upi_trm.rollout import Actor, Roller, Transitions, Visits
+from upi_trm.rollout import SEARCH_COUNTS, Actor, Rollout, Transitions, Visits
 
-COUNTS = ("episodes", "successors", "successors_evaluated")
+COUNTS = ("episodes", "successors", "successors_evaluated", *SEARCH_COUNTS)
 """Metrics of an iteration that are sums over the processes; the others are means."""
+
+
+StateRule = Callable[[Transitions, Sequence[Transitions]], Sample]
+"""(newest rollout, older ones) -> the states to improve at."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +70,7 @@ class Parts:
     """psi_bar, whose V_bar the targets bootstrap with."""
     replay: deque[Transitions]
     """The newest rollouts, oldest first."""
+    states: StateRule
     advantages: AdvantageRule
     candidate: CandidateRule
     edit_values: EditValues
@@ -83,7 +89,7 @@ class Parts:
     workers: Workers
 
 
-def iteration(parts: Parts, roller: Roller, *, steps: int) -> dict[str, float]:
+def iteration(parts: Parts, roller: Rollout, *, steps: int) -> dict[str, float]:
     """Roll out, look ahead, improve and regress once, with `steps` edits of every plan.
 
     Args:
@@ -98,16 +104,19 @@ def iteration(parts: Parts, roller: Roller, *, steps: int) -> dict[str, float]:
     device = parts.value.device
     fresh = roller.collect(parts.actor, steps=steps, generator=parts.actions, device=device)
     clock.mark("rollout")
-    metrics = parts.actor.metrics(fresh)
-    at = draw_sample(parts, fresh)
-    policy = parts.pi.probabilities(at.policy_view)
-    estimate = parts.advantages(fresh, at, policy)  # phase 2: Q(s, a) and A_hat(s, a), Eq. 9
-    clock.mark("lookahead")
-    formed = parts.candidate(at.policy_view, policy, estimate.found)
-    metrics |= estimate.metrics
-    metrics |= improve(parts, at, policy, formed, estimate)  # phase 3: Theorem 5.7
-    clock.mark("distil")
-    parts.replay.append(estimate.fresh)
+    metrics = parts.actor.metrics(fresh) | roller.metrics
+    parts.edit_values.follow(fresh)
+    if parts.edit_values.ready:
+        at = parts.states(fresh, list(parts.replay))
+        policy = parts.pi.probabilities(at.policy_view)
+        estimate = parts.advantages(fresh, at, policy)  # phase 2: Q(s, a) and A_hat(s, a), Eq. 9
+        fresh = estimate.fresh
+        clock.mark("lookahead")
+        formed = parts.candidate(at.policy_view, policy, estimate.found)
+        metrics |= estimate.metrics
+        metrics |= improve(parts, at, policy, formed, estimate)  # phase 3: Theorem 5.7
+        clock.mark("distil")
+    parts.replay.append(fresh)
     metrics |= regress(parts)  # phase 1: Eq. 2
     clock.mark("value")
     finished = fresh.terminated | fresh.truncated
@@ -116,22 +125,54 @@ def iteration(parts: Parts, roller: Roller, *, steps: int) -> dict[str, float]:
     return parts.workers.combine(metrics | clock.seconds, sums=COUNTS)
 
 
-def draw_sample(parts: Parts, fresh: Transitions) -> Sample:
-    """The states to improve at: of the fresh rollout and of older ones, in random order."""
-    config, value = parts.improvement, parts.value
-    older = config.distil_iterations - 1
-    sources = [fresh, *(list(parts.replay)[-older:] if older else [])]
-    visits = Visits.of(sources)
-    count = min(len(visits), config.lookahead_states or len(visits))
-    order = torch.randperm(len(visits), generator=parts.noise)[:count].numpy()
-    visits = visits.select(order)
+@dataclass(frozen=True, kw_only=True)
+class VisitedStates:
+    """Improves at states of the fresh rollout and of older ones, in random order."""
+
+    config: ImprovementConfig
+    value: ValueFunction
+    noise: torch.Generator
+
+    def __call__(self, fresh: Transitions, replay: Sequence[Transitions]) -> Sample:
+        """As many as the recipe says, or all; `replay` is oldest first and without `fresh`."""
+        older = self.config.distil_iterations - 1
+        visits = Visits.of([fresh, *(replay[-older:] if older else [])])
+        count = min(len(visits), self.config.lookahead_states or len(visits))
+        order = torch.randperm(len(visits), generator=self.noise)[:count].numpy()
+        return _sample(visits.select(order), order, self.value)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CertifiedStates:
+    """Improves at states on the way to certificates, where the edit values are learned."""
+
+    certificates: Certificates
+    count: int
+    value: ValueFunction
+
+    def __call__(self, fresh: Transitions, replay: Sequence[Transitions]) -> Sample:
+        """`count` states."""
+        boards, domain = self.certificates.draw(self.count).boards, self.value.domain
+        none = np.zeros((len(boards), 0, 0), np.float32)
+        visits = Visits(
+            instances=boards.instances,
+            plans=boards.plans,
+            score=domain.check(boards.instances, boards.plans).score,
+            policy_start=none,
+            evaluator_start=none,
+        )
+        # None of them is an edit of the rollout.
+        return _sample(visits, np.full(len(boards), fresh.action.size), self.value)
+
+
+def _sample(visits: Visits, order: NDArray[np.int64], value: ValueFunction) -> Sample:
     policy_view, value_view = visits.views(value.domain, value.device)
     return Sample(
         visits=visits,
         order=order,
         policy_view=policy_view,
         value_view=value_view,
-        num_held_out=min(max(1, round(HELD_OUT * count)), count - 1),
+        num_held_out=min(max(1, round(HELD_OUT * len(visits))), len(visits) - 1),
     )
 
 
@@ -208,6 +249,8 @@ def improve(
             config=parts.improvement,
             generator=parts.noise,
             after_step=after_step,
+            unrolls=parts.evaluator.supervised_unrolls,
+            trunk=parts.value.model if parts.improvement.trunk == "shared" else None,
             workers=parts.workers,
         ),
     )

@@ -1,8 +1,9 @@
 """The policy of a learner or of its checkpoint: a network, a mixture, or one that remembers.
 
-The recipe says which. `load_deployed` makes it from the weights of a checkpoint; a learner in
-training has it as `UpiLearner.deployed`. Evaluations play `greedy_policy` of it, the search and the
-samples read `edit_policy`.
+The recipe says which; `improvement.deploy: improved` is the evaluator, played by its edit head.
+`load_deployed` makes it from the weights of a checkpoint; a learner in training has it as
+`UpiLearner.deployed`. Evaluations play `greedy_policy` of it, the search and the samples read
+`edit_policy`.
 """
 
 from collections.abc import Mapping
@@ -83,7 +84,7 @@ def load_deployed(
     def build() -> TinyRecursiveModel:
         return TinyRecursiveModel(shape, config.model, generator=torch.Generator())
 
-    if not config.improvement.distil:
+    if deployed_part(config) == "chain":
         parts = part_of(weights, "chain")
         if "shares" not in parts:
             raise RuntimeError("no weights of a mixture of networks, chain.shares")
@@ -97,6 +98,8 @@ def load_deployed(
 
 def deployed_part(config: LearnerConfig) -> str:
     """The name, in a checkpoint, of the single network or the mixture that is deployed."""
+    if config.improvement.deploy == "improved":
+        return "evaluator"
     if not config.improvement.distil:
         return "chain"
     return "policy" if config.improvement.average_rate is None else "average"

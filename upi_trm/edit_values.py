@@ -1,13 +1,15 @@
 """Edit values: Q(s, a) of every legal edit, and what the evaluator's edit head learns of it.
 
 The paper's Q reads the value of the successor. A successor does not show whether the edit that led
-to it was forced or guessed, the state before does: two variants let the evaluator's edit head,
-which reads the state before, correct Q in the units of the value head. Input: states, a value
-function and rollouts; output: Q for `algorithm.py`, and a loss for the regression there.
+to it was forced or guessed, the state before does: the other variants read the evaluator's edit
+head at the state before, as a correction of Q in the units of the value head, or as Q itself, which
+is then learned from certificates. Input: states, a value function and rollouts; output: Q for
+`algorithm.py`, and a loss for the regression there.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,11 +18,16 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from plan_envs.domain import DeadEnd
-from trm.experiments.states import all_edit_logits
+from trm.compute.workers import Workers
+from trm.experiments.states import all_edit_logits, latents_through
 from trm.nn.model import Encoding, StateBatch
 from upi_trm.advantage import Lookahead, SuccessorValue, look_ahead
+from upi_trm.certificates import Certificates
 from upi_trm.evaluator import EvaluatorConfig, ValueFunction, bootstrapped, shaped_value
 from upi_trm.rollout import Transitions, Visits
+
+FIRST_CERTIFICATES = 2
+"""Starts with a certificate before anything is improved."""
 
 Lesson = Float[Tensor, "row edit"]
 """Three rows for the edits made: the edit, r + gamma V_bar(s') (NaN where the checker decides), its
@@ -67,6 +74,21 @@ class EditValues:
             device=self.value.device,
             by_parent=view.start is not None,
         )
+
+    @property
+    def ready(self) -> bool:
+        """Whether there is anything to improve the policy with."""
+        return True
+
+    def follow(self, fresh: Transitions) -> None:
+        """Take out of a rollout what is learned beside its transitions."""
+
+    def state(self) -> dict[str, Any]:
+        """What was taken, for a checkpoint."""
+        return {}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Counterpart of `state`."""
 
     def reads(self, pasts: Sequence[Transitions]) -> Bool[NDArray[np.bool_], "_ plan"]:
         """Where the K-step targets bootstrap."""
@@ -161,14 +183,82 @@ class CorrectedValues(EditValues):
         return {"edit_loss": loss if len(q) else correction.sum() * 0.0}
 
 
-def make_edit_values(
-    value: ValueFunction, config: EvaluatorConfig, dead_end: DeadEnd
-) -> EditValues:
-    """The edit values that a recipe asks for."""
-    if config.edit_values == "successor":
-        return EditValues(value=value, config=config, dead_end=dead_end)
-    of_state = config.edit_values == "state"
-    return CorrectedValues(value=value, config=config, dead_end=dead_end, of_state=of_state)
+@dataclass(frozen=True, kw_only=True)
+class CertifiedValues(EditValues):
+    """Q_n(s, a) = sigmoid(e(s, a)) - Phi(s), e the evaluator's edit head on z^(n).
+
+    It is learned by binary cross-entropy on every legal edit of states on the way to certificates,
+    after each of several unrolls (deep supervision). Success is a product of (1 - error) over the
+    edits, so what matters is which edit is certain.
+    """
+
+    certificates: Certificates
+    workers: Workers
+
+    def __call__(self, visits: Visits, view: StateBatch) -> Lookahead:
+        """The head's Q of undecided edits; what the checker decides is as it is."""
+        ahead = self.look_ahead(visits, None, view)
+        success = torch.sigmoid(all_edit_logits(self.value.model, view).to(ahead.q.dtype))
+        phi = visits.phi(self.value.domain, self.value.device)
+        return replace(ahead, q=torch.where(ahead.undecided, success - phi[:, None], ahead.q))
+
+    @property
+    def ready(self) -> bool:
+        """Every process has two certificates."""
+        return not self.workers.any(len(self.certificates) < FIRST_CERTIFICATES)
+
+    def follow(self, fresh: Transitions) -> None:
+        """Keep the certificates of a rollout."""
+        self.certificates.follow(fresh)
+
+    def state(self) -> dict[str, Any]:
+        """The certificates."""
+        return self.certificates.state()
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Take up certificates."""
+        self.certificates.load_state(state)
+
+    def losses(self, reading: Reading, lesson: Lesson) -> dict[str, Float[Tensor, ""]]:
+        """Certified loss on fresh states of certificates."""
+        if not self.ready:
+            return {}
+        value, config = self.value, self.config
+        drawn = self.certificates.draw(config.certified_states)
+        states = drawn.boards.batch(value.domain, value.device)
+        right = torch.from_numpy(drawn.right).to(value.device)
+        encoding, latents = latents_through(value.model, states, config.supervised_unrolls)
+        rng = self.certificates.generator
+        if rng.random() < config.unroll_on:
+            goes_on = replace(encoding, start=latents[-1].detach())
+            more = int(rng.integers(1, value.model.config.depth + 1))
+            latents.append(value.model.recur(goes_on, depth=more))
+        legal = states.mask > 0
+        logits = [value.model.edit_logits(z, encoding, states) for z in latents]
+        losses = [certified_loss(one, right, legal) for one in logits]
+        sure = torch.sigmoid(logits[-1].detach()).amax(dim=1)
+        drawn.doubt((1.0 - sure).float().cpu().numpy())
+        return {"edit_loss": torch.stack(losses).mean()}
+
+
+def certified_loss(
+    logits: Float[Tensor, "batch action"],
+    right: Bool[Tensor, "batch action"],
+    legal: Bool[Tensor, "batch action"],
+) -> Float[Tensor, ""]:
+    """Binary cross-entropy on all legal edits, once with equal weights, once with the policy's.
+
+    Args:
+        logits: e(s, a).
+        right: the edit agrees with a certificate.
+        legal: edits that the mask allows; the others count nothing.
+    """
+    each = nn.functional.binary_cross_entropy_with_logits(
+        logits.masked_fill(~legal, 0.0), right.to(logits.dtype), reduction="none"
+    )
+    each = each.masked_fill(~legal, 0.0)
+    policy = torch.softmax(logits.detach(), dim=1)
+    return each.sum() / legal.sum().clamp_min(1) + (policy * each).sum(dim=1).mean()
 
 
 def corrected_values(

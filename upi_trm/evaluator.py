@@ -51,12 +51,25 @@ class EvaluatorConfig:
     """Subtract the centred advantage of every edit made from its reward in the targets: it has mean
     zero under pi, so the target stays unbiased and loses most of its variance. Needs
     improvement.advantage 'exact' and looks ahead from every state."""
-    edit_values: Literal["successor", "corrected", "state"] = "successor"
+    edit_values: Literal["successor", "corrected", "state", "certified"] = "successor"
     """Q(s, a) of an edit that the checker does not decide: r + gamma U_n(s') (the paper), or the
     same with a correction c(s, a) that the evaluator's edit head reads from the state before, added
     to the logit (success) or to the value (score). A successor does not show whether the edit that
     led to it was forced or guessed, the state before does. `state` corrects U_n(s) instead: no
-    successor is evaluated. Both need improvement.advantage 'exact'."""
+    successor is evaluated. `certified` reads Q = sigmoid(e(s, a)) from the edit head alone, learned
+    from plans that the checker called solved (`certificates`). All but the first need
+    improvement.advantage 'exact'."""
+    supervised_unrolls: tuple[int, ...] = ()
+    """certified: numbers of unrolls after which the edit values are learned too, beside model.depth
+    (deep supervision); the policy is distilled at the same ones."""
+    unroll_on: float = 0.0
+    """certified: share of the minibatches that unroll on beyond model.depth, up to as many times
+    again, from the latent without its gradient, and learn there too: playing with more unrolls than
+    trained then helps instead of hurting."""
+    certified_states: int = 64
+    """certified: states of certificates in a minibatch, beside those of the regression."""
+    certificates: int = 4096
+    """certified: starts whose certificates are remembered."""
 
     RETIRED: ClassVar[Mapping[str, Retired]] = {
         "target_policy": Retired(
@@ -67,7 +80,16 @@ class EvaluatorConfig:
     def __post_init__(self) -> None:
         """Check ranges."""
         check_within(self, "evaluator", "(0, 1]", "gamma", "target_rate")
+        check_within(self, "evaluator", "[0, 1]", "unroll_on")
         check_at_least(self, "evaluator", 1, "k_steps", "batch_size", "replay_iterations")
+        check_at_least(self, "evaluator", 1, "certificates", "certified_states")
+        unrolls = tuple(self.supervised_unrolls)
+        if list(unrolls) != sorted(set(unrolls)) or any(n < 1 for n in unrolls):
+            raise ValueError(
+                "evaluator.supervised_unrolls must be ascending numbers of at least 1, got"
+                f" {list(unrolls)}"
+            )
+        object.__setattr__(self, "supervised_unrolls", unrolls)
         check_positive(self, "evaluator", "passes", "learning_rate")
 
 

@@ -5,8 +5,9 @@ pi_new = (1 - alpha) pi + alpha pi_cand as probabilities, and a network pi_phi d
 """
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar, Literal
 
 import torch
@@ -15,7 +16,12 @@ from torch import Tensor, nn
 
 from trm.compute.workers import ALONE, Workers
 from trm.experiments.sections import check_at_least, check_positive, check_within
-from trm.experiments.states import edit_logits, policy_probabilities
+from trm.experiments.states import (
+    edit_logits,
+    edit_logits_through,
+    latents_through,
+    policy_probabilities,
+)
 from trm.nn.model import StateBatch, TinyRecursiveModel
 from trm.runs.recipe import Retired
 from upi_trm.advantage import Advantages, PerEdit
@@ -36,11 +42,12 @@ class ImprovementConfig:
     advantage: Literal["exact", "gae"] = "exact"
     """exact: one-step lookahead with the baseline summed over all edits; gae: along the rollout,
     for `policy_gradient` only, its centring defect measured."""
-    candidate: Literal["policy_gradient", "exp_advantage", "success_posterior"] = (
+    candidate: Literal["policy_gradient", "exp_advantage", "success_posterior", "odds"] = (
         "success_posterior"
     )
-    """pi_cand: clipped policy gradient (the paper), pi exp(A / temperature), or pi Q^power with Q a
-    probability."""
+    """pi_cand: clipped policy gradient (the paper), pi exp(A / temperature), pi Q^power with Q a
+    probability, or the softmax of the log-odds of Q: only the odds tell an edit that is certain
+    from one that is likely."""
     alpha: float = 0.3
     """alpha: weight of the candidate in the mixture."""
     temperature: float = 0.1
@@ -79,6 +86,13 @@ class ImprovementConfig:
     """Deploy a running average of the policy's weights, avg <- avg + rate (phi - avg) after every
     optimiser step, instead of the last ones; null deploys phi itself. Rollouts and the improvement
     use phi either way."""
+
+    trunk: Literal["own", "shared"] = "own"
+    """What pi_phi is distilled into: a network of its own, or an edit head of its own on the trunk
+    of the evaluator, which it takes over before every distillation."""
+    deploy: Literal["policy", "improved"] = "policy"
+    """What evaluations and users get: pi, or the greedy improvement of it by the last edit values,
+    which is the last step of policy iteration, not distilled (needs certified edit values)."""
 
     RETIRED: ClassVar[Mapping[str, Retired]] = {
         "alpha_rule": Retired(
@@ -173,6 +187,8 @@ def make_candidate(
         if config.candidate == "success_posterior":
             closed = success_posterior(policy, found.success, power=config.power)
             return Candidate(probability=closed)
+        if config.candidate == "odds":
+            return Candidate(probability=odds_candidate(found.success, states.mask > 0))
         trained = policy_gradient_candidate(
             network, states, policy, found.weighted, config, generator, workers=workers
         )
@@ -201,6 +217,20 @@ def success_posterior(
         floor: keeps the support of pi where the evaluator says 0.
     """
     return torch.softmax(policy.log() + power * success.clamp(floor, 1.0).log(), dim=1)
+
+
+def odds_candidate(
+    success: PerEdit, legal: Bool[Tensor, "batch action"], *, floor: float = 1e-6
+) -> PerEdit:
+    """pi_cand proportional to Q / (1 - Q) over the legal edits.
+
+    Args:
+        success: Q in [0, 1] up to error of the evaluator; clamped to [floor, 1 - floor].
+        legal: edits that the mask allows.
+        floor: keeps the odds finite.
+    """
+    odds = success.clamp(floor, 1.0 - floor).logit()
+    return torch.softmax(odds.masked_fill(~legal, -torch.inf), dim=1)
 
 
 def mixture(policy: PerEdit, candidate: PerEdit, *, alpha: float) -> PerEdit:
@@ -281,6 +311,8 @@ def distil(
     config: ImprovementConfig,
     generator: torch.Generator,
     after_step: Callable[[], None],
+    unrolls: Sequence[int] = (),
+    trunk: TinyRecursiveModel | None = None,
     workers: Workers = ALONE,
 ) -> DistillationReport:
     """pi_phi <- argmin sum_s weight(s) KL(pi_new || pi_phi), until the held-out KL is small.
@@ -295,6 +327,8 @@ def distil(
         config: tolerance, passes, batch size.
         generator: shuffles the minibatches.
         after_step: called after every optimiser step (contraction clamp, averages).
+        unrolls: numbers of unrolls below the depth after which pi_phi is fitted too.
+        trunk: an evaluator whose trunk pi_phi takes over, so that only its edit head is fitted.
         workers: processes that train together, each on states of its own; KLs are means over all.
     """
     train = (~held_out).nonzero().flatten()
@@ -302,16 +336,25 @@ def distil(
     check_states, check_target = states.select(check), target[check]
     kl_before = kl = workers.mean(mean_kl(model, check_states, check_target))
     tolerance = min(config.distil_kl, 0.1 * kl_before)
+    passes = _whole_passes
+    if trunk is not None:
+        model.take_trunk(trunk)
+        kl = workers.mean(mean_kl(model, check_states, check_target))
+        passes = _head_passes
+    batches = partial(
+        minibatches, len(train), batch_size=config.batch_size, passes=1.0, generator=generator
+    )
     steps, done = 0, 0.0
-    while done < config.distil_passes and kl > tolerance:
-        for index in minibatches(
-            len(train), batch_size=config.batch_size, passes=1.0, generator=generator
-        ):
-            chosen = train[index.to(train.device)]
-            part = states.select(chosen)
-            log_policy = torch.log_softmax(edit_logits(model, part), dim=1)
-            divergence = kl_divergence(target[chosen], log_policy, part.mask > 0)
-            loss = (weight[chosen] * divergence).mean()
+    for one_pass in passes(model, states, unrolls, lambda: (train[i] for i in batches())):
+        if done >= config.distil_passes or kl <= tolerance:
+            break
+        for chosen, all_logits in one_pass:
+            legal = states.mask[chosen] > 0
+            divergence = [
+                kl_divergence(target[chosen], torch.log_softmax(logits, dim=1), legal)
+                for logits in all_logits
+            ]
+            loss = (weight[chosen] * torch.stack(divergence).mean(dim=0)).mean()
             optimiser.zero_grad(set_to_none=True)
             loss.backward()
             workers.average_gradients(model)
@@ -322,6 +365,43 @@ def distil(
         done += 1.0
         kl = workers.mean(mean_kl(model, check_states, check_target))
     return DistillationReport(kl=kl, kl_before=kl_before, steps=steps)
+
+
+_Pass = Iterator[tuple[Tensor, list[Tensor]]]
+"""Minibatches: the states, and the logits that are fitted there, one tensor for each unroll."""
+
+
+def _whole_passes(
+    model: TinyRecursiveModel,
+    states: StateBatch,
+    unrolls: Sequence[int],
+    batches: Callable[[], Iterator[Tensor]],
+) -> Iterator[_Pass]:
+    """Passes in which every weight is fitted, shuffled anew."""
+    while True:
+        yield (
+            (chosen, edit_logits_through(model, states.select(chosen), unrolls))
+            for chosen in batches()
+        )
+
+
+def _head_passes(
+    model: TinyRecursiveModel,
+    states: StateBatch,
+    unrolls: Sequence[int],
+    batches: Callable[[], Iterator[Tensor]],
+) -> Iterator[_Pass]:
+    """Passes in which only the edit head is fitted, on latents that are computed once."""
+    fixed = []
+    with torch.no_grad():
+        for chosen in batches():
+            part = states.select(chosen)
+            fixed.append((chosen, part, *latents_through(model, part, unrolls)))
+    while True:
+        yield (
+            (chosen, [model.edit_logits(z, encoding, part) for z in latents])
+            for chosen, part, encoding, latents in fixed
+        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -1,38 +1,72 @@
 """What a checkpoint of this learner says of states: probabilities, U_n, Q, and all of it by depth.
 
 `plugin.py` hands it to the Python API and to the replay viewer (`learners.Insight`). Everything is
-read with the recipe's own parts: edit values come from `edit_values.make_edit_values` alone.
+read with the parts that `UpiLearner` makes of the recipe.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from plan_envs.domain import PlanDomain
 from trm.compute.device import Placement
 from trm.experiments.states import Boards, Deepening, readings_by_depth
 from trm.nn.model import StateBatch, TinyRecursiveModel
+from trm.runs.checkpoints import part_of
 from upi_trm.advantage import PerEdit
 from upi_trm.chain import MixturePolicy
-from upi_trm.contraction import NotContractive, certificate
-from upi_trm.deployment import edit_policy
-from upi_trm.edit_values import make_edit_values
-from upi_trm.evaluator import ValueFunction, shaped_value
-from upi_trm.learner import LearnerConfig
+from upi_trm.deployment import edit_policy, load_deployed
+from upi_trm.evaluator import shaped_value
+from upi_trm.learner import LearnerConfig, UpiLearner
 from upi_trm.rollout import Visits
 
 
 @dataclass(frozen=True, kw_only=True)
 class UpiInsight:
-    """An evaluator and a deployed policy, on the placement's device (`learners.Insight`)."""
+    """The evaluator of a learner and a deployed policy (`learners.Insight`)."""
 
-    domain: PlanDomain
-    config: LearnerConfig
+    learner: UpiLearner
+    """Of its networks only the evaluator is read."""
     policy: TinyRecursiveModel | MixturePolicy
-    evaluator: TinyRecursiveModel
     placement: Placement
+
+    @staticmethod
+    def of(
+        domain: PlanDomain,
+        config: LearnerConfig,
+        weights: Mapping[str, Tensor],
+        placement: Placement,
+    ) -> "UpiInsight":
+        """Of the weights of a checkpoint; arguments and errors as of `deployment.load_deployed`."""
+        draws = [torch.Generator() for _ in range(3)]  # nothing is drawn from them but weights
+        learner = UpiLearner(
+            domain,
+            config,
+            dead_end="absorb",
+            device=placement.torch_device,
+            init=draws[0],
+            noise=draws[1],
+            actions=draws[2],
+            lessons=np.random.default_rng(0),
+        )
+        learner.evaluator.load_state_dict(part_of(weights, "evaluator"))
+        learner.evaluator.eval()
+        policy = load_deployed(domain, config, weights, placement)
+        return UpiInsight(learner=learner, policy=policy, placement=placement)
+
+    @property
+    def domain(self) -> PlanDomain:
+        """The rules."""
+        return self.learner.domain
+
+    @property
+    def config(self) -> LearnerConfig:
+        """The recipe."""
+        return self.learner.config
 
     @property
     def quantities(self) -> frozenset[str]:
@@ -51,15 +85,16 @@ class UpiInsight:
         """U_n(s)."""
         visits = self._visits(boards)
         with self.placement.autocast():
-            return _array(self._value()(visits.batch(self.domain, self._device), visits.score))
+            states = visits.batch(self.domain, self._device)
+            return _array(self.learner.parts.value(states, visits.score))
 
     @torch.no_grad()
     def edit_values(self, boards: Boards) -> NDArray[np.float32]:
         """Q(s, a) as improvement reads it in training, where dead ends absorb."""
         visits = self._visits(boards)
-        values = make_edit_values(self._value(), self.config.evaluator, "absorb")
         with self.placement.autocast():
-            found = values(visits, visits.batch(self.domain, self._device))
+            states = visits.batch(self.domain, self._device)
+            found = self.learner.parts.edit_values(visits, states)
         return _array(found.q.masked_fill(~found.mask, torch.nan))
 
     @torch.no_grad()
@@ -69,7 +104,7 @@ class UpiInsight:
         states = boards.batch(self.domain, self._device)
         phi = boards.phi(self.domain, self._device)
         with self.placement.autocast():
-            raw, _, moves = readings_by_depth(self.evaluator, states, depth=depth)
+            raw, _, moves = readings_by_depth(self.learner.evaluator, states, depth=depth)
             _, logits, _ = readings_by_depth(self.policy, states, depth=depth)
         value = self.config.evaluator.value
         return Deepening(
@@ -84,12 +119,6 @@ class UpiInsight:
     def _device(self) -> torch.device:
         return self.placement.torch_device
 
-    def _value(self) -> ValueFunction:
-        value = self.config.evaluator.value
-        return ValueFunction(
-            model=self.evaluator, domain=self.domain, value=value, device=self._device
-        )
-
     def _visits(self, boards: Boards) -> Visits:
         none = np.zeros((len(boards), 0, 0), np.float32)
         return Visits(
@@ -101,13 +130,10 @@ class UpiInsight:
         )
 
     def _modulus(self) -> float | None:
-        try:
-            bound = certificate(self.evaluator.update)
-        except NotContractive:
-            return None
+        bound = self.learner.certificates[0].bound() if self.learner.certificates else 1.0
         return bound if bound < 1 else None
 
 
-def _array(tensor: torch.Tensor) -> NDArray[np.float32]:
+def _array(tensor: Tensor) -> NDArray[np.float32]:
     found: NDArray[np.float32] = tensor.float().cpu().numpy()
     return found

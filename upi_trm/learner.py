@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -20,15 +21,23 @@ from trm.experiments.states import model_shape
 from trm.nn.model import ModelConfig, StateBatch, TinyRecursiveModel
 from trm.runs.checkpoints import part_of
 from upi_trm.advantage import AdvantageRule, PerEdit
-from upi_trm.algorithm import ExactAdvantages, Parts, iteration
+from upi_trm.algorithm import (
+    CertifiedStates,
+    ExactAdvantages,
+    Parts,
+    StateRule,
+    VisitedStates,
+    iteration,
+)
+from upi_trm.certificates import Certificates
 from upi_trm.chain import ActingPolicy, ChainPolicy, MixturePolicy
 from upi_trm.contraction import Certificate, ContractionClamp, ContractionConfig, NotContractive
-from upi_trm.edit_values import EditValues, make_edit_values
+from upi_trm.edit_values import CertifiedValues, CorrectedValues, EditValues
 from upi_trm.evaluator import EvaluatorConfig, TargetNetwork, ValueFunction
 from upi_trm.gae import GaeAdvantages
 from upi_trm.improvement import DistilledPolicy, ImprovementConfig, make_candidate
 from upi_trm.persistent_z import PersistentActor
-from upi_trm.rollout import Actor, Roller, RolloutConfig, Transitions
+from upi_trm.rollout import Actor, Rollout, RolloutConfig, Transitions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +67,7 @@ class LearnerConfig:
                 f"evaluator.edit_values {self.evaluator.edit_values!r} needs improvement.advantage"
                 f" 'exact', got {self.improvement.advantage!r}"
             )
+        self._check_certified()
         if self.evaluator.control_variate and (
             self.improvement.advantage != "exact" or self.improvement.lookahead_states
         ):
@@ -65,6 +75,34 @@ class LearnerConfig:
                 "evaluator.control_variate needs improvement.advantage 'exact' and"
                 f" lookahead_states 0, got {self.improvement.advantage!r} and"
                 f" {self.improvement.lookahead_states}"
+            )
+
+    def _check_certified(self) -> None:
+        certified = self.evaluator.edit_values == "certified"
+        if not certified:
+            for field_name, wanted in (
+                ("rollout.actor", self.rollout.actor == "search"),
+                ("improvement.candidate", self.improvement.candidate == "odds"),
+                ("improvement.deploy", self.improvement.deploy == "improved"),
+                ("evaluator.supervised_unrolls", bool(self.evaluator.supervised_unrolls)),
+            ):
+                if wanted:
+                    section, name = field_name.split(".")
+                    value = getattr(getattr(self, section), name)
+                    raise ValueError(
+                        f"{field_name} {value!r} needs evaluator.edit_values 'certified', got"
+                        f" {self.evaluator.edit_values!r}"
+                    )
+            return
+        if self.model.latent == "persistent":
+            raise ValueError(
+                "evaluator.edit_values 'certified' needs model.latent 'episodic': the states of a"
+                f" certificate have no latent of their own, got {self.model.latent!r}"
+            )
+        if self.improvement.lookahead_states < 1:
+            raise ValueError(
+                "improvement.lookahead_states must be at least 2 where evaluator.edit_values is"
+                f" 'certified', got {self.improvement.lookahead_states}"
             )
 
 
@@ -81,6 +119,7 @@ class UpiLearner:
         init: torch.Generator,
         noise: torch.Generator,
         actions: torch.Generator,
+        lessons: np.random.Generator,
         workers: Workers = ALONE,
     ) -> None:
         """Make fresh networks and the parts that the recipe asks for.
@@ -93,6 +132,7 @@ class UpiLearner:
             init: draws the weights, on the CPU; the same on all workers.
             noise: draws samples and minibatches, on the CPU.
             actions: draws the edits, on the CPU.
+            lessons: draws states of certificates.
             workers: the processes that train together.
         """
         self.domain, self.config, self.device = domain, config, device
@@ -112,7 +152,13 @@ class UpiLearner:
         value = ValueFunction(
             model=self.evaluator, domain=domain, value=config.evaluator.value, device=device
         )
-        edit_values = make_edit_values(value, config.evaluator, dead_end)
+        self.memory = Certificates(
+            domain,
+            capacity=config.evaluator.certificates,
+            plans=config.rollout.plans,
+            generator=lessons,
+        )
+        edit_values = self._edit_values(value, dead_end, workers)
         pi = self._acting_policy()
         self.parts = Parts(
             pi=pi,
@@ -120,6 +166,7 @@ class UpiLearner:
             value=value,
             target=TargetNetwork(self.evaluator, config.evaluator.target_rate),
             replay=deque(maxlen=config.evaluator.replay_iterations),
+            states=self._states(value, noise),
             advantages=self._advantages(value, edit_values, workers),
             candidate=make_candidate(self.phi, config.improvement, noise, workers),
             edit_values=edit_values,
@@ -138,7 +185,7 @@ class UpiLearner:
             workers=workers,
         )
 
-    def iterate(self, roller: Roller, *, steps: int) -> dict[str, float]:
+    def iterate(self, roller: Rollout, *, steps: int) -> dict[str, float]:
         """One iteration with `steps` edits of every plan; returns its metrics."""
         return iteration(self.parts, roller, steps=steps)
 
@@ -165,7 +212,9 @@ class UpiLearner:
 
     @property
     def deployed(self) -> TinyRecursiveModel | MixturePolicy:
-        """The policy to evaluate and to use: phi, the running average of its weights, the chain."""
+        """What to evaluate and to use: phi, the average of its weights, the chain, or Q_n."""
+        if self.config.improvement.deploy == "improved":
+            return self.evaluator
         return self.parts.pi.deployed
 
     def probabilities(self, states: StateBatch) -> PerEdit:
@@ -207,6 +256,23 @@ class UpiLearner:
             device=self.device,
             modulus=self._evaluator_modulus,
         )
+
+    def _edit_values(self, value: ValueFunction, dead_end: DeadEnd, workers: Workers) -> EditValues:
+        config = self.config.evaluator
+        common: Any = {"value": value, "config": config, "dead_end": dead_end}
+        if config.edit_values == "successor":
+            return EditValues(**common)
+        if config.edit_values == "certified":
+            return CertifiedValues(**common, certificates=self.memory, workers=workers)
+        return CorrectedValues(**common, of_state=config.edit_values == "state")
+
+    def _states(self, value: ValueFunction, noise: torch.Generator) -> StateRule:
+        config = self.config.improvement
+        if self.config.evaluator.edit_values == "certified":
+            return CertifiedStates(
+                certificates=self.memory, count=config.lookahead_states, value=value
+            )
+        return VisitedStates(config=config, value=value, noise=noise)
 
     def _advantages(
         self, value: ValueFunction, edit_values: EditValues, workers: Workers
@@ -258,6 +324,7 @@ class UpiLearner:
             "evaluator_optimiser": self.parts.value_optimiser.state_dict(),
             "policy_optimiser": self.parts.policy_optimiser.state_dict(),
             "replay": [past.state() for past in self.parts.replay],
+            "edit_values": self.parts.edit_values.state(),
         }
 
     def load_state(self, state: Mapping[str, Any]) -> None:
@@ -267,3 +334,4 @@ class UpiLearner:
         self.parts.policy_optimiser.load_state_dict(state["policy_optimiser"])
         self.parts.replay.clear()
         self.parts.replay.extend(Transitions.from_state(past) for past in state["replay"])
+        self.parts.edit_values.load_state(state.get("edit_values", {}))

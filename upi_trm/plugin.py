@@ -5,8 +5,6 @@ The entry point `upi` of the group `upi_trm.learners` names `LEARNER`.
 
 from dataclasses import dataclass
 
-import torch
-
 from plan_envs.evaluation import Policy
 from trm.compute.device import Placement
 from trm.experiments.learners import (
@@ -19,9 +17,7 @@ from trm.experiments.learners import (
     task_of,
 )
 from trm.experiments.records import keep_record
-from trm.experiments.states import model_shape
 from trm.nn.model import TinyRecursiveModel
-from trm.runs.checkpoints import Checkpoint, part_of
 from trm.runs.run import Run, fitting
 from upi_trm.chain import MixturePolicy
 from upi_trm.deployment import greedy_policy, load_deployed
@@ -69,19 +65,10 @@ class UpiTrm:
         """Of the evaluator and the deployed policy."""
         placement.apply()
         checkpoint = run.load_checkpoint(step)
-        domain, recipe = task_of(run).domain, run.load_recipe(UpiRecipe)
-        evaluator = TinyRecursiveModel(
-            model_shape(domain.spec), recipe.model, generator=torch.Generator()
-        )
         with fitting(run, checkpoint):
-            evaluator.load_state_dict(part_of(checkpoint.weights, "evaluator"))
-        return UpiInsight(
-            domain=domain,
-            config=recipe,
-            policy=_deployed(run, checkpoint, placement),
-            evaluator=evaluator.to(placement.torch_device).eval(),
-            placement=placement,
-        )
+            return UpiInsight.of(
+                task_of(run).domain, run.load_recipe(UpiRecipe), checkpoint.weights, placement
+            )
 
     def load_predictor(
         self, run: Run, *, placement: Placement, step: int | str | None
@@ -97,12 +84,7 @@ def _load(
     run: Run, placement: Placement, step: int | str | None
 ) -> TinyRecursiveModel | MixturePolicy:
     placement.apply()
-    return _deployed(run, run.load_checkpoint(step), placement)
-
-
-def _deployed(
-    run: Run, checkpoint: Checkpoint, placement: Placement
-) -> TinyRecursiveModel | MixturePolicy:
+    checkpoint = run.load_checkpoint(step)
     with fitting(run, checkpoint):
         return load_deployed(
             task_of(run).domain, run.load_recipe(UpiRecipe), checkpoint.weights, placement

@@ -24,6 +24,11 @@ class UpiRecipe(LearnerConfig):
         """Check combinations of sections."""
         LearnerConfig.__post_init__(self)
         plans = self.rollout.plans
+        if self.rollout.actor == "search" and self.curriculum.kind != "none":
+            raise ValueError(
+                "rollout.actor 'search' starts on puzzles as they are and needs curriculum.kind"
+                f" 'none', got {self.curriculum.kind!r}"
+            )
         check_at_least(self.schedule, "schedule", plans, "edits", named="rollout.plans")
 
 

@@ -6,7 +6,7 @@ the value regression, and the `Visits` among them that it looks ahead from.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -30,11 +30,19 @@ class RolloutConfig:
     """E: plans edited in parallel, at least 2."""
     steps: int = 8
     """Edits of each plan in one iteration."""
+    actor: Literal["sample", "search"] = "sample"
+    """sample: episodes of edits drawn from the policy (the paper); search: best-first over plans,
+    led by the policy and verified by the checker, which goes back to plans that were set aside
+    (`search_roller`)."""
+    search_budget: int = 200
+    """search: plans visited of a puzzle before it is given up."""
+    visit_dead: bool = False
+    """search: visit the plans too that the checker calls dead at once, each for one edit."""
 
     def __post_init__(self) -> None:
         """Check ranges: an iteration needs a state to distil on and one to measure on."""
         check_at_least(self, "rollout", 2, "plans")
-        check_at_least(self, "rollout", 1, "steps")
+        check_at_least(self, "rollout", 1, "steps", "search_budget")
 
 
 FloatArray = NDArray[np.float32]
@@ -161,12 +169,44 @@ class Actor:
         """Counterpart of `state`."""
 
 
+SEARCH_COUNTS = ("returns", "edits_if_replayed", "checked")
+"""Metrics of a search: plans it went back to, edits that playing each of these again from its start
+would have taken, and successors that the checker looked at."""
+
+
+@runtime_checkable
+class Rollout(Protocol):
+    """What edits E plans and goes on between iterations: `Roller`, or `SearchRoller`."""
+
+    metrics: dict[str, float]
+    """Figures of the last `collect`."""
+
+    def collect(
+        self, actor: Actor, *, steps: int, generator: torch.Generator, device: torch.device
+    ) -> Transitions:
+        """Edit every plan `steps` times."""
+        ...
+
+    def figures(self) -> dict[str, float]:
+        """How far it has got, for the metrics."""
+        ...
+
+    def state(self) -> dict[str, Any]:
+        """For a checkpoint."""
+        ...
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Counterpart of `state`."""
+        ...
+
+
 class Roller:
     """Keeps E plans going between iterations; finished ones restart on an instance drawn anew."""
 
     def __init__(self, env: PlanEditVectorEnv, curriculum: Curriculum, *, seed: int) -> None:
         """`env` must use AutoresetMode.DISABLED: truncation bootstraps from the last state."""
         self.env, self.curriculum = env, curriculum
+        self.metrics: dict[str, float] = {}
         self.starts = curriculum.draw(env.num_envs)
         options = {"instance": self.starts.instances, "plan": self.starts.plans}
         self.observation, self.info = env.reset(seed=seed, options=options)
@@ -206,6 +246,12 @@ class Roller:
                 self._restart(done, info["solved"])
         stacked = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
         return Transitions(**stacked, advantage=np.zeros_like(stacked["reward"]))
+
+    def figures(self) -> dict[str, float]:
+        """Edits that an adaptive curriculum leaves."""
+        if self.curriculum.config.kind != "adaptive":
+            return {}
+        return {"curriculum_distance": float(self.curriculum.distance)}
 
     def _restart(self, done: NDArray[np.bool_], solved: NDArray[np.bool_]) -> None:
         self.curriculum.update(self.starts.distance[done], solved[done])

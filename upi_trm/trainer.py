@@ -13,6 +13,7 @@ import torch
 from gymnasium.vector import AutoresetMode
 
 from plan_envs.catalogue import resolve_task
+from plan_envs.instances import InstanceSet
 from plan_envs.vector_env import PlanEditVectorEnv
 from trm.compute.device import Placement
 from trm.compute.streams import named_streams
@@ -27,7 +28,8 @@ from upi_trm.curriculum import Curriculum
 from upi_trm.deployment import greedy_policy
 from upi_trm.learner import UpiLearner
 from upi_trm.recipe import RUN_KIND, UpiRecipe
-from upi_trm.rollout import Roller
+from upi_trm.rollout import Roller, Rollout
+from upi_trm.search_roller import SearchRoller
 
 
 def train(
@@ -133,18 +135,6 @@ class UpiTraining(Trainee):
         init = self.streams if workers.is_main else named_streams(setting.seed)
         self.validation = self.task.instances("validation", num=recipe.schedule.evaluate_num)
         pool = recipe.instances.pool(self.task, seed=setting.seed)
-        draws = self.streams.numpy("instances")
-        self.roller = Roller(
-            PlanEditVectorEnv(
-                self.task,
-                num_envs=mine.rollout.plans,
-                instances=pool,
-                gamma=recipe.evaluator.gamma,
-                autoreset_mode=AutoresetMode.DISABLED,
-            ),
-            Curriculum(self.task.domain, pool, recipe.curriculum, draws),
-            seed=int(draws.integers(2**31)),
-        )
         self.learner = UpiLearner(
             self.task.domain,
             mine,
@@ -153,9 +143,33 @@ class UpiTraining(Trainee):
             init=init.torch("init"),
             noise=self.streams.torch("noise"),
             actions=self.streams.torch("policy"),
+            lessons=self.streams.numpy("noise"),
             workers=workers,
         )
+        self.roller = self._roller(mine, pool)
         self.learner.compile_steps(placement)
+
+    def _roller(self, mine: UpiRecipe, pool: InstanceSet) -> Rollout:
+        draws = self.streams.numpy("instances")
+        if mine.rollout.actor == "search":
+            values = self.learner.parts.edit_values
+            return SearchRoller(
+                self.task.domain,
+                pool,
+                mine.rollout,
+                gamma=mine.evaluator.gamma,
+                led=lambda: values.ready,
+                generator=draws,
+            )
+        env = PlanEditVectorEnv(
+            self.task,
+            num_envs=mine.rollout.plans,
+            instances=pool,
+            gamma=mine.evaluator.gamma,
+            autoreset_mode=AutoresetMode.DISABLED,
+        )
+        curriculum = Curriculum(self.task.domain, pool, mine.curriculum, draws)
+        return Roller(env, curriculum, seed=int(draws.integers(2**31)))
 
     def spent(self, budget: int) -> bool:
         """Whether the budget has no edit left for every plan."""
@@ -172,9 +186,7 @@ class UpiTraining(Trainee):
 
     def figures(self) -> dict[str, float]:
         """Metrics of the last iteration."""
-        if self.recipe.curriculum.kind != "adaptive":
-            return self.metrics
-        return self.metrics | {"curriculum_distance": float(self.roller.curriculum.distance)}
+        return self.metrics | self.roller.figures()
 
     def evaluate(self) -> dict[str, float]:
         """Greedy success on validation puzzles."""

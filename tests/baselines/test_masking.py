@@ -255,6 +255,7 @@ def test_the_policy_has_exactly_the_parameters_of_upi_trms_policy(
         init=generators[0],
         noise=generators[1],
         actions=generators[2],
+        lessons=np.random.default_rng(0),
     )
     sb3 = build(algorithm, make_env("sudoku4x4"), model=config)
     networks = networks_of(sb3)

@@ -158,5 +158,6 @@ def make(
         init=generator(seed),
         noise=generator(seed + 1),
         actions=generator(seed + 2),
+        lessons=np.random.default_rng(seed),
     )
     return learner, roller

@@ -59,6 +59,7 @@ def make_run(
         init=generator(seed),
         noise=generator(seed + 1),
         actions=generator(seed + 2),
+        lessons=np.random.default_rng(seed),
     )
     for offset, model in enumerate((learner.evaluator, learner.policy)):
         jitter(model, seed + 10 + offset, spread)

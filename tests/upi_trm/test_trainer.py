@@ -35,6 +35,11 @@ TINY = (
 )
 """32 edits an iteration, a checkpoint after every second one."""
 EDITS = 32 * 6
+CERTIFIED = (
+    *("evaluator.edit_values=certified", "evaluator.control_variate=off"),
+    *("evaluator.supervised_unrolls=[1]", "model.depth=2", "evaluator.certified_states=8"),
+    *("improvement.candidate=odds", "improvement.lookahead_states=16"),
+)
 VARIANTS = {
     "relational": (),
     "relational, curriculum, explicit mixture": (
@@ -47,6 +52,15 @@ VARIANTS = {
         "improvement.candidate=policy_gradient",
         "improvement.candidate_steps=3",
         *("improvement.average_rate=0.1", "schedule.final_learning_rate=0.2"),
+    ),
+    "certified search, shared trunk": (
+        *CERTIFIED,
+        *("rollout.actor=search", "rollout.search_budget=10"),
+        *("improvement.trunk=shared", "improvement.deploy=improved"),
+    ),
+    "certified samples, curriculum": (
+        *CERTIFIED,
+        *("curriculum.kind=adaptive", "curriculum.start=1", "curriculum.step=1"),
     ),
 }
 

@@ -8,8 +8,9 @@ and `solve` show beside the greedy one. Not in the paper.
 """
 
 import heapq
-import itertools
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -73,8 +74,8 @@ def verified_search(
     """
     _check(domain, "search", budget)
     boards = instances.instances
-    trees = [_Tree(plan) for plan in domain.initial(boards)]
-    groups = _filled_groups(domain.spec)
+    trees = [SearchTree(plan) for plan in domain.initial(boards)]
+    groups = filled_groups(domain.spec)
     fresh = list(range(len(trees)))
     while fresh := _advance(domain, boards, trees, fresh):
         rows = np.array(fresh)
@@ -82,7 +83,7 @@ def verified_search(
         mask = domain.action_mask(boards[rows], plans)
         seen = boards[rows][:, : domain.spec.observed_size]
         chance = policy(to_states(seen, plans, mask, device)).double().cpu().numpy()
-        for row, one in zip(fresh, _branches(domain, chance, mask, groups), strict=True):
+        for row, one in zip(fresh, branches(domain, chance, mask, groups), strict=True):
             trees[row].expand(*one, horizon=domain.spec.horizon)
         fresh = [row for row in fresh if trees[row].expanded < budget]
     expanded = np.array([tree.expanded for tree in trees])
@@ -151,18 +152,24 @@ class SampledPolicy:
         return actions
 
 
-class _Tree:
-    """The search on one instance."""
+class SearchTree:
+    """The search on one instance: the plans set aside, and the one that is current."""
 
     def __init__(self, plan: Int8Array) -> None:
+        """`plan` is where the search starts."""
         self.plan = self.best = plan
         self.best_score = -np.inf
         self.expanded = 0
-        self._cost, self._depth = 0.0, 0
+        self.depth = 0
+        self._cost = 0.0
         self._seen: set[bytes] = set()
-        self._serial = itertools.count()
+        self._serial = 0
         # Cheapest first, then deepest, then oldest: (cost, -depth, number, parent, edit).
         self._open: list[tuple[float, int, int, Int8Array, int]] = []
+
+    def __len__(self) -> int:
+        """Number of branches that were set aside."""
+        return len(self._open)
 
     def meet(self, plan: Int8Array, score: float) -> bool:
         """Make a plan the current one; whether it was not met before."""
@@ -179,11 +186,12 @@ class _Tree:
     ) -> None:
         """Set the branches of the current plan aside."""
         self.expanded += 1
-        depth = self._depth + 1
+        depth = self.depth + 1
         if depth > horizon:
             return
         for action, cost in zip(actions.tolist(), costs.tolist(), strict=True):
-            entry = (self._cost + cost, -depth, next(self._serial), self.plan, action)
+            entry = (self._cost + cost, -depth, self._serial, self.plan, action)
+            self._serial += 1
             heapq.heappush(self._open, entry)
 
     def pop(self) -> tuple[Int8Array, int] | None:
@@ -191,12 +199,38 @@ class _Tree:
         if not self._open:
             return None
         self._cost, depth, _, parent, action = heapq.heappop(self._open)
-        self._depth = -depth
+        self.depth = -depth
         return parent, action
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint of a search in progress holds."""
+        rows = self._open  # a heap stays one as it stands
+        return {
+            "plan": self.plan,
+            "expanded": self.expanded,
+            "depth": self.depth,
+            "cost": self._cost,
+            "serial": self._serial,
+            "costs": np.array([row[0] for row in rows], np.float64),
+            "numbers": np.array([[*row[1:3], row[4]] for row in rows], np.int64).reshape(-1, 3),
+            "parents": np.array([row[3] for row in rows], np.int8).reshape(-1, len(self.plan)),
+        }
+
+    @staticmethod
+    def from_state(state: Mapping[str, Any]) -> "SearchTree":
+        """Counterpart of `state`; what was seen and what was best is not in it."""
+        tree = SearchTree(state["plan"])
+        tree.expanded, tree.depth = state["expanded"], state["depth"]
+        tree._cost, tree._serial = state["cost"], state["serial"]
+        rows = zip(
+            state["costs"].tolist(), state["numbers"].tolist(), state["parents"], strict=True
+        )
+        tree._open = [(cost, one[0], one[1], parent, one[2]) for cost, one, parent in rows]
+        return tree
 
 
 def _advance(
-    domain: PlanDomain, boards: Int8Array, trees: list[_Tree], rows: list[int]
+    domain: PlanDomain, boards: Int8Array, trees: list[SearchTree], rows: list[int]
 ) -> list[int]:
     """Bring each tree to its next live plan; the rows that have one, solved ones left out."""
     ready: list[int] = []
@@ -228,7 +262,7 @@ def _advance(
     return sorted(ready)
 
 
-def _filled_groups(spec: DomainSpec) -> NDArray[np.int64] | None:
+def filled_groups(spec: DomainSpec) -> NDArray[np.int64] | None:
     """What each action fills: a label of the first kind of groups, -1 where it fills nothing."""
     if not spec.groups:
         return None
@@ -243,7 +277,7 @@ def _filled_groups(spec: DomainSpec) -> NDArray[np.int64] | None:
     return filled
 
 
-def _branches(
+def branches(
     domain: PlanDomain,
     chance: Float[np.ndarray, "batch action"],
     mask: Int8Array,

@@ -1,7 +1,7 @@
 """States of a domain as tensors, and what networks say of them: greedy edits, values by depth."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import TypeVar
 
 import numpy as np
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from plan_envs.domain import DomainSpec, Int8Array, PlanDomain, potential
 from trm.compute.device import Placement
-from trm.nn.model import ModelShape, StateBatch, TinyRecursiveModel
+from trm.nn.model import Encoding, ModelShape, StateBatch, TinyRecursiveModel
 from trm.nn.recursion import project_ball
 
 
@@ -36,6 +36,32 @@ def edit_logits(model: TinyRecursiveModel, states: StateBatch) -> Float[Tensor, 
     """Masked logits of pi_phi at the recipe's depth."""
     encoding = model.encode(states)
     return model.edit_logits(model.recur(encoding), encoding, states)
+
+
+def latents_through(
+    model: TinyRecursiveModel, states: StateBatch, unrolls: Sequence[int]
+) -> tuple[Encoding, list[Float[Tensor, "row channel"]]]:
+    """The encoding, and z^(n) after each of some numbers of unrolls and at the recipe's depth.
+
+    Args:
+        model: any.
+        states: where.
+        unrolls: ascending numbers; those that are not below the depth are left out.
+    """
+    encoding = goes_on = model.encode(states)
+    found, done = [], 0
+    for unroll in [*(n for n in unrolls if n < model.config.depth), model.config.depth]:
+        found.append(model.recur(goes_on, depth=unroll - done))
+        goes_on, done = replace(goes_on, start=found[-1]), unroll
+    return encoding, found
+
+
+def edit_logits_through(
+    model: TinyRecursiveModel, states: StateBatch, unrolls: Sequence[int]
+) -> list[Float[Tensor, "batch action"]]:
+    """Masked logits after each number of unrolls of `latents_through`."""
+    encoding, latents = latents_through(model, states, unrolls)
+    return [model.edit_logits(z, encoding, states) for z in latents]
 
 
 @torch.no_grad()

@@ -33,6 +33,8 @@ Step = Callable[["TinyRecursiveModel", Tensor, "Encoding"], Tensor]
 
 _ATTENTION_HEADS = 4
 
+_EDIT_HEAD = ("edit_hidden", "edit_out", "cell_hidden", "pool_hidden", "pool_out")
+
 ILLEGAL_LOGIT = -1e9
 """Logit of an edit that the mask forbids; exp of it is exactly 0 in float32."""
 
@@ -80,6 +82,9 @@ class ModelConfig:
     """R of the ball projection Pi_R; null switches it off."""
     head_width: int = 64
     """Hidden units of the value and edit heads."""
+    encoder_layers: int = 0
+    """relational: further layers of the encoder, each mixed over the groups and added to what it
+    reads. A contraction limits the recursion alone, so that these are free."""
     variables: Literal["legal", "legal_and_plan"] = "legal_and_plan"
     """Which variables take part: those that an edit may set now, or these and the values already in
     the plan. `legal` is faster and loses nothing where the mask already excludes conflicts."""
@@ -100,7 +105,7 @@ class ModelConfig:
     def __post_init__(self) -> None:
         """Check ranges."""
         check_at_least(self, "model", 1, "channels", "head_width")
-        check_at_least(self, "model", 0, "depth")
+        check_at_least(self, "model", 0, "depth", "encoder_layers")
         check_positive(self, "model", "radius")
         object.__setattr__(self, "tied_groups", _name_sets(self.tied_groups))
 
@@ -222,6 +227,10 @@ class TinyRecursiveModel(nn.Module):
             self.embed = GroupLinear(self.structure, inputs, width, tied=tied, generator=generator)
             self.inject = GroupLinear(self.structure, width, width, tied=tied, generator=generator)
             self.update = RelationalMap(self.structure, width, tied=tied, generator=generator)
+            self.deeper = nn.ModuleList(
+                GroupLinear(self.structure, width, width, tied=tied, gain=0.5, generator=generator)
+                for _ in range(config.encoder_layers)
+            )
             self.readout = GroupReadout(self.structure, width, tied=tied, generator=generator)
             pooled = 2 * width + self.readout.out_features
             self.value_hidden = _linear(pooled, hidden, generator)
@@ -231,6 +240,8 @@ class TinyRecursiveModel(nn.Module):
             self.edit_out = _linear(hidden, num_kinds, generator, gain=0.1)
         elif config.tied_groups:
             raise ValueError("model.tied_groups needs update_map 'relational'")
+        elif config.encoder_layers:
+            raise ValueError("model.encoder_layers needs update_map 'relational'")
         elif config.update_map == "mlp":
             plan_tokens = shape.num_cells * (shape.num_values + 1)
             tokens = plan_tokens + shape.num_cells * shape.instance_layers * (self.most + 1)
@@ -304,6 +315,22 @@ class TinyRecursiveModel(nn.Module):
         aligned[encoding.variables.state, encoding.variables.variable] = rows
         return aligned
 
+    def take_trunk(self, other: "TinyRecursiveModel") -> None:
+        """Take over the weights of a network of the same shape, except those of the edit head."""
+        head = self.edit_head()
+        with torch.no_grad():
+            for name, weight in other.named_parameters():
+                if name not in head:
+                    self.get_parameter(name).copy_(weight)
+
+    def edit_head(self) -> dict[str, nn.Parameter]:
+        """The weights that only `edit_logits` reads, by name."""
+        return {
+            name: weight
+            for name, weight in self.named_parameters()
+            if name.split(".")[0] in _EDIT_HEAD
+        }
+
     def _encode(self, states: StateBatch) -> Encoding:
         if self.config.update_map == "mlp":
             boards = ((states.instance, self.most), (states.plan, self.shape.num_values))
@@ -337,6 +364,8 @@ class TinyRecursiveModel(nn.Module):
         shares = self.embed.over_classes(variables.shares())
         features = torch.cat([flags, shares], dim=1)
         hidden = torch.relu(self.embed(features, variables))
+        for layer in self.deeper:
+            hidden = hidden + torch.relu(layer(hidden, variables))
         state, set_cell = states.plan.nonzero(as_tuple=True)
         set_variable = set_cell * self.shape.num_values + states.plan[state, set_cell].long() - 1
         return Encoding(

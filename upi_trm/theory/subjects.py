@@ -103,6 +103,7 @@ def load_subject(
         init=draws[0],
         noise=draws[1],
         actions=draws[2],
+        lessons=np.random.default_rng(seed),
     )
     # The deployed policy is studied: the average where the recipe has one.
     parts = {learner.evaluator: "evaluator", learner.policy: deployed_part(recipe)}
