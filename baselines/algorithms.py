@@ -85,7 +85,6 @@ class PpoConfig(ActorCriticConfig):
     """PPO has GAE; "exact" puts UPI-TRM's lookahead over all legal edits in its place."""
 
     def __post_init__(self) -> None:
-        """Check ranges."""
         self.check("ppo")
         check_at_least(self, "ppo", 1, "passes")
         check_at_least(self, "ppo", 2, "batch_size")
@@ -101,7 +100,6 @@ class A2cConfig(ActorCriticConfig):
     """Bring the advantages of a rollout to mean 0 and deviation 1."""
 
     def __post_init__(self) -> None:
-        """Check ranges."""
         self.check("a2c")
 
 
@@ -137,7 +135,6 @@ class DqnConfig:
     """Q = V + A - mean A, which uses the backbone's value head too."""
 
     def __post_init__(self) -> None:
-        """Check ranges."""
         check_positive(self, "dqn", "learning_rate")
         check_at_least(
             self, "dqn", 1, "replay_size", "batch_size", "gradient_steps", "target_every"

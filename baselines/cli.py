@@ -9,22 +9,7 @@ from typing import Any
 
 import click
 
-from trm.experiments.options import (
-    EXIT_FAILED,
-    EXIT_INTERRUPTED,
-    compile_option,
-    device_option,
-    edits_option,
-    env_option,
-    eval_num_option,
-    job_options,
-    out_option,
-    overrides_option,
-    ready_placement,
-    refuse_mixed_resume,
-    run_options,
-    threads_option,
-)
+from trm.experiments import options
 from trm.experiments.use_cli import show_scoreboard
 
 
@@ -35,19 +20,19 @@ def baselines() -> None:
 
 @baselines.command()
 @click.option("--algo", help="ppo, a2c, dqn or maskable-ppo.  [default: that of the recipe]")
-@env_option
+@options.env_option
 @click.option(
     "--recipe",
     help="Name of a shipped recipe, or a YAML file.  [default: ALGO-ENV, or the algorithm's"
     " defaults]",
 )
-@overrides_option
-@edits_option
-@run_options
-@eval_num_option
-@device_option
-@compile_option
-@threads_option
+@options.overrides_option
+@options.edits_option
+@options.run_options
+@options.eval_num_option
+@options.device_option
+@options.compile_option
+@options.threads_option
 @click.pass_context
 def train(
     ctx: click.Context,
@@ -70,9 +55,9 @@ def train(
     reference policies.
     """
     # --algo may be given with --resume: a sweep's command may hold it.
-    refuse_mixed_resume(ctx, resume=resume, env=env)
+    options.refuse_mixed_resume(ctx, resume=resume, env=env)
     require_sb3()
-    placement = ready_placement(**where, resumed=resume is not None)
+    placement = options.ready_placement(**where, resumed=resume is not None)
     from baselines import trainer
 
     if resume is not None:
@@ -103,8 +88,8 @@ def train(
 @baselines.command()
 @click.argument("space", metavar="SPACE.yaml|NAME")
 @click.option("--env", required=True, help="sudoku4x4, ... or any PlanEdit id.")
-@out_option("The search's folder.  [default: runs/tune-NAME-ENV]")
-@job_options
+@options.out_option("The search's folder.  [default: runs/tune-NAME-ENV]")
+@options.job_options
 def tune(*, space: str, env: str, out: Path | None, **jobs: Any) -> None:
     """Search hyper-parameters on validation puzzles.
 
@@ -137,7 +122,7 @@ def tune(*, space: str, env: str, out: Path | None, **jobs: Any) -> None:
     )
     if len(trials) < search.spec.trials:
         click.echo(f"stopped after {len(trials)} trials; the same command goes on", err=True)
-        sys.exit(EXIT_INTERRUPTED)
+        sys.exit(options.EXIT_INTERRUPTED)
     best = best_of(trials)
     rate = sum(run["success_rate"] for run in best.runs) / len(best.runs)
     values = ", ".join(f"{name}={value}" for name, value in best.values.items())
@@ -148,7 +133,7 @@ def tune(*, space: str, env: str, out: Path | None, **jobs: Any) -> None:
     failed = sum(trial.value is None for trial in trials)
     if failed:
         click.echo(f"{failed} trials failed: see {out / 'logs'}", err=True)
-        sys.exit(EXIT_FAILED)
+        sys.exit(options.EXIT_FAILED)
 
 
 def find_recipe(recipe: str | None, *, algorithm: str | None, env: str) -> Path | None:

@@ -15,7 +15,6 @@ from trm.experiments.learners import (
     Networks,
     Predictor,
     SweepCommand,
-    edits_when_finished,
     task_of,
 )
 from trm.experiments.records import keep_record
@@ -37,8 +36,6 @@ class Baselines:
         return SweepCommand(
             recipe=BaselineRecipe,
             recipes=RECIPES,
-            steps_field="schedule.edits",
-            finished_at=edits_when_finished,
             make_record=keep_record,
         )
 

@@ -31,7 +31,6 @@ class RolloutConfig:
     """Edits of every plan between two updates (SB3: n_steps, for DQN train_freq)."""
 
     def __post_init__(self) -> None:
-        """Check ranges."""
         check_at_least(self, "rollout", 1, "plans", "steps")
 
 
@@ -43,7 +42,6 @@ class BaselineScheduleConfig(ScheduleConfig):
     """Between two lines of metrics; an evaluation is logged at any rate."""
 
     def __post_init__(self) -> None:
-        """Check ranges."""
         ScheduleConfig.__post_init__(self)
         check_at_least(self, "schedule", 1, "log_every")
 

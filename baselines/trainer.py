@@ -47,68 +47,6 @@ _LEFT_OUT = ("time/", "rollout/ep_")
 """Figures of SB3's logger that we do not keep: they hold the time of day, or are ours below."""
 
 
-def train(
-    *,
-    env: str,
-    algorithm: str | None,
-    recipe_path: Path | None,
-    overrides: Sequence[str] = (),
-    steps: int | None = None,
-    seed: int = 0,
-    out: Path | None = None,
-    placement: Placement,
-) -> Outcome:
-    """Start a run and train until its budget of edits is spent or a signal asks to stop.
-
-    Args:
-        env: a task's name or a PlanEdit id.
-        algorithm: ppo, a2c, dqn or maskable-ppo; None for the recipe's.
-        recipe_path: YAML file; None for the algorithm's defaults.
-        overrides: `field=value` assignments.
-        steps: budget in edits over all parallel plans, never exceeded; None for the recipe's.
-        seed: of every random stream.
-        out: run folder to make; None for `runs/<algorithm>-<env>-seed<seed>-<time>`.
-        placement: device and threads.
-
-    Raises:
-        ValueError: bad input, named in one line.
-    """
-    task = resolve_task(env)
-    _require_full_precision(placement)
-    overrides = training.with_budget(BaselineTraining, overrides, steps)
-    recipe = read_recipe(recipe_path, overrides, algorithm=algorithm)
-    return training.start(
-        BaselineTraining,
-        recipe,
-        env=training.recorded_env(env, task),
-        name=f"{recipe.algorithm}-{task.name}",
-        seed=seed,
-        out=out,
-        placement=placement,
-    )
-
-
-def resume(
-    run_path: Path,
-    *,
-    algorithm: str | None = None,
-    steps: int | None = None,
-    placement: Placement,
-) -> Outcome:
-    """Go on with a run; see `trm.experiments.training.resume`.
-
-    Raises:
-        ValueError: `algorithm` is not the run's, which it may say again.
-    """
-    _require_full_precision(placement)
-    check_algorithm(algorithm)
-    if algorithm is not None:
-        found = Run.open(run_path, kind=RUN_KIND).load_recipe(BaselineRecipe).algorithm
-        if algorithm != found:
-            raise ValueError(f"{run_path}: is a run of {found}, --algo says {algorithm}")
-    return training.resume(BaselineTraining, run_path, steps=steps, placement=placement)
-
-
 class RolloutDone(Exception):  # noqa: N818 (no error: it leaves SB3's loop)
     """The rollout that was asked for is over and the networks are updated."""
 
@@ -153,12 +91,51 @@ class BaselineTraining(Trainee):
     best_by = "success_rate"
     recipe: BaselineRecipe
 
+    @classmethod
+    def read_recipe(
+        cls, path: Path | None, overrides: Sequence[str], **choice: Any
+    ) -> BaselineRecipe:
+        """Of `algorithm`, where it is among the arguments; see `baselines.recipe.read_recipe`."""
+        return read_recipe(path, overrides, **choice)
+
+    @classmethod
+    def subject(cls, env: str, recipe: BaselineRecipe) -> tuple[str, str]:
+        """The task, and the algorithm before its name."""
+        env, name = super().subject(env, recipe)
+        return env, f"{recipe.algorithm}-{name}"
+
+    @classmethod
+    def resume(
+        cls,
+        run_path: Path,
+        *,
+        algorithm: str | None = None,
+        steps: int | None = None,
+        placement: Placement,
+    ) -> Outcome:
+        """Go on with a run; see `Trainee.resume`.
+
+        Raises:
+            ValueError: `algorithm` is not the run's, which it may say again.
+        """
+        check_algorithm(algorithm)
+        if algorithm is not None:
+            found = Run.open(run_path, kind=RUN_KIND).load_recipe(BaselineRecipe).algorithm
+            if algorithm != found:
+                raise ValueError(f"{run_path}: is a run of {found}, --algo says {algorithm}")
+        return super().resume(run_path, steps=steps, placement=placement)
+
     def __init__(self, recipe: BaselineRecipe, setting: Setting) -> None:
         """Draw the weights, the pool and the first plans.
 
         Raises:
-            ValueError: there are several processes.
+            ValueError: there are several processes, or another precision than float32.
         """
+        if setting.placement.precision != "float32":
+            raise ValueError(
+                f"precision must be float32 for baselines, got {setting.placement.precision!r}:"
+                " SB3's updates know no other"
+            )
         if setting.workers.size > 1:
             raise ValueError(f"baselines train on 1 process, got {setting.workers.size}")
         super().__init__(recipe, setting)
@@ -305,9 +282,4 @@ def _mean(values: Iterable[float]) -> float:
     return sum(numbers) / len(numbers) if numbers else math.nan
 
 
-def _require_full_precision(placement: Placement) -> None:
-    if placement.precision != "float32":
-        raise ValueError(
-            f"precision must be float32 for baselines, got {placement.precision!r}:"
-            " SB3's updates know no other"
-        )
+train, resume = BaselineTraining.train, BaselineTraining.resume

@@ -31,6 +31,7 @@ from baselines.recipe import RECIPES, BaselineRecipe
 from trm.compute.jobs import Job, JobResult, map_jobs
 from trm.experiments.sections import check_at_least
 from trm.runs.durable import replace_durably
+from trm.runs.files import claim
 from trm.runs.lock import locked
 from trm.runs.recipe import dump_recipe, load_recipe, recipe_hash
 
@@ -324,12 +325,8 @@ def _trial_folder(out: Path, number: int) -> Path:
 def _claim(search: Search, out: Path) -> None:
     """Refuse a folder of another search; one with more trials is the same."""
     spec = {key: value for key, value in asdict(search.spec).items() if key != "trials"}
-    own = json.dumps({"env": search.env, "recipe": recipe_hash(search.base), "spec": spec})
-    file = out / "search.json"
-    if not file.exists():
-        replace_durably(file, own.encode())
-    elif json.loads(file.read_bytes()) != json.loads(own):
-        raise ValueError(f"{out}: holds another search than {search.name} on {search.env}")
+    own = {"env": search.env, "recipe": recipe_hash(search.base), "spec": spec}
+    claim(out / "search.json", own, kind="search")
 
 
 def _write_record(search: Search, out: Path, trials: Sequence[Trial], command: str) -> None:

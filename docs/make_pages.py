@@ -20,9 +20,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from plan_envs import evaluation
+from plan_envs.arc import tasks as arc_tasks
 from plan_envs.catalogue import TASKS, Task, resolve_task
 from plan_envs.domain import DomainSpec, Int8Array
 from plan_envs.env import PlanEditEnv
+from plan_envs.maze import text as maze_text
+from plan_envs.queens import text as queens_text
+from plan_envs.sudoku import text as sudoku_text
 
 FOLDER: Final = Path(__file__).parent
 """Where the pages are, in a checkout."""
@@ -41,6 +45,10 @@ class Page:
     tagline: str
     tasks: tuple[str, ...]
     """Names of the tasks, the one that examples show first."""
+    formats: Mapping[str, str]
+    """How an instance may be written -> an example."""
+    signs: str
+    """What the signs of a text mean."""
     example: str = "python"
     """Language of the example's block; tests run those in `python`."""
 
@@ -50,21 +58,42 @@ PAGES: Final[Mapping[str, Page]] = {
         title="Sudoku",
         tagline="Fill a grid so that every row, column and box shows each digit once.",
         tasks=("sudoku9x9", "sudoku4x4", "sudoku4x4-hard", "sudoku6x6", "sudoku16x16"),
+        formats=sudoku_text.FORMATS,
+        signs="A text has one sign for blanks, one of `. _ 0 - * ? x`, and one alphabet of digits, "
+        "both decided from the whole text. 16x16 has 1-9 and A-G, 0-9 and A-F, A-P, or the numbers "
+        "1-16. Where two ways to read a text are left, the error names both. CSV files have the "
+        "columns `question` and, if known, `answer` and `rating`, or Kaggle's "
+        "`quizzes,solutions` and `puzzle,solution,difficulty`.",
     ),
     "nqueens": Page(
         title="N-Queens",
         tagline="Place n queens on an n x n board, some of them given; none may attack another.",
         tasks=("nqueens8", "nqueens8-classes"),
+        formats=queens_text.FORMATS,
+        signs="A queen is `Q`, or 1 where every other square is 0; a text has one sign for the "
+        "other squares, one of `. _ 0 - * ? x`. CSV files have a column `board` of solved boards, "
+        "from which instances are made; texts of solved boards alone are read alike.",
     ),
     "maze": Page(
         title="Maze",
         tagline="Draw a path from the start to the goal, one cell at a time.",
         tasks=("maze30", "maze10"),
+        formats=maze_text.FORMATS,
+        signs="`S` is the start and `G` the goal (2 and 3 beside 0 and 1). A text has one sign for "
+        "walls, `#`, 1 or a block, and one for free cells, a blank or one of `. 0 _ -`. Comments "
+        "are lines that begin with `;` or `//`. Mazes of a file stand one a line, or have empty "
+        "lines between them. CSV files have the columns `question` and, if known, `answer` and "
+        "`rating`.",
     ),
     "arc": Page(
         title="ARC",
         tagline="Paint and resize a canvas until it is the output that the demonstrations ask for.",
         tasks=("arc", "arc-tiny"),
+        formats=arc_tasks.FORMATS,
+        signs="Files are JSON; grids have at most 30 rows and columns of colours 0-9. "
+        "`--skip-invalid` leaves out tasks that cannot be read, counts them and names them. "
+        "`FILE#ID` is one task of Kaggle's form, `FILE#ID#k` its test input k. "
+        "`upi-trm supervised vote --submission` writes Kaggle's submission.",
         example="py",
     ),
 }
@@ -115,6 +144,7 @@ def environment_page(name: str, references: Mapping[str, Any]) -> str:
         "Observation Space": [_OBSERVATION, _observation_table(tasks)],
         "Rewards": [*said["score"], _REWARDS],
         "Starting State": [_STARTING_STATE, *_generator_notes(tasks[0])],
+        "Texts and Files": [_texts(page)],
         "Episode End": [_episode_end(tasks)],
         "Information": [_INFORMATION],
         "Arguments": [
@@ -169,6 +199,10 @@ _STARTING_STATE: Final = """\
 equals a single one with seed s + i. `reset(options={"instance": ...})` plays an instance of yours:
 an array, or the domain's text."""
 
+_TEXTS: Final = """\
+`upi-trm solve`, `--instances` and `reset(options={"instance": ...})` read an instance in any of
+these forms. Files are UTF-8, with or without a byte order mark, with any ending of lines."""
+
 _INFORMATION: Final = """\
 `reset` and `step` return the same keys: `action_mask` (int8), `score` (float, points), `solved`
 (bool), `violations` (int) and `illegal_action` (bool)."""
@@ -178,6 +212,15 @@ Beside Gymnasium's methods, `env.unwrapped` has `get_state()` and `set_state(sta
 and random streams), `sample_legal()` (a uniform legal action) and `successors()` (every legal edit
 of the current plan with reward, score and terminal flags). `PlanEditVectorEnv` has them for the
 batch, in all three autoreset modes, with `options={"reset_mask": ...}`."""
+
+
+def _texts(page: Page) -> str:
+    """How instances may be written, with an example each; "\u23ce" shows the end of a line."""
+    lines = [
+        "- {}: `{}`".format(name, example.replace("\n", " \u23ce "))
+        for name, example in page.formats.items()
+    ]
+    return "\n\n".join([_TEXTS, page.signs, "\n".join(lines)])
 
 
 def _task_table(tasks: Sequence[Task]) -> str:
@@ -319,7 +362,7 @@ def _options_tables(task: Task) -> list[str]:
     domain_class: Any = type(task.domain)
     rules = {item.name: item.default for item in dataclasses.fields(domain_class)}
     own = inspect.signature(task.generator).parameters
-    skipped = {"split", "num", "seed", "progress"}
+    skipped = {"split", "num", "seed", "progress", "on_invalid"}
     made = {key: p.default for key, p in own.items() if key not in skipped and key not in rules}
     tables = []
     for title, options, source in (

@@ -259,7 +259,8 @@ def _own_options(task: Task) -> dict[str, Any]:
 
 
 def _instance_option_names(task: Task) -> set[str]:
-    return set(inspect.signature(task.generator).parameters) - {"split", "num", "seed", "progress"}
+    asked = {"split", "num", "seed", "progress", "on_invalid"}
+    return set(inspect.signature(task.generator).parameters) - asked
 
 
 def _refuse_unknown(options: Mapping[str, Any], known: set[str], task_name: str) -> None:

@@ -177,23 +177,18 @@ class PlanDomain(Protocol):
     @property
     def spec(self) -> DomainSpec:
         """Sizes, action table and constraint groups."""
-        ...
 
     def initial(self, instances: Int8Array) -> Int8Array:
         """The plan an episode starts from, shape [batch, cell]; for most domains the givens."""
-        ...
 
     def action_mask(self, instances: Int8Array, plans: Int8Array) -> Int8Array:
         """Legal edits, shape [batch, action], 1 = legal. A dead or solved plan may have none."""
-        ...
 
     def edit(self, instances: Int8Array, plans: Int8Array, actions: NDArray[np.int32]) -> Int8Array:
         """The plan after one edit a row; a forbidden action leaves its row unchanged."""
-        ...
 
     def check(self, instances: Int8Array, plans: Int8Array) -> Verdict:
         """Score the plans."""
-        ...
 
     def successors(
         self,
@@ -206,11 +201,9 @@ class PlanDomain(Protocol):
         with_plans: bool = True,
     ) -> Successors:
         """Every legal edit of every plan with its outcome, in one call."""
-        ...
 
     def is_stop(self, actions: NDArray[np.int32]) -> NDArray[np.bool_]:
         """Which actions end the episode by themselves, shape [batch]."""
-        ...
 
 
 @runtime_checkable
@@ -219,19 +212,15 @@ class Symmetry(Protocol):
 
     def instances(self, instances: Int8Array) -> Int8Array:
         """Images of instances, shape [batch, instance]."""
-        ...
 
     def plans(self, plans: Int8Array) -> Int8Array:
         """Images of plans or solutions, shape [batch, cell]."""
-        ...
 
     def actions(self) -> NDArray[np.int32]:
         """The image of every action, shape [action]."""
-        ...
 
     def inverse(self) -> Self:
         """The symmetry that undoes this one."""
-        ...
 
 
 def one_of(name: str, value: str, *choices: str) -> str:

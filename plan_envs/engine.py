@@ -52,7 +52,6 @@ class EngineOptions:
     """Refuse illegal edits rather than count them as edits that change nothing."""
 
     def __post_init__(self) -> None:
-        """Check the ranges."""
         if not 0 < self.gamma <= 1:
             raise ValueError(f"gamma must lie in (0, 1], got {self.gamma}")
         is_shaped(self.reward)
@@ -147,11 +146,9 @@ class Engine(Protocol):
 
     def load(self, index: NDArray[np.int64], instances: Int8Array, plans: Int8Array) -> None:
         """Put environments `index` into given states at step 0."""
-        ...
 
     def draw(self, index: NDArray[np.int64]) -> None:
         """Reset environments `index` to instances drawn from the pool."""
-        ...
 
     def step(self, actions: NDArray[np.int64], autoreset: int, out: StepArrays) -> "Finals | None":
         """Take one action in every environment.
@@ -168,7 +165,6 @@ class Engine(Protocol):
         Raises:
             Refusal: and then nothing has changed.
         """
-        ...
 
     def step_one(self, action: int) -> tuple[float, bool, bool, int, float, int, bool]:
         """Step the engine's only environment, without autoreset.
@@ -177,15 +173,12 @@ class Engine(Protocol):
             (reward, terminated, truncated, code, score, violations, solved) with code 0 = legal,
             1 = illegal and without effect, 1 + reason = refused, nothing has changed.
         """
-        ...
 
     def observe(self, out: StepArrays) -> None:
         """Fill `out` with the current states: no reward, no flags."""
-        ...
 
     def sample(self) -> NDArray[np.int64]:
         """A uniformly drawn legal action an environment; -1 where there is none."""
-        ...
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

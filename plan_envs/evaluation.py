@@ -192,7 +192,6 @@ def _filling(domain: PlanDomain, *, use_singles: bool) -> Policy:
     def policy(
         instances: Int8Array, plans: Int8Array, mask: Int8Array, rng: np.random.Generator
     ) -> NDArray[np.int32]:
-        del instances
         streams = _streams(len(mask), rng)
         actions: NDArray[np.int32] = _pick_candidate(plans, mask, use_singles, streams, tables)
         return actions

@@ -7,6 +7,7 @@ from then on. The data sets state no licence, so none of them is shipped.
 
 import difflib
 import os
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
@@ -49,18 +50,26 @@ def load_hub(name: str, *, split: str = "train", limit: int | None = None) -> In
 
 
 def read_instances(
-    source: str | os.PathLike[str], *, domain: PlanDomain, limit: int | None = None
+    source: str | os.PathLike[str],
+    *,
+    domain: PlanDomain,
+    limit: int | None = None,
+    on_invalid: Callable[[str], None] | None = None,
 ) -> InstanceSet:
     """Read instances of a domain from a file, or from a data set of the hub.
 
     Args:
         source: an .npz file that `InstanceSet.save` wrote; a .csv file (of Sudoku or Maze in the
-            format of the public sets, see `read_sudoku_csv` and `read_maze_csv`, of N-Queens as
-            `read_queens_csv` wants it; puzzles may have several solutions); a folder of ARC
-            tasks, whose test inputs are taken; or a data set of the hub by its name, with ":test"
-            or ":train" behind it (default train).
+            format of the public sets or of Kaggle's, see `read_sudoku_csv` and `read_maze_csv`, of
+            N-Queens as `read_queens_csv` wants it); a text with any other ending, in the forms that
+            `plan_envs.sudoku.text`, `plan_envs.queens.text` and `plan_envs.maze.text` read (puzzles
+            may have several solutions); ARC tasks as `load_arc` reads them, whose test inputs are
+            taken; or a data set of the hub by its name, with ":test" or ":train" behind it (default
+            train).
         domain: what the instances must be of.
         limit: read at most so many.
+        on_invalid: called with what is wrong with an ARC task that cannot be read, which is then
+            left out; None = raise.
 
     Raises:
         ValueError: one line that names the source and what is wrong with it.
@@ -69,10 +78,10 @@ def read_instances(
     path = Path(source)
     name, _, split = str(source).partition(":")
     if path.exists():
-        found = _read_file(path, domain, limit)
+        found = _read_file(path, domain, limit, on_invalid)
     elif name in HUB_NAMES:
         found = load_hub(name, split=split or "train", limit=limit)
-    elif path.suffix in (".csv", ".npz"):
+    elif path.suffix:
         raise ValueError(f"{source}: no such file")
     else:
         raise ValueError(
@@ -86,10 +95,15 @@ def read_instances(
     return found
 
 
-def _read_file(path: Path, domain: PlanDomain, limit: int | None) -> InstanceSet:
+def _read_file(
+    path: Path,
+    domain: PlanDomain,
+    limit: int | None,
+    on_invalid: Callable[[str], None] | None,
+) -> InstanceSet:
     options: Any = domain
     spec = domain.spec
-    if path.suffix == ".npz":
+    if path.suffix.lower() == ".npz":
         found = InstanceSet.load(path)
         return found if limit is None else found.subset(slice(limit))
     family = spec.name.rstrip("0123456789x")
@@ -102,10 +116,14 @@ def _read_file(path: Path, domain: PlanDomain, limit: int | None) -> InstanceSet
             split="test",
             num=limit,
             data=path,
+            on_invalid=on_invalid,
         )
-    if path.suffix != ".csv":
-        raise ValueError(f"{path}: instances of {spec.name} are read from .csv and .npz files")
-    return _read_csv(path, family, size=spec.grid_shape[0], limit=limit)
+    if on_invalid is not None:
+        raise ValueError(f"{path}: only ARC tasks can be left out as invalid")
+    size = spec.grid_shape[0]
+    if path.suffix.lower() == ".csv":
+        return _read_csv(path, family, size=size, limit=limit)
+    return _read_text(path, family, size=size, limit=limit)
 
 
 def _read_csv(path: Path, family: str, *, size: int | None, limit: int | None) -> InstanceSet:
@@ -125,6 +143,23 @@ def _read_csv(path: Path, family: str, *, size: int | None, limit: int | None) -
     raise ValueError(
         f"{path}: {family} has no reader of CSV files; pass what InstanceSet.save wrote"
     )
+
+
+def _read_text(path: Path, family: str, *, size: int, limit: int | None) -> InstanceSet:
+    """Read a text of puzzles of one family, of `size` rows each."""
+    if family == "sudoku":
+        from plan_envs.sudoku.instances import read_sudoku_text
+
+        return read_sudoku_text(path, side=size, limit=limit, require_unique=False)
+    if family == "maze":
+        from plan_envs.maze.instances import read_maze_text
+
+        return read_maze_text(path, size=size, limit=limit)
+    if family == "queens":
+        from plan_envs.queens.instances import read_queens_text
+
+        return read_queens_text(path, n=size, limit=limit)
+    raise ValueError(f"{path}: {family} has no reader of texts; pass what InstanceSet.save wrote")
 
 
 def _fetch(name: str, file: str) -> Path:

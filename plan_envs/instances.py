@@ -12,12 +12,12 @@ import math
 import os
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Final, Literal, Self
 
 import numpy as np
 from numba import njit
@@ -294,6 +294,14 @@ def fill_in_chunks(
     return -1
 
 
+_COLUMNS: Final = {
+    "question": ("quizzes", "puzzle"),
+    "answer": ("solutions", "solution"),
+    "rating": ("difficulty",),
+}
+"""Column of the public sets -> what Kaggle's sets call it."""
+
+
 def csv_rows(
     path: Path, limit: int | None, columns: str = "columns source,question,answer,rating"
 ) -> Iterator[tuple[int, dict[str, str]]]:
@@ -302,7 +310,8 @@ def csv_rows(
     Args:
         path: the file.
         limit: read at most so many rows.
-        columns: what the header must name, for errors; of the public sets `question` will do.
+        columns: what the header must name, for errors; of the public sets `question` will do, and
+            Kaggle's names (`quizzes,solutions`, `puzzle,solution,difficulty`) stand for theirs.
 
     Raises:
         ValueError: names the file and the line that cannot be read.
@@ -311,10 +320,13 @@ def csv_rows(
         reader = csv.DictReader(file, strict=True)
         try:
             needed = "question" if "question" in columns else columns.split()[-1]
-            if needed not in (reader.fieldnames or ()):
-                raise ValueError(
-                    f"{path}:1: header must name the {columns}, got {reader.fieldnames}"
-                )
+            given = list(reader.fieldnames or ())
+            names = reader.fieldnames = [_column(name, given) for name in given]
+            if needed not in names:
+                raise ValueError(f"{path}:1: header must name the {columns}, got {given}")
+            for name in set(names) & {needed, *_COLUMNS}:
+                if names.count(name) > 1:
+                    raise ValueError(f"{path}:1: header has several columns of {name}s: {given}")
             for number, row in enumerate(reader):
                 if limit is not None and number >= limit:
                     break
@@ -326,6 +338,15 @@ def csv_rows(
             raise ValueError(
                 f"{path}:{reader.line_num + 1}: not readable as CSV: {error}"
             ) from error
+
+
+def _column(name: str, header: Sequence[str]) -> str:
+    """The name of a column as the public sets have it, unless the header has that one too."""
+    plain = name.strip().lower()
+    for ours, others in _COLUMNS.items():
+        if plain == ours or (plain in others and ours not in header):
+            return ours
+    return plain if plain == "board" else name
 
 
 def csv_rating(text: str, place: str) -> float:

@@ -193,7 +193,6 @@ def _column_numbers(num: int, left: int, upright: list[bool]) -> list[str]:
 _Style = tuple[tuple[int, ...], tuple[int, ...], bool]
 """Ink, paper, bold."""
 
-
 _GROUND: Final[_Style] = (_THICK, PAPER, False)
 
 

@@ -101,7 +101,6 @@ class ScheduleConfig:
     """Between two checkpoints: what a killed run loses at most."""
 
     def __post_init__(self) -> None:
-        """Check ranges."""
         check_at_least(self, "schedule", 1, "steps", "log_every", "evaluate_every")
         check_at_least(self, "schedule", 1, "evaluate_num", "checkpoint_every")
         check_positive(self, "schedule", "cpu_seconds")

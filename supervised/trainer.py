@@ -7,7 +7,6 @@ checkpoints. Several processes take their shares of each batch and average the g
 
 import contextlib
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -24,60 +23,15 @@ from supervised.planner.cache_manifest import data_hash, teacher_hash
 from supervised.planner.distill import Distillation
 from supervised.planner.teacher_cache import TeacherCache
 from supervised.recipe import SupervisedRecipe
-from trm.compute.device import Placement
 from trm.compute.streams import named_streams
-from trm.experiments import training
-from trm.experiments.training import Outcome, Setting, Trainee
+from trm.experiments.training import Setting, Trainee
 from trm.nn.optim import RunningAverage, set_learning_rate, sign_sgd_
 from trm.nn.token_model import TokenModel, TokenShape
 from trm.runs.checkpoints import Checkpoint, part_of
-from trm.runs.recipe import load_recipe
 from trm.runs.run import Run
 
 _LOGGED = ("exact", "valid", "token_accuracy", "loss", "hamming", "margin")
 """Figures of an evaluation's last step that metrics.jsonl holds."""
-
-
-def train(
-    *,
-    recipe_path: Path | None,
-    overrides: Sequence[str] = (),
-    name: str = "run",
-    steps: int | None = None,
-    seed: int = 0,
-    out: Path | None = None,
-    placement: Placement,
-) -> Outcome:
-    """Start a run and train until its budget is spent or a signal asks to stop.
-
-    Args:
-        recipe_path: YAML file.
-        overrides: `field=value` assignments.
-        name: of the recipe, for the default of `out`.
-        steps: budget in optimiser steps; None for the recipe's.
-        seed: of every random stream.
-        out: run folder to make; None for `runs/<name>-seed<seed>-<time>`.
-        placement: device, precision, threads.
-
-    Raises:
-        ValueError: bad input, named in one line.
-    """
-    overrides = training.with_budget(SupervisedTraining, overrides, steps)
-    recipe = load_recipe(SupervisedRecipe, recipe_path, overrides)
-    return training.start(
-        SupervisedTraining,
-        recipe,
-        env=recipe.data.domain_name,
-        name=name,
-        seed=seed,
-        out=out,
-        placement=placement,
-    )
-
-
-def resume(run_path: Path, *, steps: int | None = None, placement: Placement) -> Outcome:
-    """Go on with a run; see `trm.experiments.training.resume`."""
-    return training.resume(SupervisedTraining, run_path, steps=steps, placement=placement)
 
 
 class SupervisedTraining(Trainee):
@@ -96,6 +50,11 @@ class SupervisedTraining(Trainee):
     }
     best_by = "valid"
     recipe: SupervisedRecipe
+
+    @classmethod
+    def subject(cls, env: str, recipe: SupervisedRecipe) -> tuple[str, str]:
+        """The domain of the recipe's data."""
+        return recipe.data.domain_name, "run"
 
     def __init__(self, recipe: SupervisedRecipe, setting: Setting) -> None:
         """Read the data, draw the weights or take the teacher's.
@@ -306,3 +265,6 @@ class SupervisedTraining(Trainee):
         self.objective.load_state(share["objective"])
         self.stream.load_state(share["stream"])
         self.streams.load_state_dict(share["streams"])
+
+
+train, resume = SupervisedTraining.train, SupervisedTraining.resume

@@ -10,30 +10,20 @@ from typing import Any
 
 import click
 
-from trm.experiments.options import (
-    edits_option,
-    env_option,
-    eval_num_option,
-    overrides_option,
-    placement_options,
-    program_path,
-    ready_placement,
-    refuse_mixed_resume,
-    run_options,
-)
+from trm.experiments import options
 from trm.experiments.use_cli import show_scoreboard
 
 
 @click.command()
-@env_option
+@options.env_option
 @click.option(
     "--recipe", help="Name of a shipped recipe, or a YAML file.  [default: that of the env]"
 )
-@overrides_option
-@edits_option
-@run_options
-@eval_num_option
-@placement_options
+@options.overrides_option
+@options.edits_option
+@options.run_options
+@options.eval_num_option
+@options.placement_options
 @click.pass_context
 def train(
     ctx: click.Context,
@@ -54,9 +44,9 @@ def train(
     Ctrl-C saves and ends cleanly. At the end the greedy policy plays unseen puzzles beside the
     reference policies.
     """
-    refuse_mixed_resume(ctx, resume=resume, env=env)
+    options.refuse_mixed_resume(ctx, resume=resume, env=env)
     _refuse_shipped(resume)
-    placement = ready_placement(resumed=resume is not None, **place)
+    placement = options.ready_placement(resumed=resume is not None, **place)
     from plan_envs.catalogue import resolve_task
     from upi_trm import trainer
     from upi_trm.recipe import RECIPES
@@ -97,7 +87,7 @@ def _show_next_steps(run: Any) -> None:
 
     task = task_of(run)
     write = getattr(task.domain, "write_instance", None)
-    program, path = program_path(), run.path
+    program, path = options.program_path(), run.path
     further = {f"{program} eval {path} --num 2000": "more unseen puzzles"}
     if write is not None:
         puzzle = write(task.instances("test", num=1, seed=1).instances[0])
@@ -105,7 +95,7 @@ def _show_next_steps(run: Any) -> None:
         further[f"{program} {words}"] = "one of them; or a puzzle of yours"
     further |= {
         f"{program} train --resume {path} --steps {2 * run.checkpoint_steps()[-1]}": "train on",
-        f"{program_path('tensorboard')} --logdir {path}": "curves",
+        f"{options.program_path('tensorboard')} --logdir {path}": "curves",
     }
     click.echo(f"\nThe run is in {path}. Where to look next:")
     for command, what in further.items():

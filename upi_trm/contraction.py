@@ -248,5 +248,4 @@ class ContractionConfig:
     } | {"value_head": Retired(None, "it was removed: only the recursion is clamped")}
 
     def __post_init__(self) -> None:
-        """Check the range."""
         check_within(self, "contraction", "(0, 1)", "modulus")

@@ -41,7 +41,6 @@ class CurriculumConfig:
     """Share of episodes on puzzles as they are, whatever the curriculum says."""
 
     def __post_init__(self) -> None:
-        """Check ranges."""
         check_at_least(self, "curriculum", 1, "start", "step", "window")
         check_within(self, "curriculum", "[0, 1]", "threshold", "full_share")
         if self.retreat is not None and not 0 <= self.retreat < self.threshold:

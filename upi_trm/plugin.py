@@ -13,7 +13,6 @@ from trm.experiments.learners import (
     Networks,
     Predictor,
     SweepCommand,
-    edits_when_finished,
     task_of,
 )
 from trm.experiments.records import keep_record
@@ -38,8 +37,6 @@ class UpiTrm:
         return SweepCommand(
             recipe=UpiRecipe,
             recipes=RECIPES,
-            steps_field="schedule.edits",
-            finished_at=edits_when_finished,
             make_record=keep_record,
         )
 

@@ -4,9 +4,7 @@ Input: an environment's name and a recipe. Output: a `Run` folder that `upi-trm 
 take. Several processes share the recipe's plans and minibatches; process 0 evaluates.
 """
 
-from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -15,14 +13,12 @@ from gymnasium.vector import AutoresetMode
 from plan_envs.catalogue import resolve_task
 from plan_envs.instances import InstanceSet
 from plan_envs.vector_env import PlanEditVectorEnv
-from trm.compute.device import Placement
 from trm.compute.streams import named_streams
 from trm.compute.workers import Workers
 from trm.experiments import training
-from trm.experiments.training import Callback, Outcome, Setting, Trainee
+from trm.experiments.training import Setting, Trainee
 from trm.runs.checkpoints import Checkpoint
 from trm.runs.packing import pack_state
-from trm.runs.recipe import load_recipe
 from trm.runs.run import Run
 from upi_trm.curriculum import Curriculum
 from upi_trm.deployment import greedy_policy
@@ -30,51 +26,6 @@ from upi_trm.learner import UpiLearner
 from upi_trm.recipe import RUN_KIND, UpiRecipe
 from upi_trm.rollout import Roller, Rollout
 from upi_trm.search_roller import SearchRoller
-
-
-def train(
-    *,
-    env: str,
-    recipe_path: Path | None,
-    overrides: Sequence[str] = (),
-    steps: int | None = None,
-    seed: int = 0,
-    out: Path | None = None,
-    placement: Placement,
-    callback: Callback | None = None,
-) -> Outcome:
-    """Start a run and train until its budget of edits is spent or a signal asks to stop.
-
-    Args:
-        env: a task's name or a PlanEdit id.
-        recipe_path: YAML file; None for the defaults.
-        overrides: `field=value` assignments.
-        steps: budget in edits over all parallel plans, never exceeded; None for the recipe's.
-        seed: of every random stream.
-        out: run folder to make; None for `runs/<env>-seed<seed>-<time>`.
-        placement: device, precision, threads.
-        callback: see `trm.experiments.training.Callback`.
-
-    Raises:
-        ValueError: bad input, named in one line.
-    """
-    task = resolve_task(env)
-    overrides = training.with_budget(UpiTraining, overrides, steps)
-    return training.start(
-        UpiTraining,
-        load_recipe(UpiRecipe, recipe_path, overrides),
-        env=training.recorded_env(env, task),
-        name=task.name,
-        seed=seed,
-        out=out,
-        placement=placement,
-        callback=callback,
-    )
-
-
-def resume(run_path: Path, *, steps: int | None = None, placement: Placement) -> Outcome:
-    """Go on with a run; see `trm.experiments.training.resume`."""
-    return training.resume(UpiTraining, run_path, steps=steps, placement=placement)
 
 
 def share_of(recipe: UpiRecipe, workers: Workers) -> UpiRecipe:
@@ -223,3 +174,6 @@ class UpiTraining(Trainee):
         self.learner.load_state(state["learner"])
         self.roller.load_state(state["roller"])
         self.streams.load_state_dict(state["streams"])
+
+
+train, resume = UpiTraining.train, UpiTraining.resume

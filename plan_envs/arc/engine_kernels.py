@@ -12,34 +12,16 @@ from typing import Final
 import numpy as np
 from numba import njit
 
-from plan_envs.arc.kernels import (
-    COLOURS,
-    apply_edit,
-    common,
-    extent,
-    points,
-    union,
-    write_mask,
-)
+from plan_envs.arc import kernels
+from plan_envs.compiled import packed_kernels as packed
 from plan_envs.compiled.bits import below, borrowed, copy_bytes, next_word
-from plan_envs.compiled.packed_kernels import (
-    FINISHED,
-    OWN,
-    SAMPLER,
-    STEPS,
-    STREAM,
-    WIDTH,
-    draw_rows,
-    fetch_nothing,
-    observe_rows,
-    step_rows,
-    step_single,
-)
 
-SOURCE, ROWS, COLUMNS, AGREE, TOTAL, GOAL_ROWS, GOAL_COLUMNS = range(OWN, OWN + 7)
-SIZE, LOOKS, BLANK = range(OWN + 7, OWN + 10)
-HEAD: Final = OWN + 10
+SOURCE, ROWS, COLUMNS, AGREE, TOTAL, GOAL_ROWS, GOAL_COLUMNS = range(packed.OWN, packed.OWN + 7)
+SIZE, LOOKS, BLANK = range(packed.OWN + 7, packed.OWN + 10)
+HEAD: Final = packed.OWN + 10
 """Integers of a row: facts of the canvas, the options of the domain, then their number."""
+
+fetch = packed.fetch_nothing
 
 
 @njit(cache=True, forceinline=True)
@@ -54,7 +36,7 @@ def places(at, rules):
     size = rules[0]
     plan = 8 * (at + HEAD)
     mask = plan + size * size
-    return plan, plan, mask, mask + COLOURS * size * size + 2 * size + 1
+    return plan, plan, mask, mask + kernels.COLOURS * size * size + 2 * size + 1
 
 
 @njit(cache=True, forceinline=True)
@@ -65,13 +47,13 @@ def start(head, data, at, rules, instances, instance, plans, plan):
     _, o_plan, o_mask, o_target = places(at, rules)
     copy_bytes(data, o_plan, plans, plan, cells)
     copy_bytes(data, o_target, instances, instance, cells)
-    height, width = extent(data, o_plan, size)
-    goal_height, goal_width = extent(data, o_target, size)
-    write_mask(data, o_plan, size, height, width, data, o_mask)
-    head[at + STEPS] = head[at + FINISHED] = 0
+    height, width = kernels.extent(data, o_plan, size)
+    goal_height, goal_width = kernels.extent(data, o_target, size)
+    kernels.write_mask(data, o_plan, size, height, width, data, o_mask)
+    head[at + packed.STEPS] = head[at + packed.FINISHED] = 0
     head[at + ROWS], head[at + COLUMNS] = height, width
-    head[at + AGREE] = common(data, o_plan, data, o_target, size, height, width)
-    head[at + TOTAL] = union(height, width, goal_height, goal_width)
+    head[at + AGREE] = kernels.common(data, o_plan, data, o_target, size, height, width)
+    head[at + TOTAL] = kernels.union(height, width, goal_height, goal_width)
     head[at + GOAL_ROWS], head[at + GOAL_COLUMNS] = goal_height, goal_width
 
 
@@ -82,7 +64,7 @@ def load_all(head, data, index, own, instances, plans):
     own, instances = borrowed(own), borrowed(instances.reshape(-1))
     plans, rules = borrowed(plans.reshape(-1)), rules_of(head)
     for i in range(len(index)):
-        at = index[i] * head[WIDTH]
+        at = index[i] * head[packed.WIDTH]
         copy_bytes(own, index[i] * width_of, instances, i * width_of, width_of)
         start(head, data, at, rules, instances, (i + 1) * width_of - cells, plans, i * cells)
         head[at + SOURCE] = -1
@@ -92,7 +74,7 @@ def load_all(head, data, index, own, instances, plans):
 def draw(head, data, at, rules, resets):
     """Reset one environment to an instance of the pool; a single one copies it into `own`."""
     own, pool, width_of = resets
-    chosen = below(next_word(head, at + STREAM), len(pool) // width_of)
+    chosen = below(next_word(head, at + packed.STREAM), len(pool) // width_of)
     size, _, from_blank = rules
     first = chosen * width_of
     start(head, data, at, rules, pool, first + width_of - size * size, pool, first)
@@ -113,14 +95,14 @@ def blank(head, data, at, rules):
     height, width = head[at + ROWS], head[at + COLUMNS]
     for row in range(height):
         data[o_plan + row * size : o_plan + row * size + width] = 1
-    write_mask(data, o_plan, size, height, width, data, o_mask)
-    head[at + AGREE] = common(data, o_plan, data, o_target, size, height, width)
+    kernels.write_mask(data, o_plan, size, height, width, data, o_mask)
+    head[at + AGREE] = kernels.common(data, o_plan, data, o_target, size, height, width)
 
 
 @njit(cache=True)
 def draw_all(head, data, index, resets):
     """Reset environments to instances of the pool."""
-    draw_rows(draw, rules_of(head), head, data, index, resets)
+    packed.draw_rows(draw, rules_of(head), head, data, index, resets)
 
 
 @njit(cache=True, forceinline=True)
@@ -133,7 +115,7 @@ def is_solved(head, at):
 def figures(head, data, at, rules):
     """(potential, score, violations, solved) of the canvas; rounded as the verdict rounds it."""
     looks, solved = rules[1], is_solved(head, at)
-    score = np.float64(points(head[at + AGREE], head[at + TOTAL], solved, looks))
+    score = np.float64(kernels.points(head[at + AGREE], head[at + TOTAL], solved, looks))
     wrong = head[at + TOTAL] - head[at + AGREE] if looks else 0
     return score, score, wrong, solved
 
@@ -141,10 +123,10 @@ def figures(head, data, at, rules):
 @njit(cache=True, forceinline=True)
 def paint(head, data, o_plan, o_mask, o_target, at, action):
     """A legal paint: one cell, two legal edits, and what it changes in the agreement."""
-    cell, value = action // COLOURS, action % COLOURS + 1
+    cell, value = action // kernels.COLOURS, action % kernels.COLOURS + 1
     old, wanted = data[o_plan + cell], data[o_target + cell]
     data[o_plan + cell] = value
-    first = o_mask + COLOURS * cell - 1
+    first = o_mask + kernels.COLOURS * cell - 1
     data[first + old] = 1
     data[first + value] = 0
     head[at + AGREE] += (wanted == value) - np.int64(wanted == old)
@@ -155,11 +137,13 @@ def change_size(head, data, at, rules, action):
     """A legal change of height or width."""
     size = rules[0]
     _, o_plan, o_mask, o_target = places(at, rules)
-    height, width = apply_edit(data, o_plan, size, head[at + ROWS], head[at + COLUMNS], action)
-    write_mask(data, o_plan, size, height, width, data, o_mask)
+    height, width = kernels.apply_edit(
+        data, o_plan, size, head[at + ROWS], head[at + COLUMNS], action
+    )
+    kernels.write_mask(data, o_plan, size, height, width, data, o_mask)
     head[at + ROWS], head[at + COLUMNS] = height, width
-    head[at + AGREE] = common(data, o_plan, data, o_target, size, height, width)
-    head[at + TOTAL] = union(height, width, head[at + GOAL_ROWS], head[at + GOAL_COLUMNS])
+    head[at + AGREE] = kernels.common(data, o_plan, data, o_target, size, height, width)
+    head[at + TOTAL] = kernels.union(height, width, head[at + GOAL_ROWS], head[at + GOAL_COLUMNS])
 
 
 @njit(cache=True, forceinline=True)
@@ -183,7 +167,7 @@ def show(places, head, data, at, rules, resets, instance, row):
     own, pool, width_of = resets
     observed, source = instance.shape[1], head[at + SOURCE]
     if source < 0:
-        copy_bytes(instance, row * observed, own, at // head[WIDTH] * width_of, observed)
+        copy_bytes(instance, row * observed, own, at // head[packed.WIDTH] * width_of, observed)
     else:
         copy_bytes(instance, row * observed, pool, source * width_of, observed)
 
@@ -191,20 +175,20 @@ def show(places, head, data, at, rules, resets, instance, row):
 @njit(cache=True)
 def step_one(head, action):
     """Step the only environment; see `plan_envs.engine.Engine.step_one`."""
-    return step_single(places, move, figures, rules_of(head), head, action)
+    return packed.step_single(places, move, figures, rules_of(head), head, action)
 
 
 @njit(cache=True, nogil=True)
 def step_all(head, data, call):
     """Step every environment; `packed_kernels.step_rows` says what is in `call`."""
     rules = rules_of(head)
-    return step_rows(places, move, figures, draw, show, fetch_nothing, rules, head, data, call)
+    return packed.step_rows(places, move, figures, draw, show, fetch, rules, head, data, call)
 
 
 @njit(cache=True, nogil=True)
 def observe_all(head, data, resets, out):
     """Write the current states of all environments into `out`, with no reward and no flags."""
-    observe_rows(places, figures, show, rules_of(head), head, data, resets, out)
+    packed.observe_rows(places, figures, show, rules_of(head), head, data, resets, out)
 
 
 @njit(cache=True, nogil=True)
@@ -216,25 +200,25 @@ def sample_all(head, data, actions):
     head, data, rules = borrowed(head), borrowed(data), rules_of(head)
     size = rules[0]
     for env in range(len(actions)):
-        at = env * head[WIDTH]
+        at = env * head[packed.WIDTH]
         height, width = head[at + ROWS], head[at + COLUMNS]
         _, o_plan, _, o_target = places(at, rules)
-        word = next_word(head, at + SAMPLER)
+        word = next_word(head, at + packed.SAMPLER)
         if data[o_target - 1] == 0:  # even submit is illegal: the environment was never reset
             actions[env] = -1
             continue
-        paints = (COLOURS - 1) * height * width
+        paints = (kernels.COLOURS - 1) * height * width
         resizes = 2 * (size - 1) if height > 0 else 0
         rank = below(word, paints + resizes + 1)
         if rank < paints:
-            place, colour = rank // (COLOURS - 1), rank % (COLOURS - 1)
+            place, colour = rank // (kernels.COLOURS - 1), rank % (kernels.COLOURS - 1)
             cell = place // width * size + place % width
             colour += colour >= data[o_plan + cell] - 1
-            actions[env] = COLOURS * cell + colour
+            actions[env] = kernels.COLOURS * cell + colour
         elif rank < paints + resizes:
             rank -= paints
             which, choice = rank // (size - 1), rank % (size - 1)
             choice += choice >= (height if which == 0 else width) - 1
-            actions[env] = COLOURS * size * size + which * size + choice
+            actions[env] = kernels.COLOURS * size * size + which * size + choice
         else:
-            actions[env] = COLOURS * size * size + 2 * size
+            actions[env] = kernels.COLOURS * size * size + 2 * size

@@ -13,14 +13,11 @@ from plan_envs.domain import Int8Array
 
 NUM_COLOURS: Final = 10
 
-
 LARGEST: Final = 30
 """No grid of ARC has more rows or columns."""
 
-
 MOST_DEMONSTRATIONS: Final = 10
 """No task of ARC-AGI-1 or ARC-AGI-2 has more."""
-
 
 PALETTE: Final = (
     (0, 0, 0),

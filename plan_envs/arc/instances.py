@@ -6,7 +6,7 @@ ARC's format (ConceptARC); none are shipped here, only lists of ids (`plan_envs/
 """
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import permutations
 from pathlib import Path
 from typing import Any, Final
@@ -48,6 +48,7 @@ def arc_instances(
     tasks: str | Sequence[str] | None = None,
     augment: int = 0,
     progress: bool = False,
+    on_invalid: Callable[[str], None] | None = None,
 ) -> InstanceSet:
     """ARC instances for `Arc(size, demonstrations)`, one a test input.
 
@@ -81,6 +82,7 @@ def arc_instances(
         augment: copies of every training instance, each under a random symmetry (dihedral, colours
             1..9 permuted), the same for all its grids; they follow the originals, copy by copy.
         progress: accepted like other generators; nothing here takes long.
+        on_invalid: what to call for a task that cannot be read, as of `load_arc`; None = raise.
 
     Returns:
         The set; ratings are the edits of the direct way to the target (`Arc.distance`), solutions
@@ -89,7 +91,6 @@ def arc_instances(
     Raises:
         ValueError: for unknown names, a task of a list that does not fit, a leak, or an empty set.
     """
-    del progress
     domain = Arc(size, demonstrations)
     check_request(split, 0, seed)
     if augment < 0 or (augment and split != "train"):
@@ -97,7 +98,7 @@ def arc_instances(
     if num is not None and num < 1:
         raise ValueError(f"num must be >= 1, got {num}")
     sources = [data] if isinstance(data, str | Path) else list(data)
-    loaded = [load_arc(source) for source in sources]
+    loaded = [load_arc(source, on_invalid=on_invalid) for source in sources]
     if len(loaded) > 1:
         _refuse_leaks(loaded)
     everything = [task for source in loaded for task in source]

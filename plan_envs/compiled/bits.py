@@ -22,10 +22,8 @@ GAMMA: Final = np.uint64(0x9E3779B97F4A7C15)
 @intrinsic
 def popcount(typingctx, bits):
     """Number of set bits (the machine's instruction)."""
-    del typingctx
 
     def codegen(context, builder, signature, args):
-        del context, signature
         return builder.zext(builder.ctpop(builder.trunc(args[0], ir.IntType(32))), args[0].type)
 
     return types.int64(types.int64), codegen
@@ -34,10 +32,8 @@ def popcount(typingctx, bits):
 @intrinsic
 def lowest(typingctx, bits):
     """Index of the lowest set bit of a set that is not empty."""
-    del typingctx
 
     def codegen(context, builder, signature, args):
-        del context, signature
         return builder.cttz(args[0], ir.Constant(ir.IntType(1), 1))
 
     return types.int64(types.int64), codegen
@@ -52,7 +48,6 @@ def borrowed(typingctx, array):
     Numba counts references of every array that a helper touches, atomically, also in inlined ones;
     that took half of a step.
     """
-    del typingctx
 
     def borrow(context, builder, kind, value):
         if isinstance(kind, types.BaseTuple):
@@ -75,7 +70,6 @@ def borrowed(typingctx, array):
 @intrinsic
 def copy_bytes(typingctx, target, to, source, start, count):
     """One memcpy between contiguous arrays, places in bytes; slices would copy byte by byte."""
-    del typingctx, to, start, count
 
     def codegen(context, builder, signature, args):
         first = []
@@ -91,7 +85,6 @@ def copy_bytes(typingctx, target, to, source, start, count):
 @intrinsic
 def prefetch(typingctx, array, place):
     """Ask for the cache line at a place of an array of bytes, which may lie behind its end."""
-    del typingctx
 
     def codegen(context, builder, signature, args):
         data = context.make_array(signature.args[0])(context, builder, value=args[0]).data

@@ -65,7 +65,6 @@ class KernelDomain(ABC):
 
     def _scratch(self, batch: int) -> tuple[NDArray[Any], ...]:
         """Arrays that `count_successors` leaves to `write_successors`."""
-        del batch
         return ()
 
     def initial(self, instances: Int8Array) -> Int8Array:

@@ -227,17 +227,21 @@ def draw_rows(draw, rules, head, data, index, resets):
         draw(head, data, index[i] * head[WIDTH], rules, resets)
 
 
-@njit(forceinline=True)
-def draw_ready(load, head, data, at, resets):
-    """Reset an environment from a pool of `plan_envs.compiled.packed_engine.Pool`."""
-    tables, instances, starts, ready = resets
-    chosen = below(next_word(head, at + STREAM), len(instances))
-    width = head[at + WIDTH]
-    if len(ready):
-        first = chosen * width + STEPS
-        copy_bytes(head, 8 * (at + STEPS), ready, 8 * first, 8 * (width - STEPS))
-    else:
-        load(head, data, at, tables, instances[chosen], starts[chosen])
+def draw_ready(load):
+    """`draw` from a pool of `plan_envs.compiled.packed_engine.Pool`, with the domain's `load`."""
+
+    @njit(forceinline=True)
+    def draw(head, data, at, rules, resets):
+        tables, instances, starts, ready = resets
+        chosen = below(next_word(head, at + STREAM), len(instances))
+        width = head[at + WIDTH]
+        if len(ready):
+            first = chosen * width + STEPS
+            copy_bytes(head, 8 * (at + STEPS), ready, 8 * first, 8 * (width - STEPS))
+        else:
+            load(head, data, at, tables, instances[chosen], starts[chosen])
+
+    return draw
 
 
 @njit(forceinline=True)

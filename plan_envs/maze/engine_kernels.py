@@ -10,39 +10,18 @@ from typing import Final
 import numpy as np
 from numba import njit
 
+from plan_envs.compiled import packed_kernels as packed
 from plan_envs.compiled.bits import below, borrowed, next_word
-from plan_envs.compiled.packed_kernels import (
-    FINISHED,
-    OWN,
-    SAMPLER,
-    STEPS,
-    WIDTH,
-    draw_ready,
-    draw_rows,
-    fetch_nothing,
-    load_rows,
-    observe_rows,
-    show_packed,
-    step_rows,
-    step_single,
-)
-from plan_envs.maze.kernels import (
-    HEAD,
-    WALL,
-    closeness,
-    flood,
-    framed,
-    scratch,
-    survey,
-    write_template,
-)
+from plan_envs.maze import kernels
 
-PLACE, TARGET, LENGTH, WHOLE = range(OWN, OWN + 4)
-SIZE, UNDO, GEODESIC = range(OWN + 4, OWN + 7)
-HEAD_SIZE: Final = OWN + 7
+PLACE, TARGET, LENGTH, WHOLE = range(packed.OWN, packed.OWN + 4)
+SIZE, UNDO, GEODESIC = range(packed.OWN + 4, packed.OWN + 7)
+HEAD_SIZE: Final = packed.OWN + 7
 """Integers of a row: facts of the plan, the options of the domain, then their number. PLACE is the
 path's head, TARGET the goal, LENGTH the cells on the path (0: the plan is no path), WHOLE the
 distance from start to goal."""
+
+show, fetch = packed.show_packed, packed.fetch_nothing
 
 
 @njit(cache=True, forceinline=True)
@@ -90,9 +69,9 @@ def load(head, data, at, neighbours, instance, plan):
         data[o_plan + cell] = plan[cell]
     for action in range(cells + undo):
         data[o_mask + action] = 0
-    start, goal, place, length = survey(instance, plan, neighbours)
-    head[at + STEPS] = 0
-    head[at + FINISHED] = 0
+    start, goal, place, length = kernels.survey(instance, plan, neighbours)
+    head[at + packed.STEPS] = 0
+    head[at + packed.FINISHED] = 0
     head[at + PLACE] = place
     head[at + TARGET] = goal
     head[at + LENGTH] = length
@@ -110,12 +89,12 @@ def load(head, data, at, neighbours, instance, plan):
 @njit(cache=True)
 def measure(instance, goal, size, out, first):
     """Write the distances to the goal from place `first` on; -1 where there is none."""
-    template, distance, queue = scratch(size)
-    write_template(instance, size, template)
+    template, distance, queue = kernels.scratch(size)
+    kernels.write_template(instance, size, template)
     if goal >= 0:
-        flood(template, size + 2, framed(goal, size), distance, queue)
+        kernels.flood(template, size + 2, kernels.framed(goal, size), distance, queue)
     for cell in range(size * size):
-        out[first + cell] = max(distance[framed(cell, size)], -1) if goal >= 0 else -1
+        out[first + cell] = max(distance[kernels.framed(cell, size)], -1) if goal >= 0 else -1
 
 
 @njit(cache=True, forceinline=True)
@@ -124,16 +103,13 @@ def open_around(data, o_instance, o_plan, o_mask, place, size):
     count = 0
     for direction in range(4):
         cell = beside(place, size, direction)
-        if cell >= 0 and data[o_plan + cell] == 0 and data[o_instance + cell] != WALL:
+        if cell >= 0 and data[o_plan + cell] == 0 and data[o_instance + cell] != kernels.WALL:
             data[o_mask + cell] = 1
             count += 1
     return count
 
 
-@njit(cache=True, forceinline=True)
-def draw(head, data, at, rules, resets):
-    """Reset one environment to an instance of the pool."""
-    draw_ready(load, head, data, at, resets)
+draw = packed.draw_ready(load)
 
 
 @njit(cache=True, forceinline=True)
@@ -144,7 +120,7 @@ def points(head, at, geodesic):
         return np.float32(1.0)
     if geodesic and head[at + LENGTH] > 0:
         left = np.int64(head.view(np.int16)[4 * (at + HEAD_SIZE) + place])
-        return closeness(left, head[at + WHOLE])
+        return kernels.closeness(left, head[at + WHOLE])
     return np.float32(0.0)
 
 
@@ -170,7 +146,7 @@ def extend_or_undo(head, data, at, size, undo, geodesic, action):
             if action == cell:
                 entered = direction
     data[o_plan + place] = entered + 1  # 0 after undo
-    data[o_plan + following] = HEAD
+    data[o_plan + following] = kernels.HEAD
     length = head[at + LENGTH] + (1 if action < cells else -1)
     head[at + PLACE] = following
     head[at + LENGTH] = length
@@ -203,34 +179,32 @@ def move(head, data, at, rules, action):
 @njit(cache=True)
 def load_all(head, data, index, neighbours, instances, plans):
     """Put environments into given states and compute their caches."""
-    load_rows(load, head, data, index, neighbours, instances, plans)
+    packed.load_rows(load, head, data, index, neighbours, instances, plans)
 
 
 @njit(cache=True)
 def draw_all(head, data, index, resets):
     """Reset environments to instances of the pool."""
-    draw_rows(draw, rules_of(head), head, data, index, resets)
+    packed.draw_rows(draw, rules_of(head), head, data, index, resets)
 
 
 @njit(cache=True)
 def step_one(head, action):
     """Step the only environment; see `plan_envs.engine.Engine.step_one`."""
-    return step_single(places, move, figures, rules_of(head), head, action)
+    return packed.step_single(places, move, figures, rules_of(head), head, action)
 
 
 @njit(cache=True, nogil=True)
 def step_all(head, data, call):
     """Step every environment; `packed_kernels.step_rows` says what is in `call`."""
     rules = rules_of(head)
-    return step_rows(
-        places, move, figures, draw, show_packed, fetch_nothing, rules, head, data, call
-    )
+    return packed.step_rows(places, move, figures, draw, show, fetch, rules, head, data, call)
 
 
 @njit(cache=True, nogil=True)
 def observe_all(head, data, resets, out):
     """Write the current states of all environments into `out`, with no reward and no flags."""
-    observe_rows(places, figures, show_packed, rules_of(head), head, data, resets, out)
+    packed.observe_rows(places, figures, show, rules_of(head), head, data, resets, out)
 
 
 @njit(cache=True, nogil=True)
@@ -241,22 +215,20 @@ def sample_all(head, data, actions):
     """
     head, data = borrowed(head), borrowed(data)
     size, undo, geodesic = rules_of(head)
+    legal = np.empty(5, np.int64)
     for env in range(len(actions)):
-        at = env * head[WIDTH]
+        at = env * head[packed.WIDTH]
         o_mask = offsets(at, size, geodesic)[2]
         place = head[at + PLACE]
-        total = np.int64(data[o_mask + size * size]) if undo else 0
-        if place >= 0:
-            for direction in range(4):
-                cell = beside(place, size, direction)
-                total += cell >= 0 and data[o_mask + cell] == 1
-        rank = below(next_word(head, at + SAMPLER), max(total, 1))
-        actions[env] = size * size if total > 0 else -1
+        total = 0
         if place >= 0:
             for k in range(4):
                 cell = beside(place, size, (0, 2, 3, 1)[k])  # in the order of the cells
                 if cell >= 0 and data[o_mask + cell] == 1:
-                    if rank == 0:
-                        actions[env] = cell
-                        break
-                    rank -= 1
+                    legal[total] = cell
+                    total += 1
+        if undo and data[o_mask + size * size] == 1:
+            legal[total] = size * size
+            total += 1
+        rank = below(next_word(head, at + packed.SAMPLER), max(total, 1))
+        actions[env] = legal[rank] if total > 0 else -1

@@ -12,17 +12,7 @@ from numba import njit
 
 from plan_envs.compiled.bits import GAMMA, below, copy_bytes, popcount, split_of_word
 from plan_envs.instances import mix
-from plan_envs.maze.kernels import (
-    BLOCKED,
-    FREE,
-    GOAL,
-    START,
-    UNSEEN,
-    WALL,
-    flood,
-    framed,
-    scratch,
-)
+from plan_envs.maze import kernels
 
 MAX_PATTERNS: Final = 1 << 18
 """Wall patterns tried for one maze: half a second at 30x30."""
@@ -190,17 +180,17 @@ def _spread(template, width, edits, space, reach):
     copy_bytes(reach, 0, template, 0, 2 * len(template))
     possible = False
     for cell in range(len(template)):
-        if reach[cell] != UNSEEN:
+        if reach[cell] != kernels.UNSEEN:
             continue
-        num = flood(template, width, cell, distance, queue)
-        num = flood(template, width, queue[num - 1], distance, queue)
+        num = kernels.flood(template, width, cell, distance, queue)
+        num = kernels.flood(template, width, queue[num - 1], distance, queue)
         middle = queue[num - 1]
         for _ in range(distance[middle] // 2):
             for other in (middle + width, middle - 1, middle + 1, middle - width):
                 if distance[other] == distance[middle] - 1:
                     middle = other
                     break
-        num = flood(template, width, middle, distance, queue)
+        num = kernels.flood(template, width, middle, distance, queue)
         for k in range(num):
             reach[queue[k]] = distance[queue[k]]
         possible |= 2 * distance[queue[num - 1]] >= edits
@@ -212,7 +202,7 @@ def generate(instances, first, last, stream, split, path, walls):
     """Fill rows first..last - 1; -1, or the row for which no maze was found."""
     size = round(np.sqrt(instances.shape[1]))
     width = size + 2
-    template, distance, queue = scratch(size)
+    template, distance, queue = kernels.scratch(size)
     space = (distance, queue)
     reach = np.empty_like(template)
     cells = np.empty(size * size, np.int32)
@@ -233,11 +223,11 @@ def generate(instances, first, last, stream, split, path, walls):
             if not _may_fit(free, shortest, rows):
                 continue
             num = 0
-            template[:] = BLOCKED
+            template[:] = kernels.BLOCKED
             for row in range(size):
                 for column in range(size):
                     if (free[row + 1] >> np.uint64(column)) & np.uint64(1):
-                        template[(row + 1) * width + column + 1] = UNSEEN
+                        template[(row + 1) * width + column + 1] = kernels.UNSEEN
                         cells[num] = row * size + column
                         num += 1
             if num < 2 or not _spread(template, width, shortest, space, reach):
@@ -248,17 +238,17 @@ def generate(instances, first, last, stream, split, path, walls):
                 other = below(_word(key, counter + 1), num - 1)
                 other += other >= one
                 counter += 2
-                start, goal = framed(cells[one], size), framed(cells[other], size)
+                start, goal = kernels.framed(cells[one], size), kernels.framed(cells[other], size)
                 if reach[start] + reach[goal] < shortest:
                     continue
-                flood(template, width, start, distance, queue)
+                kernels.flood(template, width, start, distance, queue)
                 if not shortest <= distance[goal] <= longest:
                     continue
                 maze = instances[index]
-                maze[:] = WALL
+                maze[:] = kernels.WALL
                 for k in range(num):
-                    maze[cells[k]] = FREE
-                maze[cells[one]], maze[cells[other]] = START, GOAL
+                    maze[cells[k]] = kernels.FREE
+                maze[cells[one]], maze[cells[other]] = kernels.START, kernels.GOAL
                 if split_of(maze, size) == split:
                     found = True
                     break
@@ -281,6 +271,6 @@ def split_of(maze, size):
                 r = end - row if number & 1 else row
                 c = end - column if number & 2 else column
                 value = maze[c * size + r] if number & 4 else maze[r * size + c]
-                word = (word ^ np.uint64(min(value, START))) * np.uint64(0x100000001B3)
+                word = (word ^ np.uint64(min(value, kernels.START))) * np.uint64(0x100000001B3)
         least = min(least, _word(word, 0))
     return split_of_word(least)

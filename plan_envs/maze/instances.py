@@ -26,7 +26,9 @@ from plan_envs.instances import (
 )
 from plan_envs.maze import generation
 from plan_envs.maze.kernels import FREE, GOAL, START, WALL
-from plan_envs.maze.rules import MAZE_SYMBOLS, Maze
+from plan_envs.maze.rules import Maze
+from plan_envs.maze.text import VALUES, guess_size, read_mazes
+from plan_envs.texts import read_text
 
 DEFAULT_PATH: Final[dict[int, int]] = {30: 110}
 """size -> least number of cells on the shortest path when a caller names none: that of the public
@@ -117,9 +119,10 @@ def read_maze_csv(
     """Read mazes from a CSV file with columns `source,question,answer,rating`.
 
     This is the format of the public Maze-30x30-Hard set: '#' wall, ' ' or '.' free, 'S' start, 'G'
-    goal, and in the answer 'o' on the path. `answer` and `rating` may be empty or missing; ratings
-    are then the cells on a shortest path. Solutions are the label paths (see `Maze`), which the
-    public answers equal; an answer that is another shortest path is accepted and not kept.
+    goal (or the other signs of `plan_envs.maze.text`), and in the answer 'o' on the path. `answer`
+    and `rating` may be empty or missing; ratings are then the cells on a shortest path. Solutions
+    are the label paths (see `Maze`), which the public answers equal; an answer that is another
+    shortest path is accepted and not kept.
 
     Args:
         path: file to read.
@@ -156,6 +159,34 @@ def read_maze_csv(
     )
 
 
+def read_maze_text(
+    path: str | os.PathLike[str], *, size: int, limit: int | None = None
+) -> InstanceSet:
+    """Read the mazes of a text file, in any form that `read_mazes` reads.
+
+    Args:
+        path: file to read.
+        size: rows and columns.
+        limit: keep at most so many mazes.
+
+    Raises:
+        ValueError: one line that names file and line of the first maze that cannot be read or
+            played.
+    """
+    domain = Maze(size)
+    try:
+        lines, instances = read_mazes(read_text(Path(path)), size)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    instances = instances[:limit]
+    for line, instance in zip(lines, instances, strict=False):
+        reason = domain.why_invalid(instance)
+        if reason is not None:
+            raise ValueError(f"{path}:{line}: the maze {reason}")
+    solutions, edits = domain.label_paths(instances)
+    return InstanceSet.of(Path(path).name, instances, solutions, edits + 1)
+
+
 def _path_range(size: int, path: Any) -> tuple[int, int]:
     """The range of path lengths that a caller asks for, checked."""
     cells = size * size
@@ -169,13 +200,14 @@ def _path_range(size: int, path: Any) -> tuple[int, int]:
 def _csv_maze(domain: Maze | None, question: str, place: str) -> tuple[Maze, Int8Array]:
     """A maze of a file, and the domain of its size."""
     try:
-        domain = domain or Maze(round(len(question) ** 0.5))
+        domain = domain or Maze(guess_size(question))
         instance = domain.read_instance(question)
     except ValueError as error:
         raise ValueError(f"{place}: question: {error}") from None
-    for name, symbol in (("start", "S"), ("goal", "G")):
-        if question.count(symbol) != 1:
-            raise ValueError(f"{place}: question has {question.count(symbol)} {name}s, not one")
+    for name, value in (("start", START), ("goal", GOAL)):
+        count = int((instance == value).sum())
+        if count != 1:
+            raise ValueError(f"{place}: question has {count} {name}s, not one")
     return domain, instance
 
 
@@ -187,9 +219,8 @@ def _why_wrong(domain: Maze, instance: Int8Array, answer: str, distance: int) ->
         return f"has {len(answer)} characters, the question {len(instance)}"
     signs = np.array(list(answer))
     walked = signs == "o"
-    expected = np.array(list(MAZE_SYMBOLS))[instance]
-    changed = (signs != expected) & ~(walked & (instance == FREE))
-    changed &= ~((signs == ".") & (instance == FREE))
+    values = np.array([VALUES.get(sign, -1) for sign in answer])
+    changed = (values != instance) & ~(walked & (instance == FREE))
     if changed.any():
         row, column = divmod(int(changed.argmax()), domain.size)
         return f"changes the maze at row {row + 1}, column {column + 1}"

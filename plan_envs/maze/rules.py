@@ -21,6 +21,7 @@ from plan_envs.evaluation import Policy
 from plan_envs.instances import InstanceSet
 from plan_envs.maze import kernels
 from plan_envs.maze.kernels import DOWN, FREE, GOAL, HEAD, LEFT, RIGHT, START, UP, WALL
+from plan_envs.maze.text import read_maze
 from plan_envs.rendering import Picture
 
 EditSet = Literal["fill", "full"]
@@ -77,7 +78,6 @@ class Maze(KernelDomain):
     _details: ClassVar[tuple[str, ...]] = ("valid", "shortest", "label")
 
     def __post_init__(self) -> None:
-        """Check the options."""
         if self.size not in SIZES:
             raise ValueError(f"size must lie in {SIZES[0]}-{SIZES[-1]}, got {self.size!r}")
         check_choices(self, {"edits": ("fill", "full"), "shaping": ("none", "geodesic")})
@@ -108,40 +108,12 @@ class Maze(KernelDomain):
         return plans
 
     def read_instance(self, text: str) -> Int8Array:
-        """Read a maze, shape [cell]: '#' wall, ' ' or '.' free, 'S' start, 'G' goal.
-
-        Args:
-            text: size * size characters in one line, or `size` lines of `size` characters.
+        """Read a maze in any form of `plan_envs.maze.text`, shape [cell].
 
         Raises:
             ValueError: names the row and column, or the number of characters, that is wrong.
         """
-        size = self.size
-        lines = text.strip("\n").splitlines()
-        if len(lines) == 1:
-            text = lines[0]
-            if len(text) != size * size:
-                raise ValueError(
-                    f"a {size}x{size} maze has {size * size} characters, got {len(text)}"
-                )
-            lines = [text[row * size : row * size + size] for row in range(size)]
-        if len(lines) != size:
-            raise ValueError(f"a {size}x{size} maze has {size} rows, got {len(lines)}")
-        board = np.zeros((size, size), np.int8)
-        for row, line in enumerate(lines):
-            if len(line) != size:
-                raise ValueError(
-                    f"row {row + 1} of a {size}x{size} maze has {size} characters, got {len(line)}"
-                )
-            for column, symbol in enumerate(line):
-                value = FREE if symbol == "." else MAZE_SYMBOLS.find(symbol)
-                if value < 0:
-                    raise ValueError(
-                        f"{symbol!r} at row {row + 1}, column {column + 1} is none of "
-                        "'#' (wall), ' ' or '.' (free), 'S' (start), 'G' (goal)"
-                    )
-                board[row, column] = value
-        return board.ravel()
+        return read_maze(text, self.size)
 
     def write_instance(self, instance: Int8Array) -> str:
         """One line of '#', '.', 'S' and 'G', as `read_instance` reads it back."""
@@ -182,15 +154,10 @@ class Maze(KernelDomain):
         distance: NDArray[np.int64],
         rng: np.random.Generator,
     ) -> Int8Array:
-        """Paths along the solution, so long that `distance` edits are left.
+        """Paths along the solution, so long that `distance` edits are left, at least one.
 
-        Args:
-            instances: shape [batch, cell].
-            solutions: solved plans, shape [batch, cell].
-            distance: edits to leave, shape [batch]; at least 1, and at most those of the solution.
-            rng: not used: the path is determined.
+        The solution determines them, `rng` is not used. See `KernelDomain.advance`.
         """
-        del rng
         instances, solutions = self._pair(instances, solutions)
         plans = self.initial(instances)
         distance = np.require(distance, np.int64, "C")
@@ -226,7 +193,6 @@ class Maze(KernelDomain):
         ties drawn uniformly, and steps back only where it must. "oracle" follows the label path,
         and steps back to it where it may.
         """
-        del instances  # a maze shows its own solution
         return {"nearest-to-goal": self._nearest_to_goal, "oracle": self._follow_label}
 
     def _nearest_to_goal(
@@ -246,7 +212,6 @@ class Maze(KernelDomain):
     def _follow_label(
         self, boards: Int8Array, plans: Int8Array, mask: Int8Array, rng: np.random.Generator
     ) -> NDArray[np.int32]:
-        del rng
         rows = np.arange(len(boards))
         labels, _ = self.label_paths(boards)
         head = (plans == HEAD).argmax(axis=1)
@@ -292,7 +257,6 @@ _ENDS: Final = (255, 224, 140)
 _PATH_PAPER: Final = ((206, 224, 250), (206, 240, 212), (252, 214, 208))
 _PATH_INK: Final = ((20, 84, 190), (18, 112, 48), (190, 24, 24))
 """Colours of a path on its way, of one that has reached the goal, and of one that is stuck."""
-
 
 _MIRRORED: Final = np.array([0, UP, DOWN, RIGHT, LEFT, HEAD], np.int8)
 _TRANSPOSED: Final = np.array([0, LEFT, RIGHT, UP, DOWN, HEAD], np.int8)

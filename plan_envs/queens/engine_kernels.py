@@ -12,43 +12,23 @@ from typing import Final
 import numpy as np
 from numba import njit
 
+from plan_envs.compiled import packed_kernels as packed
 from plan_envs.compiled.bits import copy_bytes, phi
-from plan_envs.compiled.packed_kernels import (
-    ABSORB,
-    FINISHED,
-    OWN,
-    STEPS,
-    draw_ready,
-    draw_rows,
-    fetch_nothing,
-    load_rows,
-    observe_rows,
-    sample_all,
-    show_packed,
-    step_rows,
-    step_single,
-)
-from plan_envs.queens.kernels import (
-    free_squares,
-    keeps_givens,
-    starved_rows,
-    survey,
-    write_mask,
-)
-
-__all__ = ["draw_all", "load_all", "observe_all", "sample_all", "step_all", "step_one"]
+from plan_envs.queens import kernels
 
 QUEENS, VIOLATIONS, STARVED, ROWS, COLUMNS, DIAGONALS, ANTIDIAGONALS, KEEPS, LEFT = range(
-    OWN, OWN + 9
+    packed.OWN, packed.OWN + 9
 )
-SIDE, FULL, CONSTRAINT = range(OWN + 9, OWN + 12)
-HEAD: Final = OWN + 12
+SIDE, FULL, CONSTRAINT = range(packed.OWN + 9, packed.OWN + 12)
+HEAD: Final = packed.OWN + 12
 """Integers of a row: facts of the plan, the options of the domain, then their number."""
 
 BYTES: Final = (np.arange(256, dtype=np.uint64)[:, None] >> np.arange(8, dtype=np.uint64) & 1) @ (
     np.uint64(1) << np.arange(0, 64, 8, dtype=np.uint64)
 )
 """BYTES[bits]: eight bits as eight bytes 0 or 1, the lowest first."""
+
+show, fetch = packed.show_packed, packed.fetch_nothing
 
 
 @njit(cache=True, forceinline=True)
@@ -79,26 +59,23 @@ def load(head, data, at, tables, instance, plan):
     o_instance, o_plan, o_mask, o_counts = offsets(at, n, full)
     data[o_instance:o_plan] = instance
     data[o_plan:o_mask] = plan
-    facts = survey(plan, n, data[o_counts : o_counts + 6 * n])
-    write_mask(instance, plan, n, full, constraint, facts, data[o_mask:o_counts])
+    facts = kernels.survey(plan, n, data[o_counts : o_counts + 6 * n])
+    kernels.write_mask(instance, plan, n, full, constraint, facts, data[o_mask:o_counts])
     queens, pairs, rows, columns, diagonals, antidiagonals = facts
-    head[at + STEPS] = 0
-    head[at + FINISHED] = 0
+    head[at + packed.STEPS] = 0
+    head[at + packed.FINISHED] = 0
     head[at + QUEENS] = queens
     head[at + VIOLATIONS] = pairs
-    head[at + STARVED] = starved_rows(n, rows, columns, diagonals, antidiagonals)
+    head[at + STARVED] = kernels.starved_rows(n, rows, columns, diagonals, antidiagonals)
     head[at + ROWS] = rows
     head[at + COLUMNS] = columns
     head[at + DIAGONALS] = diagonals
     head[at + ANTIDIAGONALS] = antidiagonals
-    head[at + KEEPS] = keeps_givens(instance, plan)
+    head[at + KEEPS] = kernels.keeps_givens(instance, plan)
     head[at + LEFT] = data[o_mask : o_mask + n * n].sum()
 
 
-@njit(cache=True, forceinline=True)
-def draw(head, data, at, rules, resets):
-    """Reset one environment to an instance of the pool."""
-    draw_ready(load, head, data, at, resets)
+draw = packed.draw_ready(load)
 
 
 @njit(cache=True, forceinline=True)
@@ -113,7 +90,7 @@ def refresh(head, data, at, n, constraint, o_mask):
     starved, left = 0, 0
     for row in range(n):
         closed = (rows >> row) & 1
-        bits = free_squares(row, n, columns, diagonals, antidiagonals) & (closed - 1)
+        bits = kernels.free_squares(row, n, columns, diagonals, antidiagonals) & (closed - 1)
         starved += (bits | closed) == 0
         left |= bits
         if constraint:
@@ -208,20 +185,20 @@ def move(head, data, at, rules, action):
     ended = solved
     if not full:
         lost = head[at + STARVED] > 0 or head[at + VIOLATIONS] > 0
-        ended |= (head[at + ABSORB] == 1 and lost) or head[at + LEFT] == 0
+        ended |= (head[at + packed.ABSORB] == 1 and lost) or head[at + LEFT] == 0
     return ended, solved
 
 
 @njit(cache=True)
 def load_all(head, data, index, tables, instances, plans):
     """Put environments into given states and compute their caches."""
-    load_rows(load, head, data, index, tables, instances, plans)
+    packed.load_rows(load, head, data, index, tables, instances, plans)
 
 
 @njit(cache=True)
 def draw_all(head, data, index, resets):
     """Reset environments to instances of the pool."""
-    draw_rows(draw, rules_of(head), head, data, index, resets)
+    packed.draw_rows(draw, rules_of(head), head, data, index, resets)
 
 
 @njit(cache=True)
@@ -229,28 +206,29 @@ def step_one(head, action):
     """Step the only environment; see `plan_envs.engine.Engine.step_one`."""
     n, full, constraint = rules_of(head)
     if constraint and not full:
-        return step_single(places, move, figures, (n, False, True), head, action)
-    return step_single(places, move, figures, (n, full, constraint), head, action)
+        return packed.step_single(places, move, figures, (n, False, True), head, action)
+    return packed.step_single(places, move, figures, (n, full, constraint), head, action)
 
 
 @njit(cache=True, nogil=True)
 def step_all(head, data, call):
     """Step every environment; `packed_kernels.step_rows` says what is in `call`."""
     rules = rules_of(head)
-    return step_rows(
-        places, move, figures, draw, show_packed, fetch_nothing, rules, head, data, call
-    )
+    return packed.step_rows(places, move, figures, draw, show, fetch, rules, head, data, call)
 
 
 @njit(cache=True, nogil=True)
 def step_all_8x8(head, data, call):
     """`step_all` for the default rules of 8x8, which the compiler then sees as constants."""
-    return step_rows(
-        places, move, figures, draw, show_packed, fetch_nothing, (8, False, True), head, data, call
+    return packed.step_rows(
+        places, move, figures, draw, show, fetch, (8, False, True), head, data, call
     )
 
 
 @njit(cache=True, nogil=True)
 def observe_all(head, data, resets, out):
     """Write the current states of all environments into `out`, with no reward and no flags."""
-    observe_rows(places, figures, show_packed, rules_of(head), head, data, resets, out)
+    packed.observe_rows(places, figures, show, rules_of(head), head, data, resets, out)
+
+
+sample_all = packed.sample_all

@@ -28,6 +28,8 @@ from plan_envs.instances import (
     stream_key,
 )
 from plan_envs.queens import generation, search
+from plan_envs.queens.text import read_board, read_boards
+from plan_envs.texts import read_text, shorten, signs_of_line
 
 Holdout = Literal["classes", "instances"]
 
@@ -198,7 +200,7 @@ def read_queens_csv(
     seed: int = 0,
     limit: int | None = None,
 ) -> InstanceSet:
-    """Read solved boards from a CSV file with a column `board` of n * n characters Q and '.'.
+    """Read solved boards from a CSV file with a column `board`: squares, or FEN, as `read_board`.
 
     The boards are the solutions; the instances are made from them, each with `given` random queens.
 
@@ -222,11 +224,59 @@ def read_queens_csv(
         boards.append(board)
     if not boards:
         raise ValueError(f"{path}: no boards")
-    solutions = np.stack(boards)
+    return _hiding_queens(Path(path).name, np.stack(boards), given, seed)
+
+
+def read_queens_text(
+    path: str | os.PathLike[str],
+    *,
+    n: int,
+    given: tuple[int, int] | int | None = None,
+    seed: int = 0,
+    limit: int | None = None,
+) -> InstanceSet:
+    """Read the boards of a text file, in any form that `read_board` reads.
+
+    Boards that lack queens are instances as they stand, and are completed by search; if every board
+    is solved, instances are made from them as `read_queens_csv` does.
+
+    Args:
+        path: file to read: a board a line, or boards one after another.
+        n: rows and columns.
+        given: as of `read_queens_csv`, for solved boards.
+        seed: of the choice of queens.
+        limit: keep at most so many boards.
+
+    Raises:
+        ValueError: one line that names file and line of the first board that cannot be read, has
+            attacking queens, or no completion.
+    """
+    try:
+        lines, boards = read_boards(read_text(Path(path)), n)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    boards = boards[:limit]
+    solutions = boards.copy()
+    for line, board, solution in zip(lines, boards, solutions, strict=False):
+        grid = board.reshape(n, n)
+        columns = np.where(grid.any(axis=1), grid.argmax(axis=1), -1).astype(np.int64)
+        found = np.empty((1, n), np.int64)
+        if (grid.sum(axis=1) > 1).any() or search.complete(columns, n, 1, found) < 1:
+            raise ValueError(f"{path}:{line}: no way to place {n} queens keeps those of the board")
+        solution[:] = _boards_of(found, n)[0]
+    if np.array_equal(boards, solutions):
+        return _hiding_queens(Path(path).name, solutions, given, seed)
+    return InstanceSet.of(Path(path).name, boards, solutions, n - boards.sum(axis=1))
+
+
+def _hiding_queens(
+    name: str, solutions: Int8Array, given: tuple[int, int] | int | None, seed: int
+) -> InstanceSet:
+    """Instances that keep some queens of solved boards."""
     n = round(solutions.shape[1] ** 0.5)
     low, high = _given_range(given, n)
     instances = keep_queens(solutions, (low, high), np.random.default_rng(seed))
-    return InstanceSet.of(Path(path).name, instances, solutions, n - instances.sum(axis=1))
+    return InstanceSet.of(name, instances, solutions, n - instances.sum(axis=1))
 
 
 def keep_queens(
@@ -316,15 +366,20 @@ def _given_range(given: tuple[int, int] | int | None, n: int) -> tuple[int, int]
 
 def _csv_board(text: str, place: str) -> Int8Array:
     """One solved board of a file."""
-    shown = text if len(text) <= 100 else text[:97] + "..."
-    n = round(len(text) ** 0.5)
-    if n * n != len(text) or n not in SIDES:
+    shown = shorten(text)
+    signs = signs_of_line(text)
+    n = round(len(signs) ** 0.5)
+    if "/" in text:
+        n = text.count("/") + 1
+    elif n * n != len(signs) or n not in SIDES:
         raise ValueError(
-            f"{place} must have n * n squares with n in 4..32, got {len(text)}: {shown!r}"
+            f"{place} must have n * n squares with n in 4..32, got {len(signs)}: {shown!r}"
         )
-    if set(text) - set("Q."):
-        raise ValueError(f"{place} must hold Q and '.' only, got {shown!r}")
-    board: Int8Array = np.array([symbol == "Q" for symbol in text], np.int8)
+    _check_side(n)
+    try:
+        board = read_board(text, n)
+    except ValueError as error:
+        raise ValueError(f"{place} must hold Q and '.' only, got {shown!r}: {error}") from None
     if board.sum() != n or count_completions(board[None], n=n)[0] != 1:
         raise ValueError(f"{place} must hold {n} queens that do not attack, got {shown!r}")
     return board

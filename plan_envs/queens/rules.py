@@ -5,7 +5,6 @@ queen. `Queens` fulfils `plan_envs.domain.PlanDomain`: pure functions over batch
 calls each (`plan_envs.queens.kernels`). Instances come from `plan_envs.queens.instances`.
 """
 
-import re
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any, ClassVar, Final, Literal
@@ -19,6 +18,7 @@ from plan_envs.compiled.kernel_domain import KernelDomain
 from plan_envs.domain import DomainSpec, Int8Array
 from plan_envs.queens import kernels
 from plan_envs.queens.instances import SIDES, count_completions, dihedral_cells
+from plan_envs.queens.text import read_board
 from plan_envs.rendering import CONFLICT_PAPER, EDIT_INK, Picture, conflicts, default_picture
 
 EditSet = Literal["fill", "full"]
@@ -66,7 +66,6 @@ class Queens(KernelDomain):
     _kernels: ClassVar[Any] = kernels
 
     def __post_init__(self) -> None:
-        """Check the options."""
         if self.n not in SIDES:
             raise ValueError(f"n must lie in {SIDES[0]}..{SIDES[-1]}, got {self.n!r}")
         check_choices(self, {"edits": ("fill", "full"), "mask": ("givens", "constraint")})
@@ -77,39 +76,12 @@ class Queens(KernelDomain):
         return _spec(self.n, self.edits)
 
     def read_instance(self, text: str) -> Int8Array:
-        """Read a board of Q and '.' (rows or one line), or the columns of the rows; shape [cell].
+        """Read a board in any form of `plan_envs.queens.text`, shape [cell].
 
-        Columns count from 1, 0 or '.' = no queen: "15863724", with spaces between them above 9.
+        Raises:
+            ValueError: one line that names the square, or the number of squares, that is wrong.
         """
-        tokens = re.split(r"[\s,]+", text.strip())
-        squares = "".join(tokens)
-        cells = self.n**2
-        if len(squares) == cells:
-            wrong = set(squares) - set("Qq.")
-            if wrong:
-                place = min(squares.index(symbol) for symbol in wrong)
-                raise ValueError(
-                    f"row {place // self.n + 1}, column {place % self.n + 1} must be Q or '.', "
-                    f"got {squares[place]!r}"
-                )
-            board: Int8Array = (np.array(list(squares)) != ".").astype(np.int8)
-            return board
-        columns = tokens if len(tokens) > 1 else list(squares)
-        if len(columns) != self.n:
-            raise ValueError(
-                f"a {self.n}x{self.n} board is {cells} squares or {self.n} columns, "
-                f"got {text.strip()[:100]!r}"
-            )
-        board = np.zeros(cells, np.int8)
-        for row, symbol in enumerate(columns):
-            column = 0 if symbol == "." else int(symbol) if symbol.isdecimal() else -1
-            if not 0 <= column <= self.n:
-                raise ValueError(
-                    f"the column of row {row + 1} must be 1..{self.n}, 0 or '.', got {symbol!r}"
-                )
-            if column:
-                board[row * self.n + column - 1] = 1
-        return board
+        return read_board(text, self.n)
 
     def write_instance(self, instance: Int8Array) -> str:
         """The column of each row's queen, 0 for none, as `read_instance` reads it back."""

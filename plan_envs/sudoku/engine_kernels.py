@@ -12,41 +12,16 @@ from typing import Final
 import numpy as np
 from numba import njit
 
+from plan_envs.compiled import packed_kernels as packed
 from plan_envs.compiled.bits import borrowed, phi, popcount
-from plan_envs.compiled.packed_kernels import (
-    ABSORB,
-    FINISHED,
-    OWN,
-    STEPS,
-    draw_ready,
-    draw_rows,
-    fetch_ready,
-    load_rows,
-    observe_rows,
-    sample_all,
-    show_packed,
-    step_rows,
-    step_single,
-)
+from plan_envs.sudoku import kernels
 from plan_envs.sudoku.geometry import peers_of
-from plan_envs.sudoku.kernels import (
-    FILL,
-    FULL,
-    OVERWRITE,
-    decode,
-    keeps_givens,
-    survey,
-    tally,
-    write_mask,
-)
 
-__all__ = ["draw_all", "load_all", "observe_all", "sample_all", "step_all", "step_one"]
-
-FILLED, VIOLATIONS, ZERO = range(OWN, OWN + 3)
-SIDE, BOX_ROWS, EDITS, CONSTRAINT, TOKENS = range(OWN + 3, OWN + 8)
-HEAD: Final = OWN + 8
+FILLED, VIOLATIONS, ZERO = range(packed.OWN, packed.OWN + 3)
+SIDE, BOX_ROWS, EDITS, CONSTRAINT, TOKENS = range(packed.OWN + 3, packed.OWN + 8)
+HEAD: Final = packed.OWN + 8
 """Integers of a row: three facts of the plan, the options of the domain, then their number."""
-USUAL: Final = (9, FILL, True, 0)
+USUAL: Final = (9, kernels.FILL, True, 0)
 """The default rules of 9x9, which the kernels know as constants."""
 
 PEERS: Final = np.zeros((4, 256, 39), np.uint8)
@@ -54,6 +29,8 @@ PEERS: Final = np.zeros((4, 256, 39), np.uint8)
 for _k, _side in enumerate((4, 6, 9, 16)):
     _table = peers_of(_side)
     PEERS[_k, : len(_table), : _table.shape[1]] = _table
+
+show, fetch = packed.show_packed, packed.fetch_ready
 
 
 @njit(cache=True, forceinline=True)
@@ -92,26 +69,23 @@ def load(head, data, at, peers, instance, plan):
     o_instance, o_plan, o_mask, o_free, o_counts = offsets(at, side, rules[4])
     data[o_instance:o_plan] = instance
     data[o_plan:o_mask] = plan
-    filled, violations, zero = survey(plan, rules, peers, bits, lines, free)
-    solved = filled == cells and violations == 0 and keeps_givens(instance, plan)
-    write_mask(instance, plan, free, solved, rules, data[o_mask:o_free])
-    if rules[2] == FILL and rules[3]:
+    filled, violations, zero = kernels.survey(plan, rules, peers, bits, lines, free)
+    solved = filled == cells and violations == 0 and kernels.keeps_givens(instance, plan)
+    kernels.write_mask(instance, plan, free, solved, rules, data[o_mask:o_free])
+    if rules[2] == kernels.FILL and rules[3]:
         for cell in range(cells):
             data[o_free + cell] = popcount(free[cell]) if plan[cell] == 0 else 0
     else:
         counts = data[o_counts : o_counts + cells * side]
-        tally(plan, peers, side, counts, data[o_free:o_counts])
-    head[at + STEPS] = 0
-    head[at + FINISHED] = 0
+        kernels.tally(plan, peers, side, counts, data[o_free:o_counts])
+    head[at + packed.STEPS] = 0
+    head[at + packed.FINISHED] = 0
     head[at + FILLED] = filled
     head[at + VIOLATIONS] = violations
     head[at + ZERO] = zero
 
 
-@njit(cache=True, forceinline=True)
-def draw(head, data, at, rules, resets):
-    """Reset one environment to an instance of the pool."""
-    draw_ready(load, head, data, at, resets)
+draw = packed.draw_ready(load)
 
 
 @njit(cache=True, forceinline=True)
@@ -184,7 +158,7 @@ def _put(head, data, at, side, edits, constraint, tokens, cell, value):
             gained += (count == 0) & (free == 1) & (shown == 0)
             if constraint:
                 may = (data[np.uint64(o_instance) + peer] == 0) & (shown != old)
-                may &= (shown == 0) | (edits != FILL)
+                may &= (shown == 0) | (edits != kernels.FILL)
                 place = np.uint64(o_digits + old - 1) + peer * np.uint64(stride)
                 data[place] = may & (count == 0)
         zero -= gained
@@ -210,8 +184,8 @@ def _put(head, data, at, side, edits, constraint, tokens, cell, value):
     first = o_digits + cell * stride
     for digit in range(side):
         free = not constraint or data[o_counts + cell * side + digit] == 0
-        data[first + digit] = free and edits != FILL and digit + 1 != value
-    if edits == FULL:
+        data[first + digit] = free and edits != kernels.FILL and digit + 1 != value
+    if edits == kernels.FULL:
         data[first - 1] = value > 0
         data[o_free - 1] = not (filled == side * side and violations == 0)
     head[at + FILLED], head[at + VIOLATIONS], head[at + ZERO] = filled, violations, zero
@@ -236,20 +210,20 @@ def move(head, data, at, rules, action):
     """(ended, solved) of a legal action, carried out."""
     side, edits, constraint, tokens = rules
     cells = side * side
-    cell, value = decode(action, (side, 0, edits, constraint, tokens == 1))
+    cell, value = kernels.decode(action, (side, 0, edits, constraint, tokens == 1))
     if value == -2:  # STOP
         return True, False
-    if edits == FILL and constraint:
+    if edits == kernels.FILL and constraint:
         fill_cell(head, data, at, side, tokens, cell, value)
     else:
         put(head, data, at, side, edits, constraint, tokens, cell, value)
     filled, violations, zero = head[at + FILLED], head[at + VIOLATIONS], head[at + ZERO]
     solved = filled == cells and violations == 0
     ended = solved
-    if edits == FILL:
-        ended |= head[at + ABSORB] == 1 and (zero > 0 or violations > 0)
+    if edits == kernels.FILL:
+        ended |= head[at + packed.ABSORB] == 1 and (zero > 0 or violations > 0)
         ended |= filled == cells or (constraint and zero == cells - filled)
-    elif edits == OVERWRITE and constraint and not solved:
+    elif edits == kernels.OVERWRITE and constraint and not solved:
         _, _, o_mask, o_free, _ = offsets(at, side, tokens)
         ended = not data[o_mask:o_free].any()
     return ended, solved
@@ -258,38 +232,41 @@ def move(head, data, at, rules, action):
 @njit(cache=True)
 def load_all(head, data, index, peers, instances, plans):
     """Put environments into given states and compute their caches."""
-    load_rows(load, head, data, index, peers, instances, plans)
+    packed.load_rows(load, head, data, index, peers, instances, plans)
 
 
 @njit(cache=True)
 def draw_all(head, data, index, resets):
     """Reset environments to instances of the pool."""
-    draw_rows(draw, rules_of(head), head, data, index, resets)
+    packed.draw_rows(draw, rules_of(head), head, data, index, resets)
 
 
 @njit(cache=True)
 def step_one(head, action):
     """Step the only environment; see `plan_envs.engine.Engine.step_one`."""
     side, edits, constraint, tokens = rules_of(head)
-    if side == 9 and edits == FILL and constraint and tokens == 0:
-        return step_single(places, move, figures, USUAL, head, action)
-    return step_single(places, move, figures, rules_of(head), head, action)
+    if side == 9 and edits == kernels.FILL and constraint and tokens == 0:
+        return packed.step_single(places, move, figures, USUAL, head, action)
+    return packed.step_single(places, move, figures, rules_of(head), head, action)
 
 
 @njit(cache=True, nogil=True)
 def step_all(head, data, call):
     """Step every environment; `packed_kernels.step_rows` says what is in `call`."""
     rules = rules_of(head)
-    return step_rows(places, move, figures, draw, show_packed, fetch_ready, rules, head, data, call)
+    return packed.step_rows(places, move, figures, draw, show, fetch, rules, head, data, call)
 
 
 @njit(cache=True, nogil=True)
 def step_all_9x9(head, data, call):
     """`step_all` for the default rules of 9x9, which the compiler then sees as constants."""
-    return step_rows(places, move, figures, draw, show_packed, fetch_ready, USUAL, head, data, call)
+    return packed.step_rows(places, move, figures, draw, show, fetch, USUAL, head, data, call)
 
 
 @njit(cache=True, nogil=True)
 def observe_all(head, data, resets, out):
     """Write the current states of all environments into `out`, with no reward and no flags."""
-    observe_rows(places, figures, show_packed, rules_of(head), head, data, resets, out)
+    packed.observe_rows(places, figures, show, rules_of(head), head, data, resets, out)
+
+
+sample_all = packed.sample_all

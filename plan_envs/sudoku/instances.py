@@ -6,9 +6,7 @@ options, index) alone, so the first k instances of a set do not depend on its si
 run in parallel.
 """
 
-import math
 import os
-import string
 from array import array
 from functools import cache
 from pathlib import Path
@@ -29,8 +27,16 @@ from plan_envs.instances import (
     stream_key,
 )
 from plan_envs.sudoku import generation, search
-from plan_envs.sudoku.geometry import BOX_SHAPES
 from plan_envs.sudoku.search import box_shape, tables_of
+from plan_envs.sudoku.text import (
+    format_line,
+    parse_puzzle,
+    puzzle_side,
+    read_puzzles,
+    values_of,
+    written_board,
+)
+from plan_envs.texts import read_text, shorten
 
 DEFAULT_GIVENS: dict[int, tuple[int, int]] = {4: (5, 7), 6: (12, 14), 9: (26, 28), 16: (120, 130)}
 """side -> range of givens when a caller names neither givens nor blanks."""
@@ -38,18 +44,6 @@ DEFAULT_GIVENS: dict[int, tuple[int, int]] = {4: (5, 7), 6: (12, 14), 9: (26, 28
 MIN_GIVENS: dict[int, int] = {4: 4, 6: 8, 9: 17, 16: 55}
 """side -> fewest givens of a unique puzzle (proven for 4, 6 and 9; for 16 the fewest that anybody
 has found)."""
-
-_SYMBOLS = string.digits + "ABCDEFG"
-_SEPARATOR = -2
-_CODES = np.full(128, -1)
-"""Value of every ASCII character of a puzzle text, -1 = none; other characters read as "?"."""
-_CODES[[ord(symbol) for symbol in "._"]] = 0
-_CODES[[ord(symbol) for symbol in _SYMBOLS]] = range(len(_SYMBOLS))
-_CODES[[ord(symbol) for symbol in _SYMBOLS.lower()]] = range(len(_SYMBOLS))
-_CODES[[ord(symbol) for symbol in " \t\r\n|+-'"]] = _SEPARATOR
-
-_VALUES = bytes(int(code) % 256 for code in np.append(_CODES, np.full(128, -1)))
-"""Value of every byte of a puzzle without separators, for `bytes.translate`; > side = none."""
 
 _CHUNK = 256
 """Puzzles a kernel call, so that Ctrl-C gets through between calls."""
@@ -189,6 +183,53 @@ def read_sudoku_csv(
         ValueError: one line that names file, line, field and value of the first malformed row.
     """
     side, questions, answers, ratings, lines = _csv_rows(Path(path), side=side, limit=limit)
+    _complete(path, questions, answers, lines, side, require_unique)
+    return InstanceSet.of(Path(path).name, questions, answers, ratings)
+
+
+def read_sudoku_text(
+    path: str | os.PathLike[str],
+    *,
+    side: int | None = None,
+    limit: int | None = None,
+    require_unique: bool = True,
+) -> InstanceSet:
+    """Read the puzzles of a text file, in any form that `parse_puzzle` reads, and solve them.
+
+    Args:
+        path: file to read: one puzzle a line (`.sdm`), or drawn ones one after another.
+        side: their side; None = what the text looks like, which must then hold one puzzle.
+        limit: keep at most so many puzzles.
+        require_unique: refuse puzzles with several solutions.
+
+    Raises:
+        ValueError: one line that names file, line and value of the first malformed puzzle.
+    """
+    try:
+        lines, questions = read_puzzles(read_text(Path(path)), side=side)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    questions = questions[:limit]
+    answers = np.zeros_like(questions)
+    side = round(questions.shape[1] ** 0.5)
+    _complete(path, questions, answers, np.array(lines), side, require_unique)
+    return InstanceSet.of(Path(path).name, questions, answers)
+
+
+def _complete(
+    path: str | os.PathLike[str],
+    questions: Int8Array,
+    answers: Int8Array,
+    lines: NDArray[np.int64],
+    side: int,
+    require_unique: bool,
+) -> None:
+    """Solve for the answers that are zeros, and check the others; all arrays are [num, ...].
+
+    Raises:
+        ValueError: names the line of the first puzzle that cannot be solved, or whose answer does
+            not solve it.
+    """
     missing = ~np.any(answers, axis=1)
     asked = np.flatnonzero(missing | require_unique)
     counts, solved = _solve_batch(questions[asked], 2 if require_unique else 1, side)
@@ -203,56 +244,12 @@ def read_sudoku_csv(
         if conflict is not None:
             raise _refused(path, lines[i], f"question has {conflict}", questions[i], side)
         raise _refused(path, lines[i], "answer does not solve the question", answers[i], side)
-    return InstanceSet.of(Path(path).name, questions, answers, ratings)
 
 
 def _refused(
     path: str | os.PathLike[str], line: int, reason: str, board: Int8Array, side: int
 ) -> ValueError:
     return ValueError(f"{path}:{line}: {reason}: {format_line(board, side)!r}")
-
-
-def parse_puzzle(text: str, *, side: int | None = None) -> Int8Array:
-    """Read one puzzle from a line or from a drawn grid, shape [1, cell].
-
-    Blanks are '.', '0' or '_'; blanks in the text, '|', '+', '-' and "'" are ignored; 16x16 writes
-    10-16 as A-G.
-
-    Args:
-        text: the puzzle; its length gives the side (16, 36, 81 or 256 cells).
-        side: expected side.
-
-    Raises:
-        ValueError: names the character, or the number of cells, that is wrong.
-    """
-    codes = _CODES[np.frombuffer(text.encode("ascii", "replace"), np.uint8)]
-    kept = codes != _SEPARATOR
-    values = codes[kept]
-    if side is None:
-        side = next((s for s in BOX_SHAPES if s * s == len(values)), None)
-        if side is None:
-            sizes = ", ".join(str(s * s) for s in BOX_SHAPES)
-            raise ValueError(f"a puzzle has {sizes} cells, got {len(values)}: {_shorten(text)!r}")
-    box_shape(side)
-    if len(values) != side * side:
-        raise ValueError(
-            f"a {side}x{side} puzzle has {side * side} cells, got {len(values)}: {_shorten(text)!r}"
-        )
-    wrong = np.flatnonzero((values < 0) | (values > side))
-    if wrong.size:
-        row, column = divmod(int(wrong[0]), side)
-        symbol = text[np.flatnonzero(kept)[wrong[0]]]
-        raise ValueError(
-            f"{symbol!r} at row {row + 1}, column {column + 1} is no blank (. 0 _) "
-            f"and no digit of a {side}x{side} puzzle"
-        )
-    board: Int8Array = values[None].astype(np.int8)
-    return board
-
-
-def format_line(plan: Int8Array, side: int) -> str:
-    """One line of symbols, '.' = blank, as puzzle files write it."""
-    return "".join(_SYMBOLS[v] if v else "." for v in _boards(plan, side)[0])
 
 
 def _givens_range(
@@ -288,46 +285,45 @@ def _csv_rows(
 ) -> tuple[int, Int8Array, Int8Array, NDArray[np.float32], NDArray[np.int64]]:
     """(side, questions, answers, ratings, lines) of a puzzle file; a missing answer is zeros.
 
-    The characters are checked here, the mathematics by the caller.
+    The characters are checked here, the mathematics by the caller. All questions and answers
+    together decide what the signs mean.
     """
-    questions, answers = bytearray(), bytearray()
-    ratings, lines = array("f"), array("l")
+    written = (bytearray(), bytearray())
+    ratings, lines = array("f"), array("q")
+    answered = array("q")
     for line, row in csv_rows(path, limit):
         place = f"{path}:{line}"
-        question = _csv_board(row["question"] or "", side, place, "question")
+        question = _csv_signs(row["question"] or "", side, f"{place}: question")
         side = side or round(len(question) ** 0.5)
-        answer_text = row.get("answer") or ""
-        answer = bytes(side * side)
-        if answer_text:
-            answer = _csv_board(answer_text, side, place, "answer")
-            if 0 in answer:
-                raise ValueError(f"{place}: answer has blanks: {answer_text!r}")
-        questions += question
-        answers += answer
-        rating = csv_rating(row.get("rating") or "", place)
-        ratings.append(question.count(0) if math.isnan(rating) else rating)
+        written[0].extend(question)
+        if answer := row.get("answer") or "":
+            written[1].extend(_csv_signs(answer, side, f"{place}: answer"))
+            answered.append(len(lines))
+        ratings.append(csv_rating(row.get("rating") or "", place))
         lines.append(line)
     if side is None or not lines:
         raise ValueError(f"{path}: no puzzles")
-    boards = [
-        np.frombuffer(text, np.int8).reshape(-1, side * side) for text in (questions, answers)
-    ]
-    return side, boards[0], boards[1], np.array(ratings), np.array(lines)
+    fields = ["question"] * len(lines) + ["answer"] * len(answered)
+    rows = [*range(len(lines)), *answered]
+    signs = np.frombuffer(written[0] + written[1], np.uint8).reshape(-1, side * side)
+    boards = values_of(signs, side, lambda row: f"{path}:{lines[rows[row]]}: {fields[row]}: ")
+    questions, found = boards[: len(lines)], boards[len(lines) :]
+    for row in np.flatnonzero((found == 0).any(axis=1))[:1]:
+        place = f"{path}:{lines[answered[row]]}"
+        raise ValueError(f"{place}: answer has blanks: {format_line(found[row], side)!r}")
+    answers = np.zeros_like(questions)
+    answers[np.array(answered, np.int64)] = found
+    given = np.array(ratings)
+    blanks = (questions == 0).sum(axis=1, dtype=np.float32)
+    return side, questions, answers, np.where(np.isnan(given), blanks, given), np.array(lines)
 
 
-def _csv_board(text: str, side: int | None, place: str, field: str) -> bytes:
-    """The values of a board; most are plain text that needs no closer look."""
-    values = text.encode("ascii", "replace").translate(_VALUES)
-    if side is not None and len(values) == side * side and max(values) <= side:
-        return values
+def _csv_signs(text: str, side: int | None, place: str) -> bytes:
+    """A board as it is written; most are one sign a cell, which needs no closer look."""
     try:
-        return parse_puzzle(text, side=side).tobytes()
+        return written_board(text, side or puzzle_side(text))
     except ValueError as error:
-        raise ValueError(f"{place}: {field}: {error} in {_shorten(text)!r}") from None
-
-
-def _shorten(text: str) -> str:
-    return text if len(text) <= 100 else text[:97] + "..."
+        raise ValueError(f"{place}: {error} in {shorten(text)!r}") from None
 
 
 def _boards(boards: Int8Array, side: int) -> Int8Array:
@@ -353,5 +349,5 @@ def _conflict(board: Int8Array, side: int) -> str | None:
         digits, counts = np.unique(board[unit][board[unit] > 0], return_counts=True)
         if (counts > 1).any():
             kind, place = ("row", "column", "box")[index // side], index % side + 1
-            return f"conflicting givens ({_SYMBOLS[digits[counts > 1][0]]} twice in {kind} {place})"
+            return f"conflicting givens ({digits[counts > 1][0]} twice in {kind} {place})"
     return None

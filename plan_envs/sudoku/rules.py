@@ -18,7 +18,8 @@ from plan_envs.compiled.kernel_domain import KernelDomain
 from plan_envs.domain import DomainSpec, Int8Array
 from plan_envs.sudoku import kernels
 from plan_envs.sudoku.geometry import BOX_SHAPES, peers_of, units_of
-from plan_envs.sudoku.instances import count_solutions, format_line, parse_puzzle
+from plan_envs.sudoku.instances import count_solutions
+from plan_envs.sudoku.text import format_line, parse_puzzle
 
 Codec = Literal["digits", "tokens"]
 EditSet = Literal["fill", "overwrite", "full"]
@@ -103,7 +104,11 @@ class Sudoku(KernelDomain):
         return _spec(self.side, self.codec)
 
     def read_instance(self, text: str) -> Int8Array:
-        """Read a puzzle from one line or from a drawn grid, shape [cell]."""
+        """Read a puzzle in any form of `plan_envs.sudoku.text`, shape [cell].
+
+        Raises:
+            ValueError: one line that says what is wrong, and where.
+        """
         board: Int8Array = parse_puzzle(text, side=self.side)[0]
         return board
 

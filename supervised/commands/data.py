@@ -8,7 +8,13 @@ from typing import Any
 import click
 
 from supervised.commands.options import count_option, show_record
-from trm.experiments.options import Decorator, added, json_option
+from trm.experiments.options import (
+    Decorator,
+    added,
+    json_option,
+    skip_invalid_option,
+    skipping_invalid,
+)
 
 
 @click.group()
@@ -47,7 +53,9 @@ def _build(plan: str, /, *, out: Path, as_json: bool, **chosen: Any) -> None:
     module, function = plan.split(".")
     make = getattr(importlib.import_module(f"supervised.data_sets.{module}"), function)
     given = {name: value for name, value in chosen.items() if value is not None}
-    built = build_dataset(out, make(**given), progress=not as_json)
+    with skipping_invalid(given.pop("skip_invalid", False)) as on_invalid:
+        plan_made = make(**given, **({"on_invalid": on_invalid} if on_invalid else {}))
+    built = build_dataset(out, plan_made, progress=not as_json)
     show_record(built.summary(), as_json=as_json)
 
 
@@ -134,11 +142,13 @@ _add(
         "--data",
         default="arcagi",
         show_default=True,
-        help="What is evaluated: arcagi (ARC-1), arcagi2 (ARC-2), or a folder of JSON tasks.",
+        help="What is evaluated: arcagi (ARC-1), arcagi2 (ARC-2), or a file or folder of JSON tasks"
+        " as ARC, ConceptARC or Kaggle publish them.",
     ),
     click.option(
         "--extra", multiple=True, help="Folder or set to train on too, e.g. ConceptARC; repeatable."
     ),
     count_option("--augmentations", 1000, "Images of each task beside itself."),
     count_option("--validation", 20, "Training tasks whose test pairs are for validation."),
+    skip_invalid_option,
 )

@@ -9,7 +9,7 @@ a few tasks are images of the task's own test pair; they are part of what a solv
 """
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -50,20 +50,22 @@ def arc_plan(
     augmentations: int = 1000,
     validation: int = 20,
     seed: int = 0,
+    on_invalid: Callable[[str], None] | None = None,
 ) -> BuildPlan:
     """ARC-1, ARC-2 or tasks of a folder, as the TRM papers train on them.
 
     Args:
-        data: what is evaluated: "arcagi" (ARC-AGI-1), "arcagi2" (ARC-AGI-2), or a folder of JSON.
-            Its evaluation tasks give demonstrations to train on and test inputs to the test split;
-            its training tasks give all their pairs. In a folder without the subfolders "training"
-            and "evaluation" every task is an evaluation task.
+        data: what is evaluated: "arcagi" (ARC-AGI-1), "arcagi2" (ARC-AGI-2), or a file or folder
+            of JSON as `load_arc` reads it. Its evaluation tasks give demonstrations to train on and
+            test inputs to the test split; its training tasks give all their pairs. In a file, or a
+            folder without "training" and "evaluation", every task is an evaluation task.
         extra: further sources to train on, all pairs of all tasks (the papers add ConceptARC).
         augmentations: different images of each task beside itself; fewer where a task has fewer.
         validation: training tasks, chosen by seed, whose test pairs go to the validation split
             instead of training (the papers have none); without training tasks, tasks of at least
             four demonstrations that lend their last one. Fewer where there are fewer.
         seed: of the symmetries and the choice.
+        on_invalid: what to call for a task that cannot be read, as of `load_arc`; None = raise.
 
     Raises:
         ValueError: a number out of range, a file that is no task, two tasks of one id, or a source
@@ -73,7 +75,7 @@ def arc_plan(
     for name, value in (("augmentations", augmentations), ("validation", validation)):
         if value < 0:
             raise ValueError(f"{name} must be >= 0, got {value}")
-    tasks, evaluated = _read_tasks(data, extra)
+    tasks, evaluated = _read_tasks(data, extra, on_invalid)
     sources = {"data": _named(data), "extra": [_named(source) for source in extra]}
     options = {**sources, "augmentations": augmentations, "validation": validation, "seed": seed}
     pieces = {
@@ -118,16 +120,18 @@ def draw_symmetries(task: ArcTask, num: int, seed: int) -> list[ArcSymmetry]:
 
 
 def _read_tasks(
-    data: str | Path, extra: Sequence[str | Path]
+    data: str | Path,
+    extra: Sequence[str | Path],
+    on_invalid: Callable[[str], None] | None,
 ) -> tuple[list[ArcTask], NDArray[np.bool_]]:
     """All tasks, and which of them are evaluated, [task]."""
-    own = load_arc(data)
+    own = load_arc(data, on_invalid=on_invalid)
     has_subsets = any(task.subset for task in own)
     evaluated = [not has_subsets or task.subset == "evaluation" for task in own]
     asked = [task for task, flag in zip(own, evaluated, strict=True) if flag]
     tasks = list(own)
     for source in extra:
-        more = load_arc(source)
+        more = load_arc(source, on_invalid=on_invalid)
         try:
             refuse_overlap(more, asked)
         except ValueError as error:
@@ -267,7 +271,13 @@ def _named(source: str | Path) -> Any:
     """A source by its name, a folder by the content of its files."""
     if str(source) in DATA_SETS:
         return str(source)
-    digest = hashlib.sha256()
-    for file in sorted(Path(source).rglob("*.json")):
-        digest.update(f"{file.relative_to(source)} ".encode() + file.read_bytes())
-    return {"folder": Path(source).name, "sha256": digest.hexdigest()}
+    path, digest = Path(source), hashlib.sha256()
+    if path.is_file():  # the file, and that of its solutions
+        files = sorted({path, path.with_name(path.name.replace("_challenges", "_solutions"))})
+        files, kind = [file for file in files if file.is_file()], "file"
+    else:
+        files, kind = sorted(path.rglob("*.json")), "folder"
+    for file in files:
+        shown = file.name if kind == "file" else file.relative_to(path)
+        digest.update(f"{shown} ".encode() + file.read_bytes())
+    return {kind: path.name, "sha256": digest.hexdigest()}

@@ -365,7 +365,6 @@ def _finish_boards(
 
 def _index_notes(domain: PlanDomain, files: Arrays) -> Mapping[str, Any]:
     """Whether the training puzzles are those of the committed index."""
-    del domain
     return {"committed_index": np.array_equal(files["train/rows.npy"], extreme_index())}
 
 

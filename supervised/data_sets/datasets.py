@@ -102,11 +102,9 @@ class TokenDataset(Protocol):
     @property
     def info(self) -> DatasetInfo:
         """What the whole data set holds."""
-        ...
 
     def __len__(self) -> int:
         """Number of examples."""
-        ...
 
     def batch(
         self, indices: Sequence[int] | NDArray[Any], generator: np.random.Generator | None = None
@@ -121,11 +119,9 @@ class TokenDataset(Protocol):
         Raises:
             ValueError: for an index out of range.
         """
-        ...
 
     def verdict(self, batch: TokenBatch, predicted: Int[Tensor, "batch position"]) -> Verdict:
         """What the domain's own checker of `plan_envs` says of predictions for a batch."""
-        ...
 
 
 class BoardDataset:

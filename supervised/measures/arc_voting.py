@@ -30,6 +30,7 @@ from supervised.data_sets.arc import crop
 from trm.compute.jobs import Job
 from trm.experiments.intervals import wilson_interval
 from trm.runs.durable import replace_durably
+from trm.runs.files import claim
 
 FORMAT_VERSION: Final = 1
 """Version of voting.json and of the files of results."""
@@ -382,18 +383,7 @@ def _claim(out: Path, parts: Sequence[Sequence[ArcTask]], identity: Mapping[str,
         "tasks_per_job": len(parts[0]),
         **identity,
     }
-    file = out / _MANIFEST
-    if file.exists():
-        found = _read_json(file)
-        for key in (*manifest, *found):
-            if found.get(key) != manifest.get(key):
-                raise ValueError(
-                    f"{file}: another evaluation: {key} is {found.get(key)!r} there and "
-                    f"{manifest.get(key)!r} here; choose another folder"
-                )
-        return
-    out.mkdir(parents=True, exist_ok=True)
-    replace_durably(file, (json.dumps(manifest, indent=1) + "\n").encode())
+    claim(out / _MANIFEST, manifest, kind="evaluation")
 
 
 def _hash_of(tasks: Iterable[ArcTask]) -> str:

@@ -6,7 +6,6 @@ Input: folders of sweeps or files of records; output: rows, and tables for the t
 """
 
 import itertools
-import re
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from rich.table import Table
 
 from supervised.measures.records import RECORD_VERSION
 from trm.experiments.intervals import student_t_interval
-from trm.runs.files import read_json_object
+from trm.experiments.records import natural_key, records_in_file
 from trm.runs.pictures import new_figure, save_figure
 
 Record = Mapping[str, Any]
@@ -102,8 +101,7 @@ def read_records(paths: Sequence[Path]) -> list[dict[str, Any]]:
 
 
 def _records_in(file: Path) -> Iterator[dict[str, Any]]:
-    content = read_json_object(file)
-    for record in content.get("records", [content]):
+    for record in records_in_file(file):
         if record.get("kind") != "supervised" or record.get("format_version") != RECORD_VERSION:
             raise ValueError(f"{file}: not a supervised record of format version {RECORD_VERSION}")
         yield record
@@ -265,12 +263,7 @@ def curves_of(records: Sequence[Record]) -> dict[str, dict[str, list[Curve]]]:
             second = record["train_cpu_seconds"] / record["step"]
             curve = [(second * point["step"], point["valid"]) for point in record["validation"]]
             found.setdefault(rest, {}).setdefault(word, []).append(curve)
-    return dict(sorted(found.items(), key=lambda item: _natural(item[0])))
-
-
-def _natural(name: str) -> list[tuple[int, str]]:
-    parts = re.split(r"(\d+)", name)
-    return [(int(part), "") if part.isdigit() else (-1, part) for part in parts]
+    return dict(sorted(found.items(), key=lambda item: natural_key(item[0])))
 
 
 def save_plot(records: Sequence[Record], path: Path) -> None:

@@ -45,7 +45,6 @@ class EvalOptions:
     """Examples, the first ones; None = all."""
 
     def __post_init__(self) -> None:
-        """Check ranges."""
         check_at_least(self, "", 1, "steps", "samples")
         check_at_least(self, "", 0, "noise")
         if self.samples > 1 and self.noise == 0:

@@ -4,7 +4,6 @@ Sweeps keep a record for each run (`supervised.plugin`); `compare` puts records 
 """
 
 import dataclasses
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -21,8 +20,6 @@ COMMITTED: Final = ("sudoku4x4", "queens")
 """Domains, as their names begin, whose boards may have several completions, so that a single pass
 mixes them; commit decoding takes a pass for every blank, too many for a larger board's record."""
 
-_SEED_SUFFIX: Final = re.compile(r"-seed\d+(-\d{8}-\d{6})?$")
-
 
 def make_record(folder: Path, num: int) -> dict[str, Any]:
     """Evaluate the newest checkpoint of a run on the test split, and add what the run cost.
@@ -38,6 +35,7 @@ def make_record(folder: Path, num: int) -> dict[str, Any]:
     from supervised.measures.evaluation import EvalOptions, evaluate
     from supervised.models import RUN_KIND, load_model, open_data
     from trm.compute.device import Placement
+    from trm.experiments.records import label_of
     from trm.runs.run import Run
 
     placement = Placement(threads=1)
@@ -66,7 +64,7 @@ def make_record(folder: Path, num: int) -> dict[str, Any]:
         "format_version": RECORD_VERSION,
         "kind": RUN_KIND,
         "run": folder.name,
-        "recipe": _SEED_SUFFIX.sub("", folder.name),
+        "recipe": label_of(folder),
         "recipe_hash": run.info.recipe_hash,
         "seed": run.info.seed,
         "step": checkpoint.step,

@@ -45,7 +45,6 @@ class ActConfig:
     logit."""
 
     def __post_init__(self) -> None:
-        """Check ranges."""
         check_within(self, "act", "[0, 1]", "exploration")
 
 

@@ -64,7 +64,6 @@ class DisConfig:
     """One optimiser step for each supervision step (pseudo-code), or one for the sum over s."""
 
     def __post_init__(self) -> None:
-        """Check ranges."""
         check_within(self, "dis", "(0, 1]", "initial_corruption")
         check_positive(self, "dis", "corruption_power")
 

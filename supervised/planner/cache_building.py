@@ -13,20 +13,7 @@ from pathlib import Path
 import torch
 
 from supervised.data_sets.datasets import TokenDataset
-from supervised.planner.cache_manifest import (
-    FORMAT_VERSION,
-    CacheManifest,
-    CacheRecipe,
-    batches,
-    claim_folder,
-    cost_file,
-    data_hash,
-    example_keys,
-    read_manifest,
-    shard_file,
-    shard_name,
-    teacher_hash,
-)
+from supervised.planner import cache_manifest
 from supervised.planner.planner import plan, teacher_on
 from supervised.planner.shards import join, pack, shard_bytes
 from trm.compute.jobs import Job
@@ -39,7 +26,9 @@ OpenSource = Callable[[], tuple[TokenModel, TokenDataset]]
 """Gives a job the teacher, in evaluation mode on its device, and the data set's split."""
 
 
-def cache_jobs(folder: Path, recipe: CacheRecipe, open_source: OpenSource) -> list[Job]:
+def cache_jobs(
+    folder: Path, recipe: cache_manifest.CacheRecipe, open_source: OpenSource
+) -> list[Job]:
     """Claim a folder for a cache; the jobs, one a shard, that `map_jobs` builds it with.
 
     Args:
@@ -52,26 +41,28 @@ def cache_jobs(folder: Path, recipe: CacheRecipe, open_source: OpenSource) -> li
         ValueError: the folder holds a cache of another teacher, data set or recipe.
     """
     manifest = manifest_of(*open_source(), recipe)
-    claim_folder(folder, manifest)
+    cache_manifest.claim_folder(folder, manifest)
     return [
         Job(
-            key=shard_name(number),
+            key=cache_manifest.shard_name(number),
             work=functools.partial(build_shard, folder, recipe, open_source, number),
-            output=shard_file(folder, number),
-            log=folder / "logs" / f"{shard_name(number)}.log",
+            output=cache_manifest.shard_file(folder, number),
+            log=folder / "logs" / f"{cache_manifest.shard_name(number)}.log",
         )
         for number in range(manifest.num_shards)
     ]
 
 
-def manifest_of(model: TokenModel, dataset: TokenDataset, recipe: CacheRecipe) -> CacheManifest:
+def manifest_of(
+    model: TokenModel, dataset: TokenDataset, recipe: cache_manifest.CacheRecipe
+) -> cache_manifest.CacheManifest:
     """The manifest of the cache that a teacher, a data set and a recipe make."""
     if model.shape.vocab_size > 256:
         raise ValueError(f"vocab_size must be at most 256, got {model.shape.vocab_size}")
-    return CacheManifest(
-        format_version=FORMAT_VERSION,
-        teacher=teacher_hash(model),
-        data=data_hash(dataset),
+    return cache_manifest.CacheManifest(
+        format_version=cache_manifest.FORMAT_VERSION,
+        teacher=cache_manifest.teacher_hash(model),
+        data=cache_manifest.data_hash(dataset),
         recipe=dump_recipe(recipe),
         num_examples=len(dataset),
         num_positions=dataset.info.num_positions,
@@ -81,7 +72,9 @@ def manifest_of(model: TokenModel, dataset: TokenDataset, recipe: CacheRecipe) -
     )
 
 
-def build_shard(folder: Path, recipe: CacheRecipe, open_source: OpenSource, number: int) -> None:
+def build_shard(
+    folder: Path, recipe: cache_manifest.CacheRecipe, open_source: OpenSource, number: int
+) -> None:
     """The work of a job: plan the examples of shard `number` and write the whole shard.
 
     Raises:
@@ -90,12 +83,12 @@ def build_shard(folder: Path, recipe: CacheRecipe, open_source: OpenSource, numb
     """
     meter = ResourceMeter()
     model, dataset = open_source()
-    manifest = read_manifest(folder, teacher=teacher_hash(model))
+    manifest = cache_manifest.read_manifest(folder, teacher=cache_manifest.teacher_hash(model))
     examples = manifest.examples_of(number)
     parts = []
-    for indices in batches(examples, recipe.batch_size):
+    for indices in cache_manifest.batches(examples, recipe.batch_size):
         batch = dataset.batch(indices)
-        keys = example_keys(batch)
+        keys = cache_manifest.example_keys(batch)
         placed = batch.to(model.start_h.device)
         start, advance = teacher_on(model, placed.inputs, placed.puzzle)
         entries = plan(start, advance, placed.labels, recipe.planner, keys=keys)
@@ -108,9 +101,9 @@ def build_shard(folder: Path, recipe: CacheRecipe, open_source: OpenSource, numb
     data = shard_bytes(join(parts), manifest, number)
     steps = len(examples) * recipe.planner.rollouts * recipe.planner.steps
     cost = json.dumps({"teacher_steps": steps, **meter.state_dict()})
-    output = shard_file(folder, number)
+    output = cache_manifest.shard_file(folder, number)
     try:
-        _write(cost_file(folder, number), f"{cost}\n".encode())
+        _write(cache_manifest.cost_file(folder, number), f"{cost}\n".encode())
         _write(output, data)
     except OSError as error:
         raise ValueError(

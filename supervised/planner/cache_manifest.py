@@ -24,8 +24,7 @@ from supervised.data_sets.datasets import TokenBatch, TokenDataset
 from supervised.planner.planner import PlannerConfig
 from trm.experiments.sections import check_at_least
 from trm.nn.token_model import TokenModel
-from trm.runs.durable import replace_durably
-from trm.runs.files import read_json_object
+from trm.runs.files import claim, read_json_object
 from trm.runs.recipe import Retired
 
 FORMAT_VERSION: Final = 1
@@ -51,7 +50,6 @@ class StorageConfig:
     """Examples of a shard, which is the work of one job."""
 
     def __post_init__(self) -> None:
-        """Check the range."""
         check_at_least(self, "storage", 1, "examples")
 
 
@@ -65,7 +63,6 @@ class CacheRecipe:
     """Examples that the teacher sees at once; the last bits of its logits depend on it."""
 
     def __post_init__(self) -> None:
-        """Check the range."""
         check_at_least(self, "", 1, "batch_size")
 
 
@@ -156,18 +153,11 @@ def claim_folder(folder: Path, manifest: CacheManifest) -> None:
     Raises:
         ValueError: the folder holds a cache of another teacher, data set or recipe.
     """
-    file = folder / _MANIFEST
-    if not file.exists():
-        for part in ("shards", "costs", "logs"):
-            (folder / part).mkdir(parents=True, exist_ok=True)
-        replace_durably(file, (json.dumps(asdict(manifest), indent=1) + "\n").encode())
-    found = read_manifest(folder, teacher=manifest.teacher, data=manifest.data)
-    if found != manifest:
-        name = next(key for key, value in asdict(manifest).items() if getattr(found, key) != value)
-        raise ValueError(
-            f"{file}: a cache of another {name}: {getattr(found, name)!r} there, "
-            f"{getattr(manifest, name)!r} here; choose another folder"
-        )
+    if (folder / _MANIFEST).exists():
+        read_manifest(folder, teacher=manifest.teacher, data=manifest.data)
+    claim(folder / _MANIFEST, asdict(manifest), kind="cache")
+    for part in ("shards", "costs", "logs"):
+        (folder / part).mkdir(exist_ok=True)
 
 
 def read_manifest(

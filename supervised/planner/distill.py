@@ -44,7 +44,6 @@ class DistillConfig:
     """T of soft distillation."""
 
     def __post_init__(self) -> None:
-        """Check the ranges."""
         check_at_least(self, "distill", 0, "weight")
         check_positive(self, "distill", "quality", "temperature")
         if self.kind == "hard" and self.temperature != 1:

@@ -69,7 +69,6 @@ class PlannerConfig:
     """Seed of noise and random steps."""
 
     def __post_init__(self) -> None:
-        """Check the ranges."""
         check_at_least(self, "planner", 1, "steps", "rollouts", "entries")
         check_at_least(self, "planner", 0, "noise", "seed")
         if self.entries > self.rollouts:

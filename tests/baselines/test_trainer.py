@@ -440,4 +440,11 @@ def test_a_run_of_another_learner_is_refused_in_one_line(tmp_path: Path) -> None
 
 def test_bfloat16_is_refused_in_one_line(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="precision must be float32 for baselines"):
-        resume(tmp_path, placement=Placement(precision="bfloat16"))
+        train(
+            env="sudoku4x4",
+            algorithm="ppo",
+            recipe_path=None,
+            out=tmp_path / "run",
+            placement=Placement(precision="bfloat16"),
+        )
+    assert not (tmp_path / "run").exists()

@@ -32,6 +32,15 @@ LEARNER_GROUP = "upi_trm.learners"
 """Entry-point group of the learners: kind of run -> `package.module:OBJECT`."""
 
 
+def edits_when_finished(recipe: Any) -> int:
+    """Edits of a finished run: the budget, less what is too little for one more of every plan.
+
+    Args:
+        recipe: has `schedule.edits` and `rollout.plans`.
+    """
+    return int(recipe.schedule.edits // recipe.rollout.plans * recipe.rollout.plans)
+
+
 @dataclass(frozen=True, kw_only=True)
 class SweepCommand:
     """What a sweep must know of a command that trains runs; its functions can be imported."""
@@ -40,9 +49,9 @@ class SweepCommand:
     """Dataclass of its recipes."""
     recipes: ShippedFiles
     """The shipped ones."""
-    steps_field: str
+    steps_field: str = "schedule.edits"
     """The recipe's field that `--steps` overrides."""
-    finished_at: Callable[[Any], int]
+    finished_at: Callable[[Any], int] = edits_when_finished
     """Step that a finished run of a recipe has reached at least."""
     make_record: Callable[[Path, int], dict[str, Any]]
     """Evaluates a run folder on so many unseen puzzles; the record has `seed` and `step`."""
@@ -84,23 +93,18 @@ class Insight(Protocol):
     @property
     def quantities(self) -> frozenset[str]:
         """Of "probabilities", "values", "edit_values" and "deepen" those that the run has."""
-        ...
 
     def probabilities(self, states: StateBatch) -> Float[Tensor, "batch action"]:
         """pi(a | s), 0 at illegal edits (an `EditPolicy`)."""
-        ...
 
     def values(self, boards: Boards) -> NDArray[np.float32]:
         """V(s), shape [batch], in the units of the shaped return."""
-        ...
 
     def edit_values(self, boards: Boards) -> NDArray[np.float32]:
         """Q(s, a), shape [batch, action], in the same units; NaN at illegal edits."""
-        ...
 
     def deepen(self, boards: Boards, *, depth: int) -> Deepening:
         """What is said after each of `depth` updates of the latent."""
-        ...
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -137,20 +141,16 @@ class Learner(Protocol):
     @property
     def kind(self) -> str:
         """Kind of the runs that it writes, as run.json records it."""
-        ...
 
     @property
     def commands(self) -> Sequence[str]:
         """Its commands that train runs, as words after `upi-trm`, e.g. "baselines train"."""
-        ...
 
     def sweep_command(self, command: str) -> SweepCommand:
         """What a sweep must know of one of `commands`."""
-        ...
 
     def method_of(self, run: Run) -> str:
         """The name of the method in tables, e.g. "UPI-TRM" or "PPO"."""
-        ...
 
     def load_policy(self, run: Run, *, placement: Placement, step: int | str | None) -> Policy:
         """The greedy policy of a checkpoint.
@@ -158,15 +158,12 @@ class Learner(Protocol):
         Raises:
             RunError: a run that plays no edits, or weights that do not fit its recipe.
         """
-        ...
 
     def load_networks(self, run: Run, *, placement: Placement, step: int | str | None) -> Networks:
         """Policy and evaluator of a checkpoint, for studies; errors as of `load_policy`."""
-        ...
 
     def load_insight(self, run: Run, *, placement: Placement, step: int | str | None) -> Insight:
         """Probabilities and values of a checkpoint; errors as of `load_policy`."""
-        ...
 
     def load_predictor(
         self, run: Run, *, placement: Placement, step: int | str | None
@@ -176,7 +173,6 @@ class Learner(Protocol):
         Raises:
             RunError: the boards are those of a domain whose puzzles are not one board each.
         """
-        ...
 
 
 def learner_of(run: Run) -> Learner:
@@ -224,15 +220,6 @@ def task_of(run: Run) -> Task:
 def load_policy(run: Run, *, placement: Placement, step: int | str | None = None) -> Policy:
     """The greedy policy of a checkpoint of any learner; see `Learner.load_policy`."""
     return learner_of(run).load_policy(run, placement=placement, step=step)
-
-
-def edits_when_finished(recipe: Any) -> int:
-    """Edits of a finished run: the budget, less what is too little for one more of every plan.
-
-    Args:
-        recipe: has `schedule.edits` and `rollout.plans`.
-    """
-    return int(recipe.schedule.edits // recipe.rollout.plans * recipe.rollout.plans)
 
 
 def _learners() -> dict[str, EntryPoint]:

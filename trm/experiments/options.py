@@ -7,7 +7,8 @@ command runs.
 
 import shutil
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,11 @@ overrides_option: Decorator = click.option(
     multiple=True,
     metavar="K=V",
     help="Override a recipe's field; repeatable.",
+)
+skip_invalid_option: Decorator = click.option(
+    "--skip-invalid",
+    is_flag=True,
+    help="Leave out ARC tasks that cannot be read (wider than 30, say), and name them.",
 )
 checkpoint_option: Decorator = click.option(
     "--step",
@@ -192,6 +198,22 @@ def ready_placement(**flags: Any) -> Any:
     placement = make_placement(**flags)
     announce_compilation()
     return placement
+
+
+@contextmanager
+def skipping_invalid(asked: bool) -> Iterator[Callable[[str], None] | None]:
+    """What readers call for a task that cannot be read, None unless asked; names and counts them.
+
+    The lines go to stderr when the block ends.
+    """
+    if not asked:
+        yield None
+        return
+    reasons: list[str] = []
+    yield reasons.append
+    for reason in reasons:
+        click.echo(f"skipped: {reason}", err=True)
+    click.echo(f"skipped {len(reasons)} task{'' if len(reasons) == 1 else 's'}", err=True)
 
 
 def open_run(path: Path) -> Any:

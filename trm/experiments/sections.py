@@ -25,7 +25,6 @@ class InstancesConfig:
     mixed or augmented puzzles to train on. Validation and test puzzles stay the task's."""
 
     def __post_init__(self) -> None:
-        """Check the range."""
         check_at_least(self, "instances", 1, "num")
 
     def pool(self, task: Task, *, seed: int) -> InstanceSet:
@@ -50,7 +49,6 @@ class ScheduleConfig:
     1 a run whose budget is raised later differs from one that had it from the start."""
 
     def __post_init__(self) -> None:
-        """Check ranges."""
         check_at_least(
             self, "schedule", 1, "edits", "evaluate_every", "evaluate_num", "checkpoint_every"
         )

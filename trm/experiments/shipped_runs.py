@@ -58,7 +58,8 @@ def fitting_run(text: str) -> tuple[str, "Int8Array"]:
     mean number of empty cells.
 
     Raises:
-        ValueError: no shipped run is for such puzzles.
+        ValueError: says what is wrong with the text as the puzzle that it looks like, or that no
+            shipped run is for such puzzles.
     """
     from plan_envs.catalogue import resolve_task
     from plan_envs.episodes import read_instance
@@ -77,9 +78,28 @@ def fitting_run(text: str) -> tuple[str, "Int8Array"]:
         # A task's own run comes before others of the same task.
         found.append((distance, name != task.name, name, instance))
     if not found:
-        raise ValueError(
-            "no run that ships is for such a puzzle"
-            f" ({', '.join(PREFIX + name for name in pretrained_names())}); name one with --run"
-        )
+        raise ValueError(_why_no_run(text))
     _, _, name, instance = min(found, key=lambda one: one[:3])
     return PREFIX + name, instance
+
+
+def _why_no_run(text: str) -> str:
+    """Why no shipped run can solve the puzzle in a text."""
+    from plan_envs.episodes import read_instance
+    from plan_envs.guess import guess_domain
+    from plan_envs.sudoku.text import puzzle_side
+
+    domain = guess_domain(text)
+    kind, reason = "such a puzzle", ""
+    try:
+        if domain is None:
+            puzzle_side(text)  # says how many cells there are
+        else:
+            kind = domain.spec.name
+            read_instance(domain, text, dead_end="continue")
+    except ValueError as error:
+        if domain is not None:
+            return f"read as {kind}: {error}"
+        reason = f"{error}; "
+    names = ", ".join(PREFIX + name for name in pretrained_names())
+    return f"{reason}no run that ships is for {kind} ({names}); name one with --run"

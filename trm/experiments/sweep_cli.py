@@ -12,20 +12,13 @@ from typing import Any
 
 import click
 
-from trm.experiments.options import (
-    EXIT_FAILED,
-    EXIT_INTERRUPTED,
-    job_options,
-    json_option,
-    out_option,
-    plot_option,
-)
+from trm.experiments import options
 
 
 @click.command()
 @click.argument("spec", metavar="SPEC.yaml|NAME")
-@out_option("The sweep's folder.  [default: runs/NAME]")
-@job_options
+@options.out_option("The sweep's folder.  [default: runs/NAME]")
+@options.job_options
 @click.option(
     "--only",
     metavar="PATTERN",
@@ -75,10 +68,10 @@ def sweep(
     if counts.get("finished"):
         click.echo(f"  {shlex.join(['upi-trm', *planned.command.compare, str(out)])}")
     if counts.get("failed"):
-        sys.exit(EXIT_FAILED)
+        sys.exit(options.EXIT_FAILED)
     if any(states[point.name] != "finished" for point in chosen):
         click.echo("  the same command goes on")
-        sys.exit(EXIT_INTERRUPTED)
+        sys.exit(options.EXIT_INTERRUPTED)
 
 
 def _show_plan(planned: Any, only: tuple[str, ...]) -> None:
@@ -103,8 +96,8 @@ def _show_plan(planned: Any, only: tuple[str, ...]) -> None:
     required=True,
     type=click.Path(path_type=Path),
 )
-@json_option
-@plot_option
+@options.json_option
+@options.plot_option
 @click.option(
     "--num",
     type=click.IntRange(1),

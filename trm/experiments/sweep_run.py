@@ -12,7 +12,6 @@ lie
     logs/NAME-seedN.log       what its processes printed
 """
 
-import difflib
 import fnmatch
 import functools
 import json
@@ -37,6 +36,7 @@ from trm.experiments.sweep_spec import (
 )
 from trm.runs.durable import replace_durably
 from trm.runs.lock import locked
+from trm.runs.shipped import nearest_hint
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -138,10 +138,8 @@ def matching_points(sweep: Sweep, only: Sequence[str]) -> list[Point]:
     for pattern in only:
         found = [name for name in names if fnmatch.fnmatchcase(name, pattern)]
         if not found:
-            near = difflib.get_close_matches(pattern, names, n=1, cutoff=0.0)[0]
-            raise ValueError(
-                f"no point of {sweep.name} matches {pattern!r}; one of {len(names)} is {near!r}"
-            )
+            hint = nearest_hint(pattern, names, cutoff=0.0)
+            raise ValueError(f"no point of {sweep.name} matches {pattern!r}; {hint}")
         matching.update(found)
     return [point for point in sweep.points if point.name in matching]
 

@@ -5,7 +5,6 @@ turns it into points, each checked against the recipe's dataclass before anythin
 `sweep_run` runs them.
 """
 
-import difflib
 import itertools
 import json
 import re
@@ -17,7 +16,7 @@ from typing import Any
 
 from trm.experiments.learners import SweepCommand, find_command
 from trm.ranges import check_at_least
-from trm.runs.shipped import ShippedFiles
+from trm.runs.shipped import ShippedFiles, nearest_hint
 
 SWEEPS = ShippedFiles(Path(__file__).resolve().parents[1], "sweeps", kind="sweep")
 """The shipped specs."""
@@ -215,8 +214,7 @@ def _refuse_unknown(place: str, value: Any, known: Sequence[str]) -> None:
     elif isinstance(value, str):
         for name in _REFERENCE.findall(value):
             if name not in known:
-                near = difflib.get_close_matches(name, known, n=1)
-                hint = f"did you mean {{{near[0]}}}?" if near else f"there are {list(known)}"
+                hint = nearest_hint(name, known)
                 raise ValueError(f"{place}: {{{name}}} is not prepared before; {hint}")
 
 

@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 import torch
 from rich.console import Console
 
-from plan_envs.catalogue import Task
+from plan_envs.catalogue import Task, resolve_task
 from plan_envs.evaluation import Policy, evaluate_policy
 from plan_envs.instances import InstanceSet
 from trm.compute.device import Placement
@@ -25,6 +25,7 @@ from trm.compute.process import ResourceMeter, graceful_stop, provenance
 from trm.compute.workers import Workers, joined
 from trm.runs.checkpoints import Checkpoint
 from trm.runs.progress import TrainingProgress
+from trm.runs.recipe import load_recipe
 from trm.runs.run import Run
 
 Callback = Callable[[int, Mapping[str, float]], bool | None]
@@ -46,11 +47,24 @@ class Setting:
     """The processes that train together."""
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Outcome:
+    """How a training ended."""
+
+    run: Run
+    """Closed for writing."""
+    finished: bool
+    """Whether the budget is spent; otherwise a signal or the callback asked to stop, and the loop
+    has said so."""
+    is_main: bool
+    """Whether this process speaks for all."""
+
+
 class Trainee(ABC):
     """Everything that changes while a run is trained; a learner fulfils it by inheriting.
 
-    `state` and `restore` make it whole again. With several processes the loop calls each method in
-    all of them at the same time.
+    `train` and `resume` begin a run and go on with one; `state` and `restore` make a trainee whole
+    again. With several processes the loop calls each method in all of them at the same time.
     """
 
     kind: ClassVar[str]
@@ -76,6 +90,124 @@ class Trainee(ABC):
     def __init__(self, recipe: Any, setting: Setting) -> None:
         """Build everything as it is before the first unit."""
         self.recipe, self.setting = recipe, setting
+
+    @classmethod
+    def read_recipe(cls, path: Path | None, overrides: Sequence[str], **choice: Any) -> Any:
+        """The recipe of a YAML file, None for the defaults, with `field=value` overrides.
+
+        Args:
+            path: the file.
+            overrides: the assignments.
+            choice: what a learner asks for besides, as `train` was given it.
+
+        Raises:
+            ValueError: one line that names file, field and value.
+        """
+        return load_recipe(cls.recipe_type, path, overrides, **choice)
+
+    @classmethod
+    def subject(cls, env: str, recipe: Any) -> tuple[str, str]:
+        """What run.json keeps of an environment's name, and what a run of it is called.
+
+        That is the task, with the module that registers it.
+
+        Args:
+            env: as the user wrote it, e.g. "sudoku4x4" or "my_module:MyTask".
+            recipe: of the run.
+        """
+        task, (module, _, _) = resolve_task(env), env.rpartition(":")
+        recorded = task.name if module in ("", "plan_envs") else f"{module}:{task.name}"
+        return recorded, task.name
+
+    @classmethod
+    def train(
+        cls,
+        *,
+        env: str = "",
+        recipe_path: Path | None,
+        overrides: Sequence[str] = (),
+        name: str | None = None,
+        steps: int | None = None,
+        seed: int = 0,
+        out: Path | None = None,
+        placement: Placement,
+        callback: Callback | None = None,
+        **choice: Any,
+    ) -> Outcome:
+        """Start a run and train until its budget is spent, or a signal or the callback stops it.
+
+        Args:
+            env: a task's name or a PlanEdit id, for learners whose recipes name no data.
+            recipe_path: YAML file; None for the defaults.
+            overrides: `field=value` assignments.
+            name: for the default of `out`; None for that of `subject`.
+            steps: budget in units (edits over all parallel plans, optimiser steps), never exceeded;
+                None for the recipe's.
+            seed: of every random stream.
+            out: run folder to make; None for `runs/<name>-seed<seed>-<time>`.
+            placement: device, precision, threads.
+            callback: sees the metrics as they are logged.
+            choice: what `read_recipe` asks for besides.
+
+        Raises:
+            ValueError: bad input, named in one line; then there is no folder.
+            RunError: the folder exists and is not empty, or can't be written.
+        """
+        budget = [] if steps is None else [f"schedule.{cls.unit}={steps}"]
+        recipe = cls.read_recipe(recipe_path, [*overrides, *budget], **choice)
+        env, usual_name = cls.subject(env, recipe)
+        if out is None:
+            time_of_day = time.strftime("%Y%m%d-%H%M%S")
+            out = Path("runs") / f"{name or usual_name}-seed{seed}-{time_of_day}"
+        with joined() as workers:
+            placement = workers.place(placement)
+            placement.apply()
+            trainee = cls(recipe, Setting(env=env, seed=seed, placement=placement, workers=workers))
+            run = None
+            if workers.is_main:
+                processes = {} if workers.size == 1 else {"processes": workers.size}
+                run = Run.create(
+                    out,
+                    kind=cls.kind,
+                    env=env,
+                    seed=seed,
+                    recipe=recipe,
+                    provenance=provenance(placement),
+                    extra={**processes, **trainee.recorded()},
+                )
+            path = workers.from_main(str(out))
+            with run or Run.open(Path(path)) as run:
+                return _Loop(run, trainee, callback).train()
+
+    @classmethod
+    def resume(cls, run_path: Path, *, steps: int | None = None, placement: Placement) -> Outcome:
+        """Go on with a run from its newest checkpoint.
+
+        Args:
+            run_path: the run's folder.
+            steps: extends or shortens the budget; the recipe stays as it was.
+            placement: without a thread count the run keeps that of its newest checkpoint, since
+                sums over other threads round differently.
+
+        Raises:
+            RunError: not a run of this kind, or its newest checkpoint is damaged.
+            ValueError: it was begun by another number of processes, or can't be trained on.
+        """
+        with joined() as workers:
+            placement = workers.place(placement)
+            run = Run.open(run_path, kind=cls.kind, write=True) if workers.is_main else None
+            workers.from_main(None)  # what an interrupted writer left is cleared away
+            with run or Run.open(run_path, kind=cls.kind) as run:
+                _check_size(run, workers)
+                checkpoint = run.load_checkpoint() if run.checkpoint_steps() else None
+                placement = _with_threads(placement, run, checkpoint)
+                placement.apply()
+                setting = Setting(
+                    env=run.info.env, seed=run.info.seed, placement=placement, workers=workers
+                )
+                loop = _Loop(run, cls(run.load_recipe(cls.recipe_type), setting))
+                loop.begin_at(checkpoint)
+                return loop.train(steps)
 
     def recorded(self) -> dict[str, Any]:
         """JSON values that run.json records, beside what it has of every run."""
@@ -119,118 +251,6 @@ class Trainee(ABC):
             RunError: it does not fit the recipe, or a file is missing.
             ValueError: it can't be trained on.
         """
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Outcome:
-    """How a training ended."""
-
-    run: Run
-    """Closed for writing."""
-    finished: bool
-    """Whether the budget is spent; otherwise a signal or the callback asked to stop, and the loop
-    has said so."""
-    is_main: bool
-    """Whether this process speaks for all."""
-
-
-def start(
-    make: type[Trainee],
-    recipe: object,
-    *,
-    env: str,
-    name: str,
-    seed: int,
-    out: Path | None,
-    placement: Placement,
-    callback: Callback | None = None,
-) -> Outcome:
-    """Start a run and train until its budget is spent, or a signal or the callback asks to stop.
-
-    Args:
-        make: the learner's trainee.
-        recipe: of the type `make.recipe_type`.
-        env: the environment as run.json shall name it.
-        name: for the default of `out`.
-        seed: of every random stream.
-        out: run folder to make; None for `runs/<name>-seed<seed>-<time>`.
-        placement: device, precision, threads.
-        callback: sees the metrics as they are logged.
-
-    Raises:
-        ValueError: the trainee refuses the recipe; then there is no folder.
-        RunError: the folder exists and is not empty, or can't be written.
-    """
-    if out is None:
-        out = Path("runs") / f"{name}-seed{seed}-{time.strftime('%Y%m%d-%H%M%S')}"
-    with joined() as workers:
-        placement = workers.place(placement)
-        placement.apply()
-        trainee = make(recipe, Setting(env=env, seed=seed, placement=placement, workers=workers))
-        run = None
-        if workers.is_main:
-            processes = {} if workers.size == 1 else {"processes": workers.size}
-            run = Run.create(
-                out,
-                kind=make.kind,
-                env=env,
-                seed=seed,
-                recipe=recipe,
-                provenance=provenance(placement),
-                extra={**processes, **trainee.recorded()},
-            )
-        path = workers.from_main(str(out))
-        with run or Run.open(Path(path)) as run:
-            return _Loop(run, trainee, callback).train()
-
-
-def resume(
-    make: type[Trainee], run_path: Path, *, steps: int | None = None, placement: Placement
-) -> Outcome:
-    """Go on with a run from its newest checkpoint.
-
-    Args:
-        make: the learner's trainee.
-        run_path: the run's folder.
-        steps: extends or shortens the budget; the recipe stays as it was.
-        placement: without a thread count the run keeps that of its newest checkpoint, since sums
-            over other threads round differently.
-
-    Raises:
-        RunError: not a run of this kind, or its newest checkpoint is damaged.
-        ValueError: it was begun by another number of processes, or can't be trained on.
-    """
-    with joined() as workers:
-        placement = workers.place(placement)
-        run = Run.open(run_path, kind=make.kind, write=True) if workers.is_main else None
-        workers.from_main(None)  # what an interrupted writer left is cleared away
-        with run or Run.open(run_path, kind=make.kind) as run:
-            _check_size(run, workers)
-            checkpoint = run.load_checkpoint() if run.checkpoint_steps() else None
-            placement = _with_threads(placement, run, checkpoint)
-            placement.apply()
-            setting = Setting(
-                env=run.info.env, seed=run.info.seed, placement=placement, workers=workers
-            )
-            loop = _Loop(run, make(run.load_recipe(make.recipe_type), setting))
-            loop.begin_at(checkpoint)
-            return loop.train(steps)
-
-
-def with_budget(make: type[Trainee], overrides: Sequence[str], steps: int | None) -> list[str]:
-    """Overrides of a recipe; `steps`, unless it is None, for the field that holds the budget."""
-    return [*overrides, *([] if steps is None else [f"schedule.{make.unit}={steps}"])]
-
-
-def recorded_env(env: str, task: Task) -> str:
-    """What run.json keeps of an environment's name: the task, and the module that registers it.
-
-    Args:
-        env: as the user wrote it, e.g. "sudoku4x4" or "my_module:MyTask".
-        task: what it resolves to.
-    """
-    module, _, _ = env.rpartition(":")
-    return task.name if module in ("", "plan_envs") else f"{module}:{task.name}"
 
 
 def play_validation(policy: Policy, task: Task, instances: InstanceSet) -> dict[str, float]:

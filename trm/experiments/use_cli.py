@@ -7,6 +7,7 @@ Heavy imports stand inside the functions that need them.
 
 import json
 import os
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -14,23 +15,22 @@ from typing import Any
 
 import click
 
-from trm.experiments.options import (
-    added,
-    checkpoint_option,
-    json_option,
-    open_run,
-    placement_options,
-    ready_placement,
-    seed_option,
-)
+from trm.experiments import options
 
 _EXIT_NOT_SOLVED = 1
 _DEFAULT_NUM = 500
 
+_LIKE_A_PATH = re.compile(
+    r"^(/|\.{1,2}/|~/)|[A-WYZa-wyz]{3}[^/]*/|\w\.[a-z][a-z0-9]{1,9}$|\.[A-Z]{3,4}$"
+)
+"""What no puzzle looks like: a beginning, a folder or an ending of a path."""
+_SHORTEST_LETTERS = 256
+"""Cells of a 16x16 Sudoku, the smallest puzzle that is written in letters."""
+
 
 def _more_compute_options(command: Any) -> Any:
     """Further passes of the same policy, kept apart from its greedy one."""
-    return added(
+    return options.added(
         command,
         click.option(
             "--samples",
@@ -54,17 +54,18 @@ def _more_compute_options(command: Any) -> Any:
     "--instances",
     "source",
     metavar="FILE|NAME",
-    help="CSV (source,question,answer,rating), .npz, folder of ARC tasks, or a data set of the"
-    " hub.  [default: the test split]",
+    help="CSV, text of puzzles, .npz, ARC tasks, or a data set of the hub; the page of the"
+    " environment lists the formats.  [default: the test split]",
 )
+@options.skip_invalid_option
 @click.option(
     "--num", type=click.IntRange(1), help="Puzzles to play.  [default: 500, or the whole file]"
 )
-@seed_option("Seed of generated puzzles and of the reference policies.")
-@checkpoint_option
+@options.seed_option("Seed of generated puzzles and of the reference policies.")
+@options.checkpoint_option
 @_more_compute_options
-@json_option
-@placement_options
+@options.json_option
+@options.placement_options
 def evaluate(
     *,
     run_path: Path,
@@ -79,10 +80,12 @@ def evaluate(
 
     Greedy, one pass. --samples and --search add rows of their own.
     """
-    placement = ready_placement(
+    placement = options.ready_placement(
         device=device, precision=precision, compiled=compiled, threads=threads
     )
-    record = show_scoreboard(open_run(run_path), placement=placement, as_json=as_json, **chosen)
+    record = show_scoreboard(
+        options.open_run(run_path), placement=placement, as_json=as_json, **chosen
+    )
     if as_json:
         click.echo(json.dumps(record))
 
@@ -97,7 +100,7 @@ def evaluate(
     help="Run folder of a trained model, or pretrained:NAME.  [default: the pretrained one that"
     " fits the puzzle]",
 )
-@checkpoint_option
+@options.checkpoint_option
 @_more_compute_options
 @click.option("--show", is_flag=True, help="Step through the edits in the terminal.")
 @click.option(
@@ -112,7 +115,7 @@ def evaluate(
     type=click.Path(path_type=Path, dir_okay=False),
     help="Write a page that replays the edits and shows what the model held likely.",
 )
-@placement_options
+@options.placement_options
 def solve(
     *,
     puzzle: str,
@@ -127,8 +130,8 @@ def solve(
 ) -> None:
     """Let a trained model solve one puzzle.
 
-    The puzzle is text as the environment's page shows it (Sudoku: a line or a grid of digits with .
-    for blanks), a file of it, or - for stdin.
+    The puzzle is text in any format that the environment's page lists (Sudoku: a line or a grid of
+    digits with . for blanks), a file of it, or - for stdin.
 
     Prints the final plan: greedy, one pass, unless --search or --samples asks for more. Exit code 1
     when it is not a solution.
@@ -139,12 +142,17 @@ def solve(
         raise click.UsageError(
             "--show, --gif and --html show the greedy edits: leave --samples and --search out"
         )
-    placement = ready_placement(**where)
+    placement = options.ready_placement(**where)
     from plan_envs.rendering import render_ansi
+    from trm.experiments.trained.model import Model
 
+    def opened(path: Path) -> Any:
+        return Model(options.open_run(path), placement=placement, step=step)
+
+    given = None if run_path is None else _open_given_run(run_path, opened)
     source, text = _read_puzzle(puzzle)
     try:
-        model, instance = _model_for(text, run_path, placement=placement, step=step)
+        model, instance = _model_for(text, given, opened)
     except ValueError as error:
         raise ValueError(f"{source}: {error}") from error
     solution = model.solve(instance, samples=samples, search=search)
@@ -187,6 +195,7 @@ def show_scoreboard(
     samples: int | None = None,
     search: int | None = None,
     as_json: bool = False,
+    skip_invalid: bool = False,
 ) -> dict[str, Any]:
     """Evaluate a run and print the table, unless the caller prints JSON.
 
@@ -200,6 +209,7 @@ def show_scoreboard(
         samples: episodes a puzzle of a further row; None for no such row.
         search: plans a puzzle that a search may look at; None for no such rows.
         as_json: whether to print nothing.
+        skip_invalid: leave out ARC tasks of `source` that cannot be read, and name them on stderr.
 
     Returns:
         The record of `upi-trm eval --json`.
@@ -214,7 +224,8 @@ def show_scoreboard(
     model = Model(run, placement=placement, step=step)
     task = model.task
     if source is not None:
-        instances = read_instances(source, domain=task.domain, limit=num)
+        with options.skipping_invalid(skip_invalid) as on_invalid:
+            instances = read_instances(source, domain=task.domain, limit=num, on_invalid=on_invalid)
     else:
         instances = task.instances("test", num=num or _DEFAULT_NUM, seed=seed)
     with Console(stderr=True).status("evaluating") as status:
@@ -271,36 +282,41 @@ def _more_compute(
     return reports, figures
 
 
-def _model_for(text: str, path: Path | None, **where: Any) -> tuple[Any, Any]:
-    """The model that is to solve a puzzle, and the puzzle as its domain reads it."""
-    from plan_envs.episodes import read_instance
-    from trm.experiments.shipped_runs import fitting_run
-    from trm.experiments.trained.model import Model
+def _open_given_run(path: Path, opened: Callable[[Path], Any]) -> Any:
+    """The model of the run that --run names."""
+    try:
+        return opened(path)
+    except ValueError as error:
+        raise ValueError(f"--run: {error}") from error
 
-    if path is None:
+
+def _model_for(text: str, given: Any, opened: Callable[[Path], Any]) -> tuple[Any, Any]:
+    """The model that is to solve a puzzle, and the puzzle as its domain reads it."""
+    from trm.experiments.shipped_runs import fitting_run
+
+    if given is None:
         name, instance = fitting_run(text)
         click.echo(f"using {name}", err=True)
-        return Model(open_run(Path(name)), **where), instance
-    model = Model(open_run(path), **where)
-    domain = model.domain
+        return opened(Path(name)), instance
     try:
-        return model, read_instance(domain, text, dead_end="continue")
+        return given, given.read(text)
     except ValueError as error:
-        env = model.run.info.env
-        raise ValueError(f"{error} (the run was trained on {env})") from error
+        raise ValueError(f"{error} (the run was trained on {given.run.info.env})") from error
 
 
 def _read_puzzle(puzzle: str) -> tuple[str, str]:
     """Where the puzzle comes from, for messages, and its text."""
-    if puzzle != "-" and not os.path.isfile(puzzle):
-        if os.sep in puzzle or not any(sign.isdigit() or sign in "._#" for sign in puzzle):
+    from plan_envs.texts import read_stream, read_text
+
+    if puzzle == "-":
+        return "stdin", read_stream(sys.stdin.buffer, "stdin")
+    if not os.path.isfile(puzzle):
+        plain = len(puzzle) < _SHORTEST_LETTERS and puzzle[:1] not in "<{"
+        if plain and _LIKE_A_PATH.search(puzzle):
+            raise click.UsageError(f"{puzzle!r} is neither a file nor a puzzle: no such file")
+        if not any(sign.isdigit() or sign in "._#-*?/{Q" for sign in puzzle):
             raise click.UsageError(f"{puzzle!r} is neither a file nor a puzzle")
         return "puzzle", puzzle
-    if puzzle.endswith(".csv"):
+    if puzzle.lower().endswith(".csv"):
         raise click.UsageError(f"{puzzle} holds many puzzles; use eval RUN --instances {puzzle}")
-    source = "stdin" if puzzle == "-" else puzzle
-    try:
-        text = sys.stdin.read() if puzzle == "-" else Path(puzzle).read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{source}: not text (byte {error.start} is not UTF-8)") from error
-    return source, text
+    return puzzle, read_text(Path(puzzle))

@@ -103,7 +103,6 @@ class ModelConfig:
     """See `trm.runs.recipe.Retired`."""
 
     def __post_init__(self) -> None:
-        """Check ranges."""
         check_at_least(self, "model", 1, "channels", "head_width")
         check_at_least(self, "model", 0, "depth", "encoder_layers")
         check_positive(self, "model", "radius")

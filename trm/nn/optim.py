@@ -43,7 +43,6 @@ class OptimiserConfig:
     """Decay of the running average of the dense parameters that is evaluated; null = none."""
 
     def __post_init__(self) -> None:
-        """Check ranges."""
         check_positive(self, "optimiser", "learning_rate", "puzzle_learning_rate", "gradient_limit")
         check_at_least(self, "optimiser", 0, "weight_decay", "puzzle_weight_decay", "warm_up")
         if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):

@@ -123,7 +123,6 @@ class RecursionSchedule:
     that of z_H (HRM)."""
 
     def __post_init__(self) -> None:
-        """Check ranges."""
         check_at_least(self, "recursion", 1, "cycles", "inner", "supervision")
 
     @property

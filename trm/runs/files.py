@@ -11,6 +11,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from trm.runs.durable import replace_durably
+
 FORMAT_VERSION = 1
 """Version of the folder's layout and of its JSON files; another version is refused."""
 
@@ -49,6 +51,29 @@ def read_json_object(path: Path) -> dict[str, Any]:
     if not isinstance(record, dict):
         raise RunError(f"{path}: expected a JSON object, got {type(record).__name__}")
     return record
+
+
+def claim(file: Path, record: Mapping[str, Any], *, kind: str) -> None:
+    """Write what a folder is for into a file of it, or check that the file says the very same.
+
+    Args:
+        file: its folder is made where it is missing.
+        record: JSON values.
+        kind: what the folder holds, for errors.
+
+    Raises:
+        RunError: the file says something else; names the first field that differs.
+    """
+    if not file.exists():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        replace_durably(file, (json.dumps(record, indent=1) + "\n").encode())
+    found, wanted = read_json_object(file), json.loads(json.dumps(record))
+    for key in (*wanted, *found):
+        if found.get(key) != wanted.get(key):
+            raise RunError(
+                f"{file}: another {kind}: {key} is {found.get(key)!r} there and"
+                f" {wanted.get(key)!r} here; choose another folder"
+            )
 
 
 def json_bytes(record: Mapping[str, Any]) -> bytes:

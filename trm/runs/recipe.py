@@ -182,7 +182,7 @@ class _Draft:
 
 def _read_yaml(path: Path) -> Mapping[Any, Any]:
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     except OSError as error:
         raise ValueError(f"{path}: cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
@@ -203,7 +203,7 @@ def _read_yaml(path: Path) -> Mapping[Any, Any]:
 
 def _parse_override(text: str) -> Mapping[str, Any]:
     """`a.b=3` becomes {"a": {"b": 3}}."""
-    name, equals, value_text = text.partition("=")
+    name, equals, value_text = text.removeprefix("\ufeff").partition("=")
     parts = name.strip().split(".")
     if not equals or not all(parts):
         raise ValueError(f"--set: {text!r}: expected FIELD=VALUE or OUTER.INNER=VALUE")

@@ -13,17 +13,7 @@ from typing import Any
 
 import click
 
-from trm.experiments.options import (
-    added,
-    checkpoint_option,
-    device_option,
-    json_option,
-    open_run,
-    plot_option,
-    ready_placement,
-    seed_option,
-    threads_option,
-)
+from trm.experiments import options
 
 
 def _list_of(convert: Callable[[str], Any], what: str) -> Any:
@@ -55,16 +45,16 @@ def _radius(word: str) -> float | None:
 
 def _study_options(command: Any) -> Any:
     """Options for the checkpoint, the puzzles, the device and the output."""
-    return added(
+    return options.added(
         command,
         click.option(
             "--num", type=click.IntRange(1), default=100, show_default=True, help="Test puzzles."
         ),
-        checkpoint_option,
-        seed_option("Seed of the test puzzles, rollouts and estimates."),
-        json_option,
-        device_option,
-        threads_option,
+        options.checkpoint_option,
+        options.seed_option("Seed of the test puzzles, rollouts and estimates."),
+        options.json_option,
+        options.device_option,
+        options.threads_option,
     )
 
 
@@ -84,7 +74,7 @@ def _study_options(command: Any) -> Any:
     callback=_list_of(_radius, "radii (numbers, or none)"),
     help="Projections to measure under.  [default: as recorded, then without]",
 )
-@plot_option
+@options.plot_option
 @_study_options
 def drift(
     *,
@@ -102,7 +92,7 @@ def drift(
 
     Several runs are compared, and Delta_V is correlated with Delta_pi over runs and depths.
     """
-    placement = ready_placement(compiled=False, **place)
+    placement = options.ready_placement(compiled=False, **place)
     from trm.runs.pictures import require_matplotlib
     from upi_trm.theory.stability import drift_correlations, measure_drift, plot_drift
     from upi_trm.theory.subjects import load_studied
@@ -111,7 +101,7 @@ def drift(
         require_matplotlib()
     reports = []
     for path in runs:
-        studied = load_studied(open_run(Path(path)), placement=placement, step=step)
+        studied = load_studied(options.open_run(Path(path)), placement=placement, step=step)
         puzzles = studied.task.instances("test", num=num, seed=seed).instances
         with _status(f"measuring {path}"):
             reports.append(measure_drift(studied, puzzles, depths=depths, radii=radii, seed=seed))
@@ -170,12 +160,14 @@ def bounds(
     Exact on small copies of the run's puzzles (docs/bounds.md), sample maxima on its own ones. A
     run with gamma = 1 or without a certified contraction is refused.
     """
-    placement = ready_placement(device=device, compiled=False, threads=threads)
+    placement = options.ready_placement(device=device, compiled=False, threads=threads)
     from upi_trm.contraction import NotContractive
     from upi_trm.theory.bounds_study import measure_bounds
     from upi_trm.theory.subjects import load_subject
 
-    subject = load_subject(open_run(Path(run_path)), placement=placement, step=step, seed=seed)
+    subject = load_subject(
+        options.open_run(Path(run_path)), placement=placement, step=step, seed=seed
+    )
     try:
         with _status(f"measuring {run_path}"):
             report = measure_bounds(

@@ -21,7 +21,7 @@ from plan_envs.arc.grids import board_of, grid_of, translate
 from plan_envs.arc.instances import arc_instances, leave_one_out, refuse_overlap, task_list
 from plan_envs.arc.rules import Arc
 from plan_envs.arc.symmetry import ArcSymmetry
-from plan_envs.arc.tasks import ArcTask, load_arc, parse_task
+from plan_envs.arc.tasks import ArcTask, load_arc
 from plan_envs.catalogue import Task
 from plan_envs.domain import Int8Array
 from plan_envs.engine import EngineOptions, StepArrays
@@ -774,11 +774,17 @@ def test_a_malformed_file_is_refused_with_its_name_and_the_reason(
         load_arc(tmp_path)
 
 
+def _grids(task: ArcTask) -> Any:
+    """Everything that a task shows, comparable."""
+    pairs = (*task.train, *task.test)
+    return task.id, len(task.train), [[None if g is None else g.tolist() for g in p] for p in pairs]
+
+
 def test_a_folder_may_have_training_and_evaluation_tasks(tmp_path: Path) -> None:
     tasks = _toy_tasks(4)
     for name, some in (("training", tasks[:3]), ("evaluation", tasks[3:])):
         _write(tmp_path / name, some, outputs=lambda grid: grid.tolist())
-    assert load_arc(tmp_path) == tasks
+    assert list(map(_grids, load_arc(tmp_path))) == list(map(_grids, tasks))
     sizes = [
         len(arc_instances(data=tmp_path, size=4, split=split))
         for split in ("train", "validation", "test")
@@ -816,14 +822,6 @@ def test_an_instance_is_read_from_json_or_a_file(tmp_path: Path) -> None:
         Arc(2).read_instance(text)
     with pytest.raises(ValueError, match="not valid JSON"):
         domain.read_instance("{")
-
-
-def test_tasks_are_equal_when_their_grids_are() -> None:
-    value = {"train": [_PAIR], "test": [{"input": [[2]]}]}
-    one, other = (parse_task(value, name="x") for _ in range(2))
-    assert one == other
-    assert hash(one) == hash(other)
-    assert one != parse_task({**value, "test": [_PAIR]}, name="x")
 
 
 # ---- environments --------------------------------------------------------------------------------

@@ -453,8 +453,8 @@ def test_a_malformed_row_is_refused_with_file_line_field_and_value(
 
 
 def test_a_file_without_the_columns_or_without_rows_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"puzzles.csv:1: header must name .*got \['puzzle'\]"):
-        read_sudoku_csv(write(tmp_path, QUESTION, header="puzzle\n"))
+    with pytest.raises(ValueError, match=r"puzzles.csv:1: header must name .*got \['grid'\]"):
+        read_sudoku_csv(write(tmp_path, QUESTION, header="grid\n"))
     with pytest.raises(ValueError, match="no puzzles"):
         read_sudoku_csv(write(tmp_path))
     binary = tmp_path / "binary.csv"

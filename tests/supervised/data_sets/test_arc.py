@@ -28,7 +28,7 @@ from supervised.data_sets.arc_plan import arc_plan, draw_symmetries
 from supervised.data_sets.building import build_dataset
 from supervised.data_sets.datasets import IGNORE
 from supervised.data_sets.folders import open_dataset, read_info
-from supervised.measures.arc_voting import vote_on_task
+from supervised.measures.arc_voting import InputResult, submission_of, vote_on_task
 
 
 def opened(folder: Path, split: str) -> ArcDataset:
@@ -376,3 +376,50 @@ def test_concept_arc_is_built_by_the_command(data_folder: Path, tmp_path: Path) 
         found = opened(tmp_path / "d", split)
         batch = found.batch(range(len(found)), rng())
         assert found.verdict(batch, batch.labels).solved.all()
+
+
+def test_kaggles_one_file_is_built_from_and_asked_for_every_test_input(tmp_path: Path) -> None:
+    tasks = {
+        "aa": {"train": [swap(1), swap(2)], "test": [{"input": swap(3)["input"]}]},
+        "bb": {"train": [swap(4), swap(5)], "test": [{"input": swap(k)["input"]} for k in (6, 7)]},
+    }
+    file = tmp_path / "arc-agi_test_challenges.json"
+    file.write_text(json.dumps(tasks), encoding="utf-8-sig")
+    data = build(file, tmp_path / "data")
+    asked = evaluation_tasks(data)
+    assert {task.id: [output for _, output in task.test] for task in asked} == {
+        "aa": [None],
+        "bb": [None, None],
+    }
+    votes: dict[str, Any] = {
+        "rank": None,
+        "votes": 1,
+        "label_votes": 0,
+        "candidates": 1,
+        "empty_votes": 0,
+    }
+    results = [
+        InputResult(task=task.id, test=k, known=False, attempts=[[[k]]], **votes)
+        for task in asked
+        for k in range(len(task.test))
+    ]
+    assert submission_of(results) == {
+        "aa": [{"attempt_1": [[0]], "attempt_2": [[0]]}],
+        "bb": [{"attempt_1": [[k]], "attempt_2": [[k]]} for k in range(2)],
+    }
+    named = read_info(data).notes
+    assert named["test_outputs_not_known"] == 3
+
+
+def test_a_build_counts_and_names_the_tasks_that_it_skips(tmp_path: Path) -> None:
+    wide = {"train": [swap(1)], "test": [{"input": [[1] * 31]}]}
+    folder = write_tasks(tmp_path / "tasks", **{"evaluation/ee": wide})
+    words = ["data", "build", "arc", "--data", str(folder), "--augmentations", "2"]
+    words += ["--validation", "0", "--out", str(tmp_path / "data")]
+    refused = CliRunner().invoke(supervised, words)
+    assert "ee.json: test[0].input is 1x31, larger than 30x30" in str(refused.exception)
+    done = CliRunner().invoke(supervised, [*words, "--skip-invalid"])
+    assert done.exit_code == 0, done.exception
+    assert "ee.json: test[0].input is 1x31, larger than 30x30" in done.stderr
+    assert done.stderr.rstrip().endswith("skipped 1 task")
+    assert [task.id for task in evaluation_tasks(tmp_path / "data")] == ["cc", "dd"]

@@ -418,6 +418,74 @@ def test_solve_refuses_what_is_no_puzzle_of_the_run(
     assert named in _error(call("solve", puzzle, "--run", run_4x4))
 
 
+@pytest.mark.parametrize(
+    ("puzzle", "named"),
+    [
+        (LINE_9X9[:80], "read as sudoku9x9: a 9x9 puzzle has 81 cells, got 80"),
+        ("55" + LINE_9X9[2:], "digit 5 stands at row 1, column 1 and at row 1, column 2"),
+        ("~" + LINE_9X9[1:], "'~' at row 1, column 1 is no blank (. _ 0 - * ? x)"),
+        ("0" + LINE_9X9[1:], "'0' at row 1, column 1 is a second sign for blanks beside '.'"),
+        ("1234341221434321", "read as sudoku4x4: instance is solved already"),
+        ("1" + "." * 34, "read as sudoku6x6: a 6x6 puzzle has 36 cells, got 35"),
+        ("1" + "." * 35, "no run that ships is for sudoku6x6"),
+        ("Q......." * 8, "read as queens8x8: instance cannot be played: the queens at row 1"),
+        ("S.#\n#x#\nG..", "read as maze3x3: 'x' at row 2, column 2 is none of"),
+        ("puzzle.txt", "no such file"),
+        ("nowhere/puzzle.txt", "no such file"),
+        ("nowhere/puzzle", "no such file"),
+        ("./1", "no such file"),
+        ("12", "a puzzle has 16, 36, 81, 256 cells, got 2"),
+    ],
+)
+def test_solve_says_what_is_wrong_with_a_puzzle_as_the_one_it_looks_like(
+    call: Call, puzzle: str, named: str
+) -> None:
+    assert named in _error(call("solve", puzzle))
+
+
+def test_solve_blames_run_for_a_run_that_is_not_there(call: Call) -> None:
+    for puzzle in (EASY_4X4, "no puzzle"):
+        said = _error(call("solve", puzzle, "--run", "nonexist"))
+        assert said == "error: --run: nonexist: no such run folder\n"
+    assert "error: --run: pretrained:x" in _error(call("solve", "1", "--run", "pretrained:x"))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "\ufeff12.4\r\n3412\r\n2143\r\n4321\r\n",
+        "12-4/3412/2143/4321",
+        "*-----*\n|12|x4|\n|34|12|\n|--+--|\n|21|43|\n|43|21|\n*-----*\n",
+        "#Amine\n[Puzzle]\n12.4\n3412\n2143\n4321\n",
+        "12.4341221434321 # mine 7.2",
+        "<opensudoku><game data='1204341221434321'/></opensudoku>",
+    ],
+)
+@pytest.mark.parametrize("way", ["file", "stdin", "argument"])
+def test_solve_reads_puzzles_of_the_wild(
+    call: Call, run_4x4: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, way: str
+) -> None:
+    file = tmp_path / "puzzle.any"
+    file.write_text(text, encoding="utf-8", newline="")
+    with file.open() as stream:
+        monkeypatch.setattr(sys, "stdin", stream)
+        words = {"file": str(file), "stdin": "-", "argument": text}
+        outcome = call("solve", words[way], "--run", run_4x4)
+    assert "solved in 1 edit" in outcome.out, outcome.err
+
+
+def test_solve_sends_a_file_of_many_puzzles_elsewhere(
+    call: Call, run_4x4: Path, tmp_path: Path
+) -> None:
+    file = tmp_path / "many.sdm"
+    file.write_text("12.4341221434321\n" * 3)
+    assert "holds 3 puzzles, not one" in _error(call("solve", file, "--run", run_4x4))
+    outcome = call("eval", run_4x4, "--instances", file, "--json")
+    assert outcome.code == 0, outcome.err
+    skipping = call("eval", run_4x4, "--instances", file, "--skip-invalid")
+    assert "only ARC tasks can be left out" in _error(skipping)
+
+
 # Envs.
 
 

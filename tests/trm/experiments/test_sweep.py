@@ -303,7 +303,7 @@ def test_only_the_points_that_match_are_run_and_the_others_stay(
     assert states == dict.fromkeys(NAMES, "pending")
     manifest = json.loads((tmp_path / "out" / "manifest.json").read_bytes())
     assert [point["name"] for point in manifest["points"]] == NAMES
-    with pytest.raises(ValueError, match=r"no point of mine matches 'alpha-1'; one of 2 is 'sudo"):
+    with pytest.raises(ValueError, match=r"no point of mine matches 'alpha-1'; did you mean sudo"):
         run_sweep(planned, only=["*alpha=0.5-*", "alpha-1"])
 
 

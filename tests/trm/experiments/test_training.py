@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from trm.compute.device import Placement
-from trm.experiments.training import Outcome, Setting, Trainee, resume, start, with_budget
+from trm.experiments.training import Outcome, Setting, Trainee
 from trm.runs.checkpoints import Checkpoint
 from trm.runs.files import RunError
 from trm.runs.run import Run
@@ -51,6 +51,10 @@ class Counting(Trainee):
         super().__init__(recipe, setting)
         self.done = self.sum = self.evaluations = 0
         self.cleaned: list[int] = []
+
+    @classmethod
+    def subject(cls, env: str, recipe: Any) -> tuple[str, str]:
+        return "e", "n"
 
     def recorded(self) -> dict[str, Any]:
         return {"counts": "units"}
@@ -95,8 +99,8 @@ class Refusing(Counting):
 
 
 def begin(out: Path | None, make: type[Trainee] = Counting, **schedule: int) -> Outcome:
-    recipe = Recipe(schedule=Schedule(**schedule))
-    return start(make, recipe, env="e", name="n", seed=3, out=out, placement=HERE)
+    overrides = [f"schedule.{name}={value}" for name, value in schedule.items()]
+    return make.train(recipe_path=None, overrides=overrides, seed=3, out=out, placement=HERE)
 
 
 def stop_at(monkeypatch: pytest.MonkeyPatch, unit: int | None) -> None:
@@ -135,7 +139,7 @@ def test_a_stopped_run_says_how_to_go_on_and_then_equals_one_that_never_stopped(
     expected = f"SIGTERM after 7 units; go on with upi-trm count --resume {tmp_path / 'run'}"
     assert expected in capfd.readouterr().err
     stop_at(monkeypatch, None)
-    again = resume(Counting, tmp_path / "run", placement=HERE)
+    again = Counting.resume(tmp_path / "run", placement=HERE)
     assert again.finished
     assert again.run.read_metrics() == whole.read_metrics()
     assert again.run.checkpoint_steps() == whole.checkpoint_steps()
@@ -153,10 +157,10 @@ def test_a_signal_in_the_last_piece_leaves_a_finished_run(
 
 def test_a_budget_is_extended_and_a_smaller_one_changes_nothing(tmp_path: Path) -> None:
     begin(tmp_path / "run", units=4)
-    assert resume(Counting, tmp_path / "run", steps=6, placement=HERE).finished
+    assert Counting.resume(tmp_path / "run", steps=6, placement=HERE).finished
     assert Run.open(tmp_path / "run").checkpoint_steps()[-1] == 6
     before = (tmp_path / "run" / "metrics.jsonl").read_bytes()
-    assert resume(Counting, tmp_path / "run", steps=2, placement=HERE).finished
+    assert Counting.resume(tmp_path / "run", steps=2, placement=HERE).finished
     assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == before
 
 
@@ -183,9 +187,12 @@ def test_a_run_of_several_processes_goes_on_with_as_many(tmp_path: Path, word: s
     ):
         pass
     with pytest.raises(ValueError, match=r"on 2 processes .*, got 1 \(torchrun --nproc-per-node 2"):
-        resume(Counting, tmp_path / "run", placement=HERE)
+        Counting.resume(tmp_path / "run", placement=HERE)
 
 
-def test_steps_override_the_field_that_is_named_by_the_unit() -> None:
-    assert with_budget(Counting, ["a=1"], 7) == ["a=1", "schedule.units=7"]
-    assert with_budget(Counting, ("a=1",), None) == ["a=1"]
+def test_steps_override_the_field_that_is_named_by_the_unit(tmp_path: Path) -> None:
+    options: dict[str, Any] = {"recipe_path": None, "placement": HERE}
+    run = Counting.train(overrides=["schedule.units=3"], steps=7, out=tmp_path / "a", **options).run
+    assert run.load_recipe(Recipe).schedule.units == run.checkpoint_steps()[-1] == 7
+    run = Counting.train(overrides=["schedule.units=3"], out=tmp_path / "b", **options).run
+    assert run.load_recipe(Recipe).schedule.units == run.checkpoint_steps()[-1] == 3

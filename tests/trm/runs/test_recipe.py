@@ -323,3 +323,10 @@ def test_every_field_enters_the_hash(change: dict[str, Any]) -> None:
 def test_the_hash_is_the_same_in_every_process() -> None:
     # Written down once: a changed value would disown the hashes in finished runs.
     assert recipe_hash(Backbone()) == "ce1ccb404ba478ff"
+
+
+def test_a_byte_order_mark_is_no_part_of_a_recipe_or_an_override(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text("lr: 0.5\nname: mine\n", encoding="utf-8-sig")
+    loaded = load_recipe(Learner, path, overrides=["\ufeffsteps=7", "k_steps=1"])
+    assert (loaded.lr, loaded.name, loaded.steps) == (0.5, "mine", 7)
