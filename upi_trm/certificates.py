@@ -180,8 +180,8 @@ class Certificates:
                 paths = np.stack(solved.actions)
                 same = (paths[:, :edits] == paths[index, :edits]).all(axis=1)
                 right[row, paths[same, edits]] = True
-        mask = self.domain.action_mask(boards.instances, boards.plans)
-        return right & (mask != 0)
+        right &= self.domain.action_mask(boards.instances, boards.plans) != 0
+        return right
 
     def state(self) -> dict[str, Any]:
         """Everything but the generator, for a checkpoint."""
