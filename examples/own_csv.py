@@ -14,7 +14,7 @@ from plan_envs.hub import read_instances
 
 ROWS = """source,question,answer,rating
 mine,1..4..1.2..3..2.,1234341221434321,0
-mine,.2344.12234..123,1234412323411234,0
+mine,.23434.22.43432.,1234341221434321,0
 """
 
 model = upi_trm.load("pretrained:sudoku4x4", threads=1)

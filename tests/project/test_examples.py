@@ -12,7 +12,7 @@ FOLDER = REPO / "examples"
 SAYS = {
     "custom_policy": "first legal ",
     "own_csv": "2 puzzles of",
-    "own_puzzle": "solved in 9 edits",
+    "own_puzzle": "solved in 10 edits",
     "query_values": "as the recursion deepens:",
     "sb3_loop": "episodes solved",
     "train_with_callback": "of the validation puzzles solved",
