@@ -17,7 +17,7 @@ export TORCH
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help train compare test test-fast lint types imports format check wheel clean FORCE
+.PHONY: help train compare test test-fast bounds faults fuzz lint types imports format check wheel clean FORCE
 
 help: ## say what the targets do
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 18
@@ -34,6 +34,17 @@ test: $(VENV)/.installed-test ## set up with the test extra and run the test sui
 
 test-fast: $(VENV)/.installed-test ## the tests not marked slow, without shape checks at run time: under three minutes on two cores
 	$(BIN)/python -m pytest $(PYTEST_ARGS) -m 'not slow' -o addopts='--import-mode=importlib --strict-markers -ra'
+
+# Machine code that checks its indices has a cache of its own: numba would take one for the other.
+bounds: $(VENV)/.installed-test ## test the environments with every index of compiled code checked
+	NUMBA_BOUNDSCHECK=1 NUMBA_CACHE_DIR=$(abspath $(VENV))/bounds-cache $(BIN)/python -m pytest $(PYTEST_ARGS) \
+	  tests/plan_envs/test_boundary.py tests/plan_envs/test_registered.py -k 'test_boundary or fast_engine'
+
+faults: $(VENV)/.installed-test ## break every writer off and damage every file, a thousand faults and more; writes the table of docs/faults.md
+	$(BIN)/python tests/support/fault_suite.py --whole
+
+fuzz: $(VENV)/.installed-test ## feed every reader 100,000 inputs (hours)
+	FUZZ_EXAMPLES=100000 $(BIN)/python -m pytest $(PYTEST_ARGS) tests/project/test_fuzz.py
 
 lint: $(VENV)/.installed-dev ## ruff check, ruff format --check, codespell
 	$(BIN)/ruff check .

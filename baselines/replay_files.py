@@ -5,6 +5,7 @@ are written before the checkpoint that needs them and deleted after a newer one 
 kill at any moment leaves a checkpoint with its replay.
 """
 
+import hashlib
 import io
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from stable_baselines3.common.buffers import DictReplayBuffer
 
+from trm.bounded import read_npz
 from trm.runs.checkpoints import KEEP_NEWEST
 from trm.runs.durable import replace_durably
 from trm.runs.files import RunError, explained, sha256_of
@@ -56,22 +58,22 @@ def load_replay(run: Run, record: dict[str, Any], replay: DictReplayBuffer) -> N
     Raises:
         RunError: the file is missing or not the one that the checkpoint was saved with.
     """
-    path = run.path / FOLDER / record["file"]
-    with explained(path, "cannot be read"):
-        data = path.read_bytes()
-    if sha256_of(data) != record["sha256"]:
+    path = run.path / FOLDER / Path(record["file"]).name
+    with explained(path, "cannot be read"), path.open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if found != record["sha256"]:
         raise RunError(f"{path}: corrupt: its hash is not the one of its checkpoint")
     replay.pos, replay.full = record["pos"], record["full"]
     used = replay.buffer_size if replay.full else replay.pos
-    with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
-        for name in _COLUMNS:
-            getattr(replay, name)[:used] = arrays[name]
-        for side in _SIDES:
-            for key, rows in getattr(replay, side).items():
-                kept = arrays[f"{side}.{key}"]
-                if key == _MASK:
-                    kept = np.unpackbits(kept, axis=-1, count=rows.shape[-1])
-                rows[:used] = kept
+    arrays = read_npz(path)
+    for name in _COLUMNS:
+        getattr(replay, name)[:used] = arrays[name]
+    for side in _SIDES:
+        for key, rows in getattr(replay, side).items():
+            kept = arrays[f"{side}.{key}"]
+            if key == _MASK:
+                kept = np.unpackbits(kept, axis=-1, count=rows.shape[-1])
+            rows[:used] = kept
 
 
 def prune_replays(run: Run) -> None:

@@ -192,6 +192,11 @@ class BaselineTraining(Trainee):
         }
         return {"method": METHODS[self.recipe.algorithm], "packages": versions}
 
+    @classmethod
+    def pieces(cls, recipe: BaselineRecipe) -> tuple[int, int]:
+        """An edit of every plan, and a rollout."""
+        return recipe.rollout.plans, recipe.rollout.plans * recipe.rollout.steps
+
     def spent(self, budget: int) -> bool:
         """Whether the budget has no edit left for every plan."""
         return budget - self.done < self.recipe.rollout.plans
@@ -236,6 +241,10 @@ class BaselineTraining(Trainee):
     def weights(self) -> dict[str, torch.Tensor]:
         """Of every backbone."""
         return weights_of(self.networks)
+
+    def optimisers(self) -> dict[str, torch.optim.Optimizer]:
+        """SB3's one."""
+        return {"optimiser": self.sb3.policy.optimizer}
 
     def state(self, run: Run) -> dict[str, Any]:
         """Everything but the weights; of DQN's replay the name of its file."""

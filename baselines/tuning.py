@@ -28,10 +28,11 @@ from pathlib import Path
 from typing import Any
 
 from baselines.recipe import RECIPES, BaselineRecipe
+from trm.bounded import one_line
 from trm.compute.jobs import Job, JobResult, map_jobs
 from trm.experiments.sections import check_at_least
 from trm.runs.durable import replace_durably
-from trm.runs.files import claim
+from trm.runs.files import claim, read_json_object
 from trm.runs.lock import locked
 from trm.runs.recipe import dump_recipe, load_recipe, recipe_hash
 
@@ -253,7 +254,9 @@ def _planned(search: Search, out: Path, number: int, earlier: Sequence[Trial]) -
     """A trial's hyper-parameters: those on disk, else new ones."""
     file = _trial_folder(out, number) / "trial.json"
     if file.exists():
-        values: dict[str, Any] = json.loads(file.read_bytes())["values"]
+        values = read_json_object(file).get("values")
+        if not isinstance(values, dict):
+            raise ValueError(f"{file}: values is {one_line(repr(values))}, expected an object")
         return values
     values = {} if number == 0 else _propose(search, number, earlier)
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -308,7 +311,7 @@ def _finished(search: Search, out: Path, number: int, values: Mapping[str, Any])
     from plan_envs.catalogue import resolve_task
 
     files = [_trial_folder(out, number) / f"seed{seed}.json" for seed in search.spec.seeds]
-    runs = tuple(json.loads(file.read_bytes()) for file in files if file.exists())
+    runs = tuple(_figures_in(file) for file in files if file.exists())
     value = None
     if len(runs) == len(files):
         most = resolve_task(search.env).domain.spec.max_score
@@ -316,6 +319,14 @@ def _finished(search: Search, out: Path, number: int, values: Mapping[str, Any])
             run["success_rate"] + _SCORE_WEIGHT * run["mean_score"] / most for run in runs
         )
     return Trial(number=number, values=values, value=value, runs=runs)
+
+
+def _figures_in(file: Path) -> dict[str, Any]:
+    found = read_json_object(file)
+    for name in ("success_rate", "mean_score"):
+        if type(found.get(name)) not in (int, float):
+            raise ValueError(f"{file}: {name} is {one_line(repr(found.get(name)))}, no number")
+    return found
 
 
 def _trial_folder(out: Path, number: int) -> Path:

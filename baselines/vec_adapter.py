@@ -17,9 +17,10 @@ from numpy.typing import NDArray
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env.base_vec_env import VecEnv
 
+from plan_envs.checks import as_choices
 from plan_envs.domain import Int8Array
 from plan_envs.engine import ILLEGAL, SAME_STEP, Finals, Refusal, StepArrays
-from plan_envs.vector_env import PlanEditVectorEnv
+from plan_envs.vector_env import METHODS, PlanEditVectorEnv
 
 Indices = int | Iterable[int] | None
 
@@ -82,8 +83,8 @@ class PlanEditVecEnv(VecEnv):
         return dict(observation)
 
     def step_async(self, actions: NDArray[Any]) -> None:
-        """Remember the actions, shape [n]."""
-        self._actions = np.require(actions, np.int64, ("C", "W")).reshape(self.num_envs)
+        """Remember the actions, n integers."""
+        self._actions = as_choices(np.asarray(actions).reshape(-1), self.num_envs)
 
     def step_wait(
         self,
@@ -132,10 +133,10 @@ class PlanEditVecEnv(VecEnv):
             AttributeError: for another method: environments of a vector have no methods of their
                 own.
         """
-        if method_name not in _METHODS:
+        if method_name not in METHODS:
             raise AttributeError(
                 f"environments of a vector have no method {method_name!r}; there are"
-                f" {', '.join(_METHODS)}"
+                f" {', '.join(METHODS)}"
             )
         answers = getattr(self.vector_env, method_name)(*method_args, **method_kwargs)
         if indices is None:
@@ -210,7 +211,3 @@ class PlanEditVecEnv(VecEnv):
             }
         self.episode_returns[index] = 0
         self.episode_lengths[index] = 0
-
-
-_METHODS = ("action_masks", "sample_legal", "render")
-"""Methods of a single environment that the vector environment answers for all at once."""

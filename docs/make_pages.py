@@ -173,13 +173,17 @@ _LEGALITY: Final = """\
 The mask says what is legal: `observation["action_mask"]` and `info["action_mask"]` (int8, 1 =
 legal, what `Discrete.sample(mask=...)` wants), `env.unwrapped.action_masks()` (bool, what
 MaskablePPO wants). An edit that would change nothing is never legal, and a live state always has a
-legal edit. An illegal action leaves the plan unchanged, costs one edit of the horizon and sets
-`info["illegal_action"]` to `True`; with `illegal="raise"` it raises `ValueError`, as a number
-outside the space always does."""
+legal edit. A mask always has a 1: where an episode ends with a plan that has no legal edit, its
+last mask is all ones, so that masked logits stay finite; no action is taken there. An illegal
+action leaves the plan unchanged, costs one edit of the horizon and sets `info["illegal_action"]` to
+`True`; with `illegal="raise"` it raises `ValueError`, as a number outside the space, or what is no
+integer, always does."""
 
 _OBSERVATION: Final = """\
-`Dict` of three int8 vectors, fresh every step (`copy=False` hands out the buffers themselves):
-`instance`, which never changes, `plan`, and `action_mask`."""
+`Dict` of three int8 vectors, fresh every step (`copy=False` hands out read-only views of the
+buffers): `instance`, which never changes, `plan`, and `action_mask`. The observation after
+`terminated` or `truncated` is that of the last plan: the instance, the plan as the last edit left
+it, and its mask, or all ones where that would be empty."""
 
 _REWARDS: Final = """\
 The potential is Phi = clip(score, 0, highest score) / highest score.
@@ -197,7 +201,9 @@ _STARTING_STATE: Final = """\
 `reset` draws an instance uniformly from a pool that was made before the first step.
 `reset(seed=...)` seeds the stream that draws; environment i of a vector environment with seed s
 equals a single one with seed s + i. `reset(options={"instance": ...})` plays an instance of yours:
-an array, or the domain's text."""
+an array of integers, or the domain's text. `"plan"` beside it chooses the plan to start from, for a
+vector one a row for every environment; it must belong to its instance, be unsolved and have a legal
+edit. What does not fit raises `ValueError`, and nothing has changed then."""
 
 _TEXTS: Final = """\
 `upi-trm solve`, `--instances` and `reset(options={"instance": ...})` read an instance in any of
@@ -211,7 +217,9 @@ _METHODS: Final = """\
 Beside Gymnasium's methods, `env.unwrapped` has `get_state()` and `set_state(state)` (plan, counters
 and random streams), `sample_legal()` (a uniform legal action) and `successors()` (every legal edit
 of the current plan with reward, score and terminal flags). `PlanEditVectorEnv` has them for the
-batch, in all three autoreset modes, with `options={"reset_mask": ...}`."""
+batch, in all three autoreset modes, with `options={"reset_mask": ...}`, and like `SyncVectorEnv`
+`call`, `get_attr` and `set_attr`. [Other libraries](libraries.md) says what works with these
+environments, and how."""
 
 
 def _texts(page: Page) -> str:

@@ -18,6 +18,7 @@ from typing import Any, Final
 
 from plan_envs.arc.instances import arc_instances
 from plan_envs.arc.rules import Arc
+from plan_envs.checks import ArgumentError
 from plan_envs.domain import PlanDomain
 from plan_envs.instances import InstanceSet
 from plan_envs.maze.instances import maze_instances
@@ -162,7 +163,8 @@ def resolve_task(name: str, **options: Any) -> Task:
         The task; its name says nothing of the other options.
 
     Raises:
-        ValueError: names an unknown task or option and the nearest valid one, or a refused value.
+        ValueError: names an unknown task or option and the nearest valid one, or a refused value;
+            an unknown option is also a `TypeError`, as an unknown argument is elsewhere.
     """
     task = _find(name)
     if not options:
@@ -266,7 +268,11 @@ def _instance_option_names(task: Task) -> set[str]:
 def _refuse_unknown(options: Mapping[str, Any], known: set[str], task_name: str) -> None:
     for key in options:
         if key not in known:
-            raise ValueError(f"{task_name} has no option {key!r}{_nearest(key, sorted(known))}")
+            # torchrl looks for Python's own words at the end
+            raise ArgumentError(
+                f"{task_name} has no option {key!r}{_nearest(key, sorted(known))}"
+                f" (unexpected keyword argument {key!r})"
+            )
 
 
 def _nearest(word: str, known: list[str]) -> str:

@@ -1,7 +1,22 @@
-"""Checks of what callers hand to a domain, so that errors read alike everywhere.
+"""Checks of what callers hand to a domain or an environment, so that errors read alike everywhere.
 
 Kernels check nothing. The functions here give them contiguous arrays of one type, or raise an error
-that names the argument and its value.
+that names the argument and its value. Type, shape and range are checked before any cast, which
+could make a wrong value a right one (256 as int8 is 0).
+
+The ways by which values from outside reach a kernel, and what checks them:
+
+- actions of `PlanEditEnv.step`: `operator.index`, then the range in `packed_kernels.step_single`;
+- actions of `PlanEditVectorEnv.step` and SB3's adapter: `as_choices`, then the range in
+  `packed_kernels.refuse`;
+- `options["instance"]` and `options["plan"]` of `reset`: `episodes.read_instance` and
+  `episodes.read_plans`;
+- `set_state`: `PlanEditing.set_state`;
+- the instances of an `InstanceSet`: `InstanceSet.check_fits` when an environment is made; later
+  nobody can change them, since sets and engines keep `frozen` arrays;
+- arguments of a domain's functions: `as_boards` and `as_actions` in `compiled.kernel_domain`.
+
+What goes out cannot come back in: observations are copies, or with `copy=False` read-only views.
 """
 
 import operator
@@ -12,6 +27,66 @@ import numpy as np
 from numpy.typing import NDArray
 
 from plan_envs.domain import Int8Array, one_of
+
+
+class ArgumentError(TypeError, ValueError):
+    """An argument of a wrong type, or one that there is not.
+
+    Python says `TypeError` there, which libraries that make environments look for, and this package
+    says `ValueError` of every argument that it refuses.
+    """
+
+
+def frozen(array: NDArray[Any]) -> NDArray[Any]:
+    """An array that nobody can change: itself where that is so already, else a copy."""
+    if array.flags.writeable or array.base is not None or not array.flags.c_contiguous:
+        array = np.array(array, order="C")
+        array.flags.writeable = False
+    return array
+
+
+def read_only(array: NDArray[Any]) -> NDArray[Any]:
+    """A view of an array through which it cannot be changed."""
+    view = array.view()
+    view.flags.writeable = False
+    return view
+
+
+def as_integers(name: str, values: Any, largest: int) -> NDArray[Any]:
+    """An array of integers in 0..largest, of any shape and integer type.
+
+    Raises:
+        ValueError: names the type, or the first value that is out of range.
+    """
+    given = np.asarray(values)
+    if given.dtype.kind not in "iu":  # neither bool nor timedelta, which count as integers
+        raise ValueError(f"{name} must hold integers, got {given.dtype}")
+    outside = given[(given < 0) | (given > largest)]
+    if len(outside):
+        raise ValueError(f"{name} must hold 0..{largest}, got {outside[0]}")
+    return given
+
+
+def as_choices(actions: Any, num_envs: int) -> NDArray[np.int64]:
+    """An action for every environment, int64 and contiguous; the engine checks the range.
+
+    Args:
+        actions: integers of any type, shape [n].
+        num_envs: n.
+
+    Raises:
+        ValueError: for another shape or type, or a number beyond int64.
+    """
+    given = np.asarray(actions)
+    if given.shape != (num_envs,):
+        raise ValueError(f"actions must have shape ({num_envs},), got {given.shape}")
+    if given.dtype == np.int64 and given.flags.carray:  # as most come: a step takes 10 us
+        return given
+    if given.dtype.kind not in "iu":
+        raise ValueError(f"actions must be integers, got {given.dtype}")
+    if given.dtype == np.uint64 and given.max() > np.iinfo(np.int64).max:
+        raise ValueError(f"action {given.max()} is outside the action space")
+    return np.require(given, np.int64, ("C", "W"))
 
 
 def check_choices(domain: object, choices: Mapping[str, tuple[str, ...]]) -> None:
@@ -59,9 +134,7 @@ def as_puzzles(boards: Any, width: int, largest: int) -> Int8Array:
     Raises:
         ValueError: for another shape than [num, width] or [width], or values outside 0..largest.
     """
-    given = np.atleast_2d(np.asarray(boards))
-    if given.size and not 0 <= given.min() <= given.max() <= largest:
-        raise ValueError(f"boards must hold 0..{largest}, got {given.min()} to {given.max()}")
+    given = np.atleast_2d(as_integers("boards", boards, largest))
     return as_boards("boards", given.astype(np.int8, copy=False), width)
 
 
@@ -107,10 +180,12 @@ def as_actions(actions: NDArray[np.int32], batch: int, num_actions: int) -> NDAr
     Raises:
         ValueError: for another shape, or an action out of range.
     """
-    actions = np.require(actions, np.int32, ("C", "W"))
-    if actions.shape != (batch,):
-        raise ValueError(f"actions must have shape [{batch}], got {list(actions.shape)}")
-    if batch and not 0 <= actions.min() <= actions.max() < num_actions:
-        wrong = actions[(actions < 0) | (actions >= num_actions)][0]
+    given = np.asarray(actions)
+    if given.shape != (batch,):
+        raise ValueError(f"actions must have shape [{batch}], got {list(given.shape)}")
+    if given.dtype.kind not in "iu":
+        raise ValueError(f"actions must be integers, got {given.dtype}")
+    if batch and not 0 <= given.min() <= given.max() < num_actions:
+        wrong = given[(given < 0) | (given >= num_actions)][0]
         raise ValueError(f"actions must lie in 0..{num_actions - 1}, got {wrong}")
-    return actions
+    return np.require(given, np.int32, ("C", "W"))

@@ -127,7 +127,12 @@ def _layout(
 
 
 class Engine(Protocol):
-    """Plans of n environments in play; each environment has its own two random streams."""
+    """Plans of n environments in play; each environment has its own two random streams.
+
+    A mask is never empty once the environment was reset: a live plan has a legal edit, and where an
+    episode ends with a plan that has none, its mask is all ones. A learner that masks logits then
+    meets no empty choice; it can do no harm, since no engine takes an action there.
+    """
 
     instances: Int8Array
     """Live, shape [n, instance]; read only for callers, like `plans` and `masks`."""
@@ -178,7 +183,7 @@ class Engine(Protocol):
         """Fill `out` with the current states: no reward, no flags."""
 
     def sample(self) -> NDArray[np.int64]:
-        """A uniformly drawn legal action an environment; -1 where there is none."""
+        """A uniformly drawn legal action an environment; -1 where the episode is over."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -236,6 +241,7 @@ class PureEngine:
         lost = after.dead & (self.options.dead_end == "absorb")
         stuck = ~self.masks.any(axis=1)
         absorbed = legal & (after.solved | self.domain.is_stop(edits) | lost | stuck)
+        self.masks[absorbed & stuck] = 1
         reward = edit_reward(
             potential(before.score, spec.max_score),
             potential(after.score, spec.max_score),
@@ -296,13 +302,13 @@ class PureEngine:
             flags[:] = False
 
     def sample(self) -> NDArray[np.int64]:
-        """A uniformly drawn legal action an environment; -1 where there is none."""
+        """A uniformly drawn legal action an environment; -1 where the episode is over."""
         self.samplers[:], words = splitmix(self.samplers)
         ranks = self.masks.cumsum(axis=1, dtype=np.int64)
         totals = ranks[:, -1]
         chosen = below(words, np.maximum(totals, 1))
         actions = (ranks <= chosen[:, None]).sum(axis=1)
-        return np.where(totals > 0, actions, -1)
+        return np.where((totals > 0) & (self.finished == 0), actions, -1)
 
     def _refuse(self, actions: NDArray[np.int64], autoreset: int, live: NDArray[np.bool_]) -> None:
         """Raise `Refusal` for the first environment whose action must not be taken."""

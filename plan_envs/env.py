@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from plan_envs import episodes
 from plan_envs.catalogue import Task
+from plan_envs.checks import read_only
 from plan_envs.domain import DeadEnd, Int8Array, RewardKind
 from plan_envs.engine import StepArrays
 from plan_envs.episodes import Illegal, Observation, PlanEditing
@@ -42,7 +43,8 @@ class PlanEditEnv(PlanEditing, gym.Env[Any, Any]):
     ## Observation Space
 
     `Dict` of int8 vectors: `instance` and `plan` (0 = blank, else the value), `action_mask` (1 =
-    legal). Arrays are fresh each step; with `copy=False` they are views that the next step changes.
+    legal). Arrays are fresh each step; with `copy=False` they are read-only views that later steps
+    change. A mask always has a 1: where an episode ends without a legal edit, it is all ones.
 
     ## Rewards
 
@@ -86,7 +88,7 @@ class PlanEditEnv(PlanEditing, gym.Env[Any, Any]):
     - `reward`: "shaped" or "sparse".
     - `dead_end`: "absorb", or "continue" until no legal edit is left (the paper's protocol).
     - `illegal`: "noop" or "raise".
-    - `copy`: False returns views that later steps change.
+    - `copy`: False returns read-only views that later steps change.
     - `max_episode_steps`: truncate after this many steps; None or -1 = no limit of its own.
     - further options go to the task: for Sudoku `codec`, `edits`, `mask`, `side`, `givens`,
       `blanks`, `unique`.
@@ -142,9 +144,9 @@ class PlanEditEnv(PlanEditing, gym.Env[Any, Any]):
     def _bind(self) -> None:
         """Take the engine's live boards and its step function, to save look-ups in `step`."""
         engine = self._engine
-        self._instance = engine.instances[0, : self.task.domain.spec.observed_size]
-        self._plan = engine.plans[0]
-        self._mask: Int8Array = engine.masks[0]
+        self._instance = read_only(engine.instances[0, : self.task.domain.spec.observed_size])
+        self._plan = read_only(engine.plans[0])
+        self._mask: Int8Array = read_only(engine.masks[0])
         self._live = {"instance": self._instance, "plan": self._plan, "action_mask": self._mask}
         self._step_one = engine.step_one
 
@@ -163,24 +165,26 @@ class PlanEditEnv(PlanEditing, gym.Env[Any, Any]):
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Observation, dict[str, Any]]:
         """Start on an instance of the pool, or on `options["instance"]`, at `options["plan"]`."""
+        start = self._read_start(options)
         super().reset(seed=seed)
         if seed is not None or not self._seeded[0]:
             self._seed_streams(0, self.np_random)
-        chosen, plan = episodes.start_options(options)
-        if chosen is None:
+        if start is None:
             self._engine.draw(_ONLY)
         else:
-            board = episodes.read_instance(self.task.domain, chosen, self.engine_options.dead_end)
-            self._start(_ONLY, board[None], None if plan is None else np.asarray(plan)[None])
+            self._engine.load(_ONLY, *start)
         if self.render_mode == "human":
             self.render()
         return self._observe()
 
     def step(self, action: int) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
         """Make one edit."""
-        reward, terminated, truncated, code, score, violations, solved = self._step_one(
-            operator.index(action)
-        )
+        try:
+            reward, terminated, truncated, code, score, violations, solved = self._step_one(
+                operator.index(action)
+            )
+        except (TypeError, OverflowError) as error:
+            raise episodes.step_error(action, error) from None
         if code > 1:
             raise episodes.error_of(code - 1, action, "")
         if self._copy:
@@ -210,7 +214,7 @@ class PlanEditEnv(PlanEditing, gym.Env[Any, Any]):
         )
 
     def action_masks(self) -> NDArray[np.bool_]:
-        """Legal edits of the current plan, bool [action] (what MaskablePPO asks for)."""
+        """The mask of the current observation as bool [action] (what MaskablePPO asks for)."""
         masks: NDArray[np.bool_] = self._mask.copy().view(np.bool_)
         return masks
 
@@ -218,11 +222,11 @@ class PlanEditEnv(PlanEditing, gym.Env[Any, Any]):
         """Draw a legal action uniformly, from the environment's own stream unless `rng` is given.
 
         Raises:
-            ResetNeeded: if the current plan has no legal edit.
+            ResetNeeded: if the episode has ended or not begun.
         """
         action = int(self._sample(rng)[0])
         if action < 0:
-            raise ResetNeeded("the plan has no legal edit: call reset()")
+            raise ResetNeeded("the episode has ended or not begun: call reset()")
         return action
 
     def render(self) -> Any:
@@ -243,6 +247,19 @@ class PlanEditEnv(PlanEditing, gym.Env[Any, Any]):
         if self._window is not None:
             self._window.close()
             self._window = None
+
+    def _read_start(self, options: dict[str, Any] | None) -> tuple[Int8Array, Int8Array] | None:
+        """Instance and plan to start from, [1, ...] each; None = draw from the pool."""
+        chosen, plan = episodes.start_options(options)
+        if chosen is None:
+            return None
+        domain = self.task.domain
+        board = episodes.read_instance(domain, chosen, self.engine_options.dead_end)[None]
+        if plan is None:
+            return board, domain.initial(board)
+        start = episodes.read_plans(domain, plan, (domain.spec.num_cells,))[None]
+        episodes.check_starts(domain, board, start)
+        return board, start
 
     def _observe(self) -> tuple[Observation, dict[str, Any]]:
         self._engine.observe(self._state)

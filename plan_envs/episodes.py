@@ -6,6 +6,7 @@ arrays, Python scalars, autoreset, rendering. Here the task, the pool, the engin
 saved states come together.
 """
 
+import operator
 from collections.abc import Mapping
 from typing import Any, ClassVar, Final, Literal
 
@@ -15,6 +16,7 @@ from gymnasium.error import ResetNeeded
 from numpy.typing import NDArray
 
 from plan_envs.catalogue import Task, pool_of, resolve_task
+from plan_envs.checks import ArgumentError, as_integers
 from plan_envs.domain import (
     DeadEnd,
     DomainSpec,
@@ -79,7 +81,7 @@ class PlanEditing:
             ValueError: for an unknown split or word, or instances that cannot be played.
         """
         if options and isinstance(task, Task):
-            raise ValueError(f"options {sorted(options)} belong into the Task, not beside it")
+            raise ArgumentError(f"options {sorted(options)} belong into the Task, not beside it")
         self.task = task if isinstance(task, Task) else resolve_task(task, **options)
         limit = max_episode_steps
         if limit is None:
@@ -138,10 +140,19 @@ class PlanEditing:
                     f"got {value.dtype} of shape {list(value.shape)}"
                 )
         instances, plans = values["instance"], values["plan"]
-        self.task.domain.check(instances, plans)  # refuses values out of range
-        if not _belong(self.task.domain, instances, plans):
+        domain, spec = self.task.domain, self.task.domain.spec
+        as_integers("state['instance']", instances, spec.num_instance_values)
+        as_integers("state['plan']", plans, spec.num_values)
+        domain.check(instances, plans)  # refuses what else is no plan
+        if not _belong(domain, instances, plans):
             raise ValueError("state['plan'] does not belong to state['instance']")
+        stuck = ~domain.action_mask(instances, plans).any(axis=1)
+        if (stuck & ~values["finished"]).any():
+            raise ValueError("state['plan'] has no legal edit, but state['finished'] is False")
+        if (values["steps"] < 0).any():
+            raise ValueError(f"state['steps'] must be >= 0, got {values['steps'].min()}")
         self._engine.load(np.arange(len(plans)), instances, plans)
+        self._engine.masks[stuck] = 1  # as an engine leaves them; see `Engine`
         for key in ("stream", "sampler", "steps", "finished"):
             live[key][:] = values[key]
         self._seeded = values["seeded"].copy()
@@ -169,21 +180,13 @@ class PlanEditing:
         self._engine.streams[env], self._engine.samplers[env] = words
         self._seeded[env] = True
 
-    def _start(self, index: NDArray[np.int64], instances: Int8Array, plans: Any) -> None:
-        """Begin episodes of environments `index` on instances and plans (None = the initial ones).
-
-        Raises:
-            ValueError: if a plan does not belong to its instance, or is solved already.
-        """
-        self._engine.load(index, instances, _start_plans(self.task.domain, instances, plans))
-
     def _sample(self, rng: np.random.Generator | None) -> NDArray[np.int64]:
-        """A legal action for every environment, -1 where there is none."""
+        """A legal action for every environment, -1 where the episode is over."""
         if rng is None:
             return self._engine.sample()
         masks = self._engine.masks
         keys = rng.random(masks.shape) * masks
-        return np.where(masks.any(axis=1), keys.argmax(axis=1), -1)
+        return np.where(self._engine.finished == 0, keys.argmax(axis=1), -1)
 
 
 def read_instance(domain: PlanDomain, value: Any, dead_end: DeadEnd = "absorb") -> Int8Array:
@@ -207,24 +210,47 @@ def read_instance(domain: PlanDomain, value: Any, dead_end: DeadEnd = "absorb") 
         board = board.reshape(-1)
     if board.shape != (spec.instance_size,):
         raise ValueError(f"instance must have {spec.instance_size} cells, got shape {board.shape}")
-    if not np.issubdtype(board.dtype, np.integer):
-        raise ValueError(f"instance must hold integers, got {board.dtype}")
-    most = spec.num_instance_values
-    outside = board[(board < 0) | (board > most)]
-    if len(outside):
-        raise ValueError(f"instance must hold 0..{most}, got {outside[0]}")
-    board = board.astype(np.int8)
+    board = as_integers("instance", board, spec.num_instance_values).astype(np.int8)
     reason = _why_not_playable(domain, board, dead_end)
     if reason is not None:
         raise ValueError(f"instance {reason}")
     return board
 
 
+def read_plans(domain: PlanDomain, value: Any, shape: tuple[int, ...]) -> Int8Array:
+    """Plans of a caller as int8, if they have this shape and the values of plans.
+
+    Raises:
+        ValueError: names the shape and type, or the value.
+    """
+    plans = np.asarray(value)
+    if plans.shape != shape or plans.dtype.kind not in "iu":
+        raise ValueError(
+            f"plan must be integers of shape {list(shape)}, got {plans.dtype} {list(plans.shape)}"
+        )
+    return as_integers("plan", plans, domain.spec.num_values).astype(np.int8)
+
+
+def check_starts(domain: PlanDomain, instances: Int8Array, plans: Int8Array) -> None:
+    """Refuse plans from which no episode on their instances can go on.
+
+    Raises:
+        ValueError: if a plan does not belong to its instance, is solved, or has no legal edit.
+    """
+    verdict = domain.check(instances, plans)
+    if not _belong(domain, instances, plans):
+        raise ValueError("plan does not belong to the instance")
+    if verdict.solved.any():
+        raise ValueError("plan is solved already")
+    if not domain.action_mask(instances, plans).any(axis=1).all():
+        raise ValueError("plan has no legal edit")
+
+
 def start_options(options: Mapping[str, Any] | None) -> tuple[Any, Any]:
     """`options["instance"]` and `options["plan"]`, None where absent; others are refused."""
     if not options:
         return None, None
-    unknown = sorted(set(options) - {"instance", "plan"})
+    unknown = sorted(map(str, set(options) - {"instance", "plan"}))
     if unknown:
         raise ValueError(f"reset has no option {unknown[0]!r}; there are 'instance' and 'plan'")
     if "instance" not in options:
@@ -241,6 +267,15 @@ def observation_space(spec: DomainSpec) -> spaces.Dict:
             "action_mask": spaces.MultiBinary(spec.num_actions),
         }
     )
+
+
+def step_error(action: Any, error: Exception) -> Exception:
+    """What to raise for an action with which the call of the engine's kernel ended in `error`."""
+    try:
+        number = operator.index(action)
+    except TypeError:
+        return ArgumentError(f"action must be an integer, got {action!r}")
+    return error if -(2**63) <= number < 2**63 else error_of(OUT_OF_RANGE, number, "")
 
 
 def error_of(reason: int, action: Any, where: str) -> Exception:
@@ -294,25 +329,6 @@ def _why_not_playable(domain: PlanDomain, board: Int8Array, dead_end: DeadEnd) -
     if not domain.action_mask(boards, plans).any():
         return "has no legal edit"
     return None
-
-
-def _start_plans(domain: PlanDomain, instances: Int8Array, plans: Any) -> Int8Array:
-    """The initial plans, or the given ones if they belong to the instances and are not solved."""
-    if plans is None:
-        return domain.initial(instances)
-    plans = np.asarray(plans)
-    shape = (len(instances), domain.spec.num_cells)
-    if plans.shape != shape or not np.issubdtype(plans.dtype, np.integer):
-        raise ValueError(
-            f"plan must be integers of shape {list(shape)}, got {plans.dtype} {list(plans.shape)}"
-        )
-    boards: Int8Array = plans.astype(np.int8)
-    verdict = domain.check(instances, boards)  # refuses values out of range
-    if not _belong(domain, instances, boards):
-        raise ValueError("plan does not belong to the instance")
-    if verdict.solved.any():
-        raise ValueError("plan is solved already")
-    return boards
 
 
 def _belong(domain: PlanDomain, instances: Int8Array, plans: Int8Array) -> bool:

@@ -7,12 +7,9 @@ generators and readers of all domains share is here, too: splits, seeds, chunks 
 
 import csv
 import hashlib
-import io
 import math
 import os
-import zipfile
-import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import resources
@@ -23,8 +20,9 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from plan_envs.checks import as_boards
+from plan_envs.checks import as_boards, frozen, read_only
 from plan_envs.domain import DomainSpec, Int8Array, one_of
+from trm.bounded import bounded_lines, one_line, read_npz
 
 Split = Literal["train", "validation", "test"]
 
@@ -34,7 +32,7 @@ SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class InstanceSet:
-    """Instances of one domain with one valid completion each."""
+    """Instances of one domain with one valid completion each; nobody can change its arrays."""
 
     name: str
     """Where the puzzles come from, e.g. "sudoku9x9:train:seed0" or a file name."""
@@ -49,6 +47,15 @@ class InstanceSet:
     rows."""
     keys: NDArray[np.uint64]
     """Shape [num]: stable content hash of the instance."""
+
+    def __post_init__(self) -> None:
+        """Keep arrays that nobody else can write: environments share them, and check them once."""
+        for field in ("instances", "solutions", "ratings", "keys"):
+            object.__setattr__(self, field, frozen(getattr(self, field)))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Copies and pickles are made anew, since a pickled array can be written again."""
+        return _remade, (type(self), {name: getattr(self, name) for name in self.__slots__})
 
     def __len__(self) -> int:
         """Number of instances."""
@@ -98,12 +105,17 @@ class InstanceSet:
         )
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the set to an .npz file."""
-        with Path(path).open("wb") as file:
-            fields: dict[str, Any] = {
-                name: np.asarray(getattr(self, name)) for name in self.__slots__
-            }
-            np.savez_compressed(file, **fields)
+        """Write the set to an .npz file, which holds the old set until the new one is whole."""
+        path = Path(path)
+        fields: dict[str, Any] = {name: np.asarray(getattr(self, name)) for name in self.__slots__}
+        partial = path.with_name(f".{path.name}.partial")
+        try:
+            with partial.open("wb") as file:
+                np.savez_compressed(file, **fields)
+            partial.replace(path)
+        except BaseException:
+            partial.unlink(missing_ok=True)
+            raise
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Self:
@@ -112,16 +124,16 @@ class InstanceSet:
         Raises:
             ValueError: one line that names the file, and the field that is missing or damaged.
         """
-        arrays = _read_npz(Path(path), cls.__slots__)
+        arrays = read_npz(Path(path), cls.__slots__)
         missing = {"name", "instances", "solutions", "ratings"} - set(arrays)
         if missing:
             raise ValueError(f"{path}: not an InstanceSet, lacks {sorted(missing)}")
         keys = arrays.pop("keys", None)  # files of version 0.1.0 have none
-        name = str(arrays.pop("name"))
+        name = one_line(arrays.pop("name"))
         try:
             found = cls.of(name, **arrays)
-        except ValueError as error:
-            raise ValueError(f"{path}: {error}") from None
+        except (ValueError, TypeError, OverflowError) as error:
+            raise ValueError(f"{path}: {one_line(error)}") from None
         if keys is not None and not np.array_equal(keys, found.keys):
             raise ValueError(f"{path}: keys: they are not those of the instances in the file")
         return found
@@ -150,32 +162,17 @@ class InstanceSet:
         return type(self)(name=self.name, **chosen)
 
 
+def _remade(kind: type[InstanceSet], fields: dict[str, Any]) -> InstanceSet:
+    return kind(**fields)
+
+
 def _boards(name: str, field: str, values: Any) -> Int8Array:
-    """The values as int8, contiguous, in memory of their own size."""
+    """The values as int8, contiguous."""
     given = np.asarray(values)
     boards: Int8Array = np.ascontiguousarray(given.astype(np.int8, copy=False))
     if given.dtype != np.int8 and not np.array_equal(boards, given):
         raise ValueError(f"{name}: {field} must be integers of -128..127")
-    return boards if boards.base is None else boards.copy()
-
-
-def _read_npz(path: Path, names: Iterable[str]) -> dict[str, NDArray[Any]]:
-    """Those of the named arrays that the file has, with checksums verified."""
-    damage = (zipfile.BadZipFile, zlib.error, ValueError, EOFError, OSError, RuntimeError)
-    try:
-        archive = zipfile.ZipFile(path)
-    except (zipfile.BadZipFile, NotImplementedError) as error:
-        raise ValueError(f"{path}: not an .npz file: {error}") from None
-    arrays = {}
-    with archive:
-        for name in names:
-            if f"{name}.npy" in archive.namelist():
-                try:
-                    content = io.BytesIO(archive.read(f"{name}.npy"))
-                    arrays[name] = np.lib.format.read_array(content, allow_pickle=False)
-                except damage as error:
-                    raise ValueError(f"{path}: {name}: damaged: {error}") from None
-    return arrays
+    return boards
 
 
 def solutions_by_content(instances: InstanceSet, observed: int) -> Callable[[Int8Array], Int8Array]:
@@ -199,7 +196,7 @@ def solutions_by_content(instances: InstanceSet, observed: int) -> Callable[[Int
 
 def content_keys(instances: Int8Array) -> NDArray[np.uint64]:
     """Stable 64-bit content hash of every row, shape [num]; equal on every machine."""
-    return np.array(hash_rows(np.ascontiguousarray(instances, np.int8)))
+    return np.array(hash_rows(read_only(np.ascontiguousarray(instances, np.int8))))
 
 
 @njit(cache=True)
@@ -317,7 +314,7 @@ def csv_rows(
         ValueError: names the file and the line that cannot be read.
     """
     with path.open(newline="", encoding="utf-8-sig") as file:
-        reader = csv.DictReader(file, strict=True)
+        reader = csv.DictReader(bounded_lines(file, str(path)), strict=True)
         try:
             needed = "question" if "question" in columns else columns.split()[-1]
             given = list(reader.fieldnames or ())

@@ -189,7 +189,7 @@ def random_states(
         moves = (left > 0) & masks.any(axis=1)
         plans = np.where(moves[:, None], domain.edit(instances, plans, actions), plans)
         left -= 1
-    return States(instances=instances, plans=plans)
+    return States(instances=instances.copy(), plans=plans)
 
 
 def every_action(domain: PlanDomain, states: States) -> tuple[States, NDArray[np.int32]]:

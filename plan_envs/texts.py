@@ -12,13 +12,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Final
 
+from trm.bounded import TEXT
+
 BLANKS: Final = "._0-*?x"
 """Signs that people write for an empty cell; a text uses one of them."""
 
 EMPTY: Final = " "
 """The sign of a cell between two bars in which nothing is written."""
 
-LARGEST_TEXT: Final = 2**29
+LARGEST_TEXT: Final = TEXT.size
 """Bytes of the largest file that is read as text."""
 
 _COMMENT_LINES: Final = (";", "//")

@@ -18,9 +18,10 @@ from numpy.typing import NDArray
 
 from plan_envs import episodes
 from plan_envs.catalogue import Task
-from plan_envs.domain import Int8Array
+from plan_envs.checks import ArgumentError, as_choices, read_only
+from plan_envs.domain import Int8Array, one_of
 from plan_envs.engine import NEVER, NEXT_STEP, SAME_STEP, Finals, Refusal, StepArrays
-from plan_envs.episodes import RENDER, Observation, PlanEditing
+from plan_envs.episodes import RENDER, RENDER_MODES, Observation, PlanEditing
 
 _AUTORESET: Final = {
     AutoresetMode.DISABLED: NEVER,
@@ -28,6 +29,23 @@ _AUTORESET: Final = {
     AutoresetMode.SAME_STEP: SAME_STEP,
 }
 
+METHODS: Final = ("action_masks", "sample_legal", "render")
+"""Methods of a single environment that the vector environment has for all at once."""
+_BATCHED: Final = {
+    "action_space": "single_action_space",
+    "observation_space": "single_observation_space",
+}
+"""Attributes of a single environment that have another name here."""
+_FIXED: Final = frozenset(
+    (
+        *("task", "instances", "engine_options", "autoreset_mode", "num_envs", "metadata"),
+        *_BATCHED,
+        *_BATCHED.values(),
+    )
+)
+_RENDER_MODES: Final = tuple(mode for mode in RENDER_MODES if mode != "human")
+
+_Buffers = tuple[StepArrays, StepArrays]
 
 _INFO_KEYS: Final = ("action_mask", "score", "solved", "violations", "illegal_action")
 
@@ -50,7 +68,7 @@ class PlanEditVectorEnv(PlanEditing, VectorEnv[Any, Any, Any]):
         autoreset_mode: NEXT_STEP (the step after the last one resets and ignores the action),
             SAME_STEP (the last step returns the reset observation, and the last one in
             `infos["final_obs"]`) or DISABLED (reset with `options={"reset_mask": done}`).
-        copy: False reuses the arrays that `step` returns.
+        copy: False reuses the arrays that `step` returns; observations are then read-only.
     """
 
     metadata: dict[str, Any] = {**RENDER, "autoreset_mode": AutoresetMode.NEXT_STEP}  # noqa: RUF012
@@ -72,7 +90,7 @@ class PlanEditVectorEnv(PlanEditing, VectorEnv[Any, Any, Any]):
         spec = self.task.domain.spec
         if self.render_mode == "human":
             raise ValueError("render_mode 'human' shows one plan: use PlanEditEnv, or 'rgb_array'")
-        mode = AutoresetMode(autoreset_mode)
+        self.autoreset_mode = mode = AutoresetMode(autoreset_mode)
         self.metadata = {**RENDER, "autoreset_mode": mode}
         self.num_envs = num_envs
         self.single_observation_space = episodes.observation_space(spec)
@@ -85,7 +103,9 @@ class PlanEditVectorEnv(PlanEditing, VectorEnv[Any, Any, Any]):
         )
         self.action_space = batch_space(self.single_action_space, num_envs)
         self._autoreset = _AUTORESET[mode]
-        self._buffers = None if copy else StepArrays.empty(num_envs, spec)
+        self._buffers: _Buffers | None = None
+        if not copy:
+            self._reuse_buffers()
         self._everyone = np.ones(num_envs, np.bool_)
 
     def reset(
@@ -106,15 +126,13 @@ class PlanEditVectorEnv(PlanEditing, VectorEnv[Any, Any, Any]):
         chosen = self._everyone.copy()
         if "reset_mask" in options:
             chosen = _checked_reset_mask(options.pop("reset_mask"), self.num_envs)
-        self._seed(seed, chosen)
         index = np.flatnonzero(chosen)
-        instance, plan = episodes.start_options(options)
-        if instance is None:
+        start = self._read_starts(options, index)
+        self._seed(seed, chosen)
+        if start is None:
             self._engine.draw(index)
         else:
-            boards = self._read_instances(instance, index)
-            start = None if plan is None else np.asarray(plan)[index]
-            self._start(index, boards, start)
+            self._engine.load(index, *start)
         return self._observe(chosen)
 
     def step(
@@ -123,28 +141,26 @@ class PlanEditVectorEnv(PlanEditing, VectorEnv[Any, Any, Any]):
         Observation, NDArray[np.float64], NDArray[np.bool_], NDArray[np.bool_], dict[str, Any]
     ]:
         """Make one edit in every environment."""
-        actions = np.require(actions, np.int64, ("C", "W"))
-        if actions.shape != (self.num_envs,):
-            raise ValueError(f"actions must have shape ({self.num_envs},), got {actions.shape}")
-        out = self._arrays()
+        actions = as_choices(actions, self.num_envs)
+        out, shown = self._arrays()
         try:
             finals = self._engine.step(actions, self._autoreset, out)
         except Refusal as refusal:
             where = f" in environment {refusal.env}"
             raise episodes.error_of(refusal.reason, actions[refusal.env], where) from None
-        infos = _infos(out, self._everyone.copy())
+        infos = _infos(shown, self._everyone.copy())
         if finals is not None:
             infos.update(_final_infos(finals, self.num_envs))
-        return _observation(out), out.reward, out.terminated, out.truncated, infos
+        return _observation(shown), out.reward, out.terminated, out.truncated, infos
 
     def action_masks(self) -> NDArray[np.bool_]:
-        """Legal edits of the current plans, bool [n, action]."""
+        """The masks of the current observation as bool [n, action]."""
         return self._engine.masks.copy().view(np.bool_)
 
     def sample_legal(self, rng: np.random.Generator | None = None) -> NDArray[np.int64]:
         """Draw legal actions uniformly, from the environments' own streams unless `rng` is given.
 
-        A finished plan without legal edit gets action 0, which NEXT_STEP ignores.
+        An environment whose episode is over gets action 0, which NEXT_STEP ignores.
         """
         return np.maximum(self._sample(rng), 0)
 
@@ -159,17 +175,79 @@ class PlanEditVectorEnv(PlanEditing, VectorEnv[Any, Any, Any]):
             episodes.render_plan(domain, mode, instance, plan) for instance, plan in boards
         )
 
-    def _arrays(self) -> StepArrays:
+    def call(self, name: str, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
+        """What every environment answers to a method of `METHODS`, or its attribute of that name.
+
+        As `SyncVectorEnv` has it. The environments share their attributes, so each has the same.
+
+        Raises:
+            AttributeError: for another method: environments of a vector have none of their own.
+        """
+        if name in METHODS:
+            rows = getattr(self, name)(*args, **kwargs)
+            return (None,) * self.num_envs if rows is None else tuple(rows)
+        value = getattr(self, _BATCHED.get(name, name))
+        if callable(value):
+            raise AttributeError(
+                f"environments of a vector have no method {name!r}; there are {', '.join(METHODS)}"
+            )
+        return (value,) * self.num_envs
+
+    def get_attr(self, name: str) -> tuple[Any, ...]:
+        """An attribute of every environment; see `call`."""
+        return self.call(name)
+
+    def set_attr(self, name: str, values: Any) -> None:
+        """Set an attribute that all environments share, e.g. `render_mode`.
+
+        Args:
+            name: the attribute.
+            values: its value, or a list or tuple with the same value for each environment.
+
+        Raises:
+            ValueError: for values that differ, or for what is fixed when environments are made.
+        """
+        given = values if isinstance(values, list | tuple) else [values] * self.num_envs
+        if len(given) != self.num_envs or any(value != given[0] for value in given):
+            raise ValueError(f"{name} must have one value for all {self.num_envs} environments")
+        if name in _FIXED:
+            raise ValueError(f"{name} is fixed when the environments are made")
+        if name == "render_mode" and given[0] is not None:
+            one_of(name, given[0], *_RENDER_MODES)
+        setattr(self, name, given[0])
+
+    def _arrays(self) -> _Buffers:
+        """Arrays for the engine to fill, and the same as callers see them."""
         if self._buffers is not None:
             return self._buffers
-        return StepArrays.empty(self.num_envs, self.task.domain.spec)
+        fresh = StepArrays.empty(self.num_envs, self.task.domain.spec)
+        return fresh, fresh
+
+    def _reuse_buffers(self) -> None:
+        """Make the arrays that every step fills; callers see views of boards and masks.
+
+        The engine writes instances when they change only, so what a caller wrote there would stay.
+        """
+        out = StepArrays.empty(self.num_envs, self.task.domain.spec)
+        boards = {name: read_only(board) for name, board in _observation(out).items()}
+        self._buffers = out, out._replace(**boards)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Copies and pickles make buffers of their own."""
+        return {**vars(self), "_buffers": self._buffers is not None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Restore a copy."""
+        vars(self).update(state, _buffers=None)
+        if state["_buffers"]:
+            self._reuse_buffers()
 
     def _observe(
         self, fresh: NDArray[np.bool_] | None = None
     ) -> tuple[Observation, dict[str, Any]]:
-        out = self._arrays()
+        out, shown = self._arrays()
         self._engine.observe(out)
-        return _observation(out), _infos(out, self._everyone.copy() if fresh is None else fresh)
+        return _observation(shown), _infos(shown, self._everyone.copy() if fresh is None else fresh)
 
     def _seed(self, seed: int | Sequence[int | None] | None, chosen: NDArray[np.bool_]) -> None:
         """Seed the streams of the chosen environments that have a seed, or no stream yet."""
@@ -186,6 +264,21 @@ class PlanEditVectorEnv(PlanEditing, VectorEnv[Any, Any, Any]):
             if seeds[i] is not None or not self._seeded[i]:
                 self._seed_streams(i, seeding.np_random(seeds[i])[0])
 
+    def _read_starts(
+        self, options: dict[str, Any], index: NDArray[np.int64]
+    ) -> tuple[Int8Array, Int8Array] | None:
+        """Instances and plans from which environments `index` start; None = draw from the pool."""
+        instance, plan = episodes.start_options(options)
+        if instance is None:
+            return None
+        domain = self.task.domain
+        boards = self._read_instances(instance, index)
+        if plan is None:
+            return boards, domain.initial(boards)
+        starts = episodes.read_plans(domain, plan, (self.num_envs, domain.spec.num_cells))[index]
+        episodes.check_starts(domain, boards, starts)
+        return boards, starts
+
     def _read_instances(self, value: Any, index: NDArray[np.int64]) -> Int8Array:
         """The instances of environments `index`."""
         domain, dead_end = self.task.domain, self.engine_options.dead_end
@@ -199,7 +292,7 @@ class PlanEditVectorEnv(PlanEditing, VectorEnv[Any, Any, Any]):
 
 def _checked_reset_mask(mask: Any, num_envs: int) -> NDArray[np.bool_]:
     if not isinstance(mask, np.ndarray) or mask.dtype != np.bool_:
-        raise TypeError(f"options['reset_mask'] must be a bool array, got {mask!r}")
+        raise ArgumentError(f"options['reset_mask'] must be a bool array, got {mask!r}")
     if mask.shape != (num_envs,):
         raise ValueError(f"options['reset_mask'] must have shape ({num_envs},), got {mask.shape}")
     if not mask.any():

@@ -229,6 +229,10 @@ class SupervisedTraining(Trainee):
         average = {} if self.average is None else self.average.average
         return weights | {f"average.{name}": value for name, value in average.items()}
 
+    def optimisers(self) -> dict[str, torch.optim.Optimizer]:
+        """The dense one; the puzzle table has none of its own."""
+        return {"optimiser": self.optimiser}
+
     def state(self, run: Run) -> dict[str, Any]:
         """Of the optimiser, which is the same everywhere, and the share of every process."""
         share = {

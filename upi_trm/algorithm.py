@@ -48,7 +48,7 @@ from upi_trm.improvement import (
 )
 from upi_trm.rollout import SEARCH_COUNTS, Actor, Rollout, Transitions, Visits
 
-COUNTS = ("episodes", "successors", "successors_evaluated", *SEARCH_COUNTS)
+COUNTS = ("episodes", "successors", "successors_evaluated", "certified", *SEARCH_COUNTS)
 """Metrics of an iteration that are sums over the processes; the others are means."""
 
 
@@ -105,7 +105,7 @@ def iteration(parts: Parts, roller: Rollout, *, steps: int) -> dict[str, float]:
     fresh = roller.collect(parts.actor, steps=steps, generator=parts.actions, device=device)
     clock.mark("rollout")
     metrics = parts.actor.metrics(fresh) | roller.metrics
-    parts.edit_values.follow(fresh)
+    metrics |= parts.edit_values.follow(fresh)
     if parts.edit_values.ready:
         at = parts.states(fresh, list(parts.replay))
         policy = parts.pi.probabilities(at.policy_view)

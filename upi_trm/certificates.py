@@ -84,8 +84,6 @@ class Certificates:
         self._any_order = filled_groups(domain.spec) is not None
         self._solved: OrderedDict[bytes, _Solved] = OrderedDict()
         self._trails = [_Trail.fresh(domain) for _ in range(plans)]
-        self.kept = 0
-        """Certificates kept so far."""
 
     def __len__(self) -> int:
         """Number of starts that have a certificate."""
@@ -116,11 +114,6 @@ class Certificates:
             if len(self._solved) > self.capacity:
                 self._solved.popitem(last=False)
         self._solved[key].add(plan.copy(), actions)
-        self.kept += 1
-
-    def has(self, instance: Int8Array, start: Int8Array) -> bool:
-        """Whether this start has a certificate."""
-        return instance.tobytes() + start.tobytes() in self._solved
 
     def draw(self, count: int) -> Lesson:
         """States on the way to certificates, with the edits that are right there.
@@ -186,7 +179,6 @@ class Certificates:
     def state(self) -> dict[str, Any]:
         """Everything but the generator, for a checkpoint."""
         return {
-            "kept": self.kept,
             "solved": [
                 {
                     "instance": one.instance,
@@ -202,7 +194,6 @@ class Certificates:
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Counterpart of `state`."""
-        self.kept = state["kept"]
         self._solved.clear()
         for one in state["solved"]:
             solved = _Solved(one["instance"], one["start"])

@@ -80,8 +80,9 @@ class EditValues:
         """Whether there is anything to improve the policy with."""
         return True
 
-    def follow(self, fresh: Transitions) -> None:
-        """Take out of a rollout what is learned beside its transitions."""
+    def follow(self, fresh: Transitions) -> dict[str, float]:
+        """Take out of a rollout what is learned beside its transitions; figures of it."""
+        return {}
 
     def state(self) -> dict[str, Any]:
         """What was taken, for a checkpoint."""
@@ -207,9 +208,10 @@ class CertifiedValues(EditValues):
         """Every process has two certificates."""
         return not self.workers.any(len(self.certificates) < FIRST_CERTIFICATES)
 
-    def follow(self, fresh: Transitions) -> None:
-        """Keep the certificates of a rollout."""
+    def follow(self, fresh: Transitions) -> dict[str, float]:
+        """Keep the certificates of a rollout; how many starts have one."""
         self.certificates.follow(fresh)
+        return {"certified": float(len(self.certificates))}
 
     def state(self) -> dict[str, Any]:
         """The certificates."""

@@ -100,6 +100,11 @@ class UpiTraining(Trainee):
         self.roller = self._roller(mine, pool)
         self.learner.compile_steps(placement)
 
+    @classmethod
+    def pieces(cls, recipe: UpiRecipe) -> tuple[int, int]:
+        """An edit of every plan, and a rollout."""
+        return recipe.rollout.plans, recipe.rollout.plans * recipe.rollout.steps
+
     def _roller(self, mine: UpiRecipe, pool: InstanceSet) -> Rollout:
         draws = self.streams.numpy("instances")
         if mine.rollout.actor == "search":
@@ -152,6 +157,14 @@ class UpiTraining(Trainee):
     def weights(self) -> dict[str, torch.Tensor]:
         """Of every network."""
         return self.learner.weights()
+
+    def optimisers(self) -> dict[str, torch.optim.Optimizer]:
+        """Of evaluator and policy."""
+        parts = self.learner.parts
+        return {
+            "evaluator's optimiser": parts.value_optimiser,
+            "policy's optimiser": parts.policy_optimiser,
+        }
 
     def state(self, run: Run) -> dict[str, Any]:
         """Of this process; in `others` that of the others."""

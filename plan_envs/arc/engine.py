@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from plan_envs.arc import engine_kernels as kernels
 from plan_envs.arc.rules import Arc
+from plan_envs.checks import frozen
 from plan_envs.compiled.packed_engine import Layout, PackedEngine
 from plan_envs.domain import Int8Array
 from plan_envs.engine import EngineOptions
@@ -39,7 +40,7 @@ class ArcEngine(PackedEngine):
     def _prepare(
         self, domain: Arc, num_envs: int, pool: Int8Array, options: EngineOptions
     ) -> tuple[Any, ...]:
-        self._pool = np.require(pool, np.int8, ("C", "W"))
+        self._pool = frozen(pool)
         # zeros take no memory before they are written, which only `load` does for several
         self._own = np.zeros((num_envs, domain.spec.instance_size), np.int8)
         self._source = self._rows.table[:, kernels.SOURCE]

@@ -193,7 +193,7 @@ def observe_all(head, data, resets, out):
 
 @njit(cache=True, nogil=True)
 def sample_all(head, data, actions):
-    """Draw a legal action for every environment, uniformly; -1 where there is none.
+    """Draw a legal action for every environment, uniformly; -1 where the episode is over.
 
     Legal edits need not be searched: 9 paints a cell, the other heights, the other widths, submit.
     """
@@ -202,9 +202,9 @@ def sample_all(head, data, actions):
     for env in range(len(actions)):
         at = env * head[packed.WIDTH]
         height, width = head[at + ROWS], head[at + COLUMNS]
-        _, o_plan, _, o_target = places(at, rules)
+        o_plan = places(at, rules)[1]
         word = next_word(head, at + packed.SAMPLER)
-        if data[o_target - 1] == 0:  # even submit is illegal: the environment was never reset
+        if head[at + packed.FINISHED]:
             actions[env] = -1
             continue
         paints = (kernels.COLOURS - 1) * height * width

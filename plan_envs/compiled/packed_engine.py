@@ -16,6 +16,7 @@ import numpy as np
 from numba import typeof, types
 from numpy.typing import NDArray
 
+from plan_envs.checks import frozen, read_only
 from plan_envs.compiled import packed_kernels
 from plan_envs.domain import DomainSpec, Int8Array
 from plan_envs.engine import SAME_STEP, EngineOptions, Finals, Refusal, StepArrays
@@ -174,7 +175,7 @@ class PackedEngine(ABC):
         self._shown = ref(out.instance)
 
     def sample(self) -> NDArray[np.int64]:
-        """A uniformly drawn legal action an environment; -1 where there is none."""
+        """A uniformly drawn legal action an environment; -1 where the episode is over."""
         actions = np.empty(len(self.plans), np.int64)
         self.kernels.sample_all(self._rows.head, self._rows.data, actions)
         return actions
@@ -198,11 +199,11 @@ class _Pool:
         self, engine: PooledEngine, domain: Any, instances: Int8Array, options: EngineOptions
     ) -> None:
         self.source = instances
-        instances = np.require(instances, np.int8, ("C", "W"))
+        instances = frozen(instances)
         layout = engine.layout(domain)
         # what the kernel `load` looks up, such as the peers of a cell
         tables = (*domain.kernel_rules, np.empty(0, np.int8))[1]
-        starts = domain.initial(instances)
+        starts = frozen(domain.initial(instances))
         row_bytes = Rows(domain.spec, layout, 1, options).data.size
         num_ready = len(instances) if len(instances) * row_bytes <= POOL_BYTES else 0
         rows = Rows(domain.spec, layout, num_ready, options)
@@ -235,11 +236,10 @@ def _load(
     instances: Int8Array,
     plans: Int8Array,
 ) -> None:
-    """Put rows into given states."""
+    """Put rows into given states; kernels are compiled for boards that they may not change."""
     index = np.ascontiguousarray(index, np.int64)
-    instances = np.require(instances, np.int8, ("C", "W"))
-    plans = np.require(plans, np.int8, ("C", "W"))
-    kernels.load_all(rows.head, rows.data, index, tables, instances, plans)
+    boards = [read_only(np.ascontiguousarray(part, np.int8)) for part in (instances, plans)]
+    kernels.load_all(rows.head, rows.data, index, tables, *boards)
 
 
 def _finals(room: int, spec: DomainSpec) -> tuple[NDArray[np.int64], StepArrays]:

@@ -69,12 +69,19 @@ def refuse(head, data, actions, autoreset):
 
 @njit(forceinline=True)
 def take(places, move, figures, head, data, at, rules, action):
-    """One action that is in range: (reward, terminated, truncated, illegal)."""
+    """One action that is in range: (reward, terminated, truncated, illegal).
+
+    Where an episode ends without a legal edit, all are shown as legal (`plan_envs.engine.Engine`).
+    """
     before, _, _, _ = figures(head, data, at, rules)
     illegal = data[places(at, rules)[2] + action] == 0
     ended, solved = False, False
     if not illegal:
         ended, solved = move(head, data, at, rules, action)
+    if ended:
+        _, _, first, end = places(at, rules)
+        if count_ones(data, first, end) == 0:
+            data[first:end] = 1
     after, _, _, _ = figures(head, data, at, rules)
     gamma = head.view(np.float64)[DISCOUNT]
     worth = folded(solved, ended, before, after, gamma, head[SHAPED] == 1)
@@ -269,7 +276,7 @@ def fetch_nothing(head, data, at, autoreset, resets):
 
 @njit(cache=True, nogil=True)
 def sample_all(head, data, actions):
-    """Draw a legal action for every environment, uniformly; -1 where there is none."""
+    """Draw a legal action for every environment, uniformly; -1 where the episode is over."""
     head, data = borrowed(head), borrowed(data)
     for env in range(len(actions)):
         at = env * head[WIDTH]
@@ -277,7 +284,7 @@ def sample_all(head, data, actions):
         end = mask + head[ACTIONS]
         total = count_ones(data, mask, end)
         rank = below(next_word(head, at + SAMPLER), max(total, 1))
-        if total == 0:
+        if total == 0 or head[at + FINISHED]:
             actions[env] = -1
             continue
         first = mask

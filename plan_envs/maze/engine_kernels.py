@@ -209,7 +209,7 @@ def observe_all(head, data, resets, out):
 
 @njit(cache=True, nogil=True)
 def sample_all(head, data, actions):
-    """Draw a legal action for every environment, uniformly; -1 where there is none.
+    """Draw a legal action for every environment, uniformly; -1 where the episode is over.
 
     Legal are neighbours of the head, and undo, the last action: at most five to look at.
     """
@@ -231,4 +231,5 @@ def sample_all(head, data, actions):
             legal[total] = size * size
             total += 1
         rank = below(next_word(head, at + packed.SAMPLER), max(total, 1))
-        actions[env] = legal[rank] if total > 0 else -1
+        over = total == 0 or head[at + packed.FINISHED]
+        actions[env] = -1 if over else legal[rank]

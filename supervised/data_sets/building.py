@@ -19,7 +19,9 @@ from numpy.typing import NDArray
 from plan_envs.instances import progress_bar
 from supervised.data_sets.datasets import DatasetInfo
 from supervised.data_sets.folders import INFO_FILE, check_files, read_info
+from trm.bounded import read_npz
 from trm.runs.durable import replace_durably
+from trm.runs.files import json_bytes, read_json_object
 from trm.runs.lock import locked
 
 _WORK: Final = ".building"
@@ -75,10 +77,10 @@ def build_dataset(out: str | Path, plan: BuildPlan, *, progress: bool = False) -
                 if not path.exists():
                     replace_durably(path, _npz_bytes(make()))
                 advance(1)
-        info, arrays = plan.finish({key: _read_npz(work / f"{key}.npz") for key in plan.pieces})
+        info, arrays = plan.finish({key: read_npz(work / f"{key}.npz") for key in plan.pieces})
         files = {path: _write_array(out / path, array) for path, array in arrays.items()}
         info = replace(info, options=request["options"], files=files)
-        replace_durably(out / INFO_FILE, json.dumps(asdict(info), indent=1).encode())
+        replace_durably(out / INFO_FILE, json_bytes(asdict(info)))
     shutil.rmtree(work, ignore_errors=True)
     return info
 
@@ -103,7 +105,7 @@ def _difference(info: DatasetInfo, request: Mapping[str, Any]) -> str:
 def _check_request(work: Path, request: Mapping[str, Any]) -> None:
     path = work / "request.json"
     if path.exists():
-        if json.loads(path.read_text()) != request:
+        if read_json_object(path) != request:
             raise ValueError(
                 f"{work.parent}: an unfinished build has other options ({path}); "
                 "ask for the same, name another folder, or delete it"
@@ -116,11 +118,6 @@ def _npz_bytes(arrays: Arrays) -> bytes:
     content = io.BytesIO()
     np.savez(content, **arrays)  # type: ignore[arg-type]
     return content.getvalue()
-
-
-def _read_npz(path: Path) -> Arrays:
-    with np.load(path, allow_pickle=False) as archive:
-        return dict(archive)
 
 
 def _write_array(path: Path, array: NDArray[Any]) -> dict[str, Any]:

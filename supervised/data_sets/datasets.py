@@ -20,10 +20,11 @@ from torch import Tensor
 from plan_envs.domain import PlanDomain, Verdict
 from plan_envs.instances import InstanceSet
 from supervised.data_sets.codecs import PAD, BoardCodec, Tokens, codec_of
+from trm.bounded import map_array, one_line
 from trm.nn.stablemax import IGNORE
 
-FORMAT: Final = 1
-"""Version of the folder's format."""
+FORMAT: Final = 2
+"""Version of the folder's format; `dataset.json` of version 1 has no hash of its own content."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -203,10 +204,9 @@ def read_array(path: Path) -> NDArray[Any]:
     if not path.is_file():
         raise ValueError(f"{path}: missing")
     try:
-        array: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, EOFError, OSError) as error:
-        raise ValueError(f"{path}: not readable as an array: {error}") from None
-    return array
+        return map_array(path)
+    except (ValueError, OSError) as error:
+        raise ValueError(f"{path}: not readable as an array: {one_line(error)}") from None
 
 
 def read_split(

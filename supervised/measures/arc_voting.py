@@ -27,6 +27,7 @@ from plan_envs.arc.symmetry import ArcSymmetry
 from plan_envs.arc.tasks import ArcTask
 from plan_envs.domain import Int8Array
 from supervised.data_sets.arc import crop
+from trm.bounded import JSON, PARTS, one_line, parse_json, read_bytes
 from trm.compute.jobs import Job
 from trm.experiments.intervals import wilson_interval
 from trm.runs.durable import replace_durably
@@ -361,7 +362,10 @@ def read_results(out: Path) -> list[InputResult]:
         ValueError: it is not finished, or a file can't be read; one line that names it.
     """
     manifest = _read_json(out / _MANIFEST)
-    files = [_results_file(out, number) for number in range(manifest["num_parts"])]
+    parts = manifest.get("num_parts") if isinstance(manifest, dict) else None
+    if type(parts) is not int or not 0 < parts <= (PARTS.count or 0):
+        raise ValueError(f"{out / _MANIFEST}: num_parts is {one_line(repr(parts))}")
+    files = [_results_file(out, number) for number in range(parts)]
     missing = [file for file in files if not file.exists()]
     if missing:
         raise ValueError(
@@ -401,8 +405,8 @@ def _results_file(out: Path, number: int) -> Path:
 
 def _read_json(file: Path) -> Any:
     try:
-        return json.loads(file.read_bytes())
+        return parse_json(read_bytes(file, JSON))
     except FileNotFoundError:
         raise ValueError(f"{file}: not there, so this is no folder of an evaluation") from None
     except ValueError as error:
-        raise ValueError(f"{file}: damaged: {error}; delete it to vote again") from None
+        raise ValueError(f"{file}: damaged: {one_line(error)}; delete it to vote again") from None

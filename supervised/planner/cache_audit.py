@@ -4,17 +4,19 @@
 Table 14 of TRM-Planner. `upi-trm supervised cache info | audit` shows them.
 """
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
 from supervised.planner.cache_manifest import cost_file, read_manifest, shard_file
 from supervised.planner.teacher_cache import TeacherCache
+from trm.bounded import one_line
 from trm.nn.stablemax import js_divergence, masked_mean, stablemax_log_probabilities
+from trm.runs.files import read_json_object
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -41,13 +43,21 @@ class CacheInfo:
     """What the jobs that built the shards took, loading included."""
 
 
+def _cost_in(file: Path) -> dict[str, Any]:
+    found = read_json_object(file)
+    for name in ("teacher_steps", "cpu_seconds"):
+        if type(found.get(name)) not in (int, float):
+            raise ValueError(f"{file}: {name} is {one_line(repr(found.get(name)))}, no number")
+    return found
+
+
 def cache_info(folder: Path) -> CacheInfo:
     """Sizes and costs of a cache; nothing is verified."""
     manifest = read_manifest(folder)
     built = [k for k in range(manifest.num_shards) if shard_file(folder, k).exists()]
     size = sum(shard_file(folder, number).stat().st_size for number in built)
     files = [cost_file(folder, number) for number in built]
-    costs = [json.loads(file.read_bytes()) for file in files if file.exists()]
+    costs = [_cost_in(file) for file in files if file.exists()]
     examples = sum(len(manifest.examples_of(number)) for number in built)
     positions, vocab = manifest.num_positions, manifest.vocab_size
     named = ("teacher", "data", "recipe", "num_examples", "entries", "num_shards")

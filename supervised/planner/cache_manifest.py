@@ -14,14 +14,15 @@ manifest in `cache.json`, and the hashes that tell one teacher, data set and exa
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import ClassVar, Final, Literal
+from typing import Any, ClassVar, Final, Literal
 
 import torch
 
 from supervised.data_sets.datasets import TokenBatch, TokenDataset
 from supervised.planner.planner import PlannerConfig
+from trm.bounded import PARTS, one_line
 from trm.experiments.sections import check_at_least
 from trm.nn.token_model import TokenModel
 from trm.runs.files import claim, read_json_object
@@ -180,10 +181,12 @@ def read_manifest(
     version = record.get("format_version")
     if version != FORMAT_VERSION:
         raise ValueError(f"{file}: format version is {version}, this program's {FORMAT_VERSION}")
-    try:
-        manifest = CacheManifest(**record)
-    except TypeError as error:
-        raise ValueError(f"{file}: damaged: {error}") from None
+    _check_values(record, file)
+    manifest = CacheManifest(**record)
+    if manifest.num_shards > (PARTS.count or 0):
+        raise ValueError(
+            f"{file}: damaged: {manifest.num_shards} shards, at most {PARTS.count} are read"
+        )
     for name, there, here in (
         ("teacher", manifest.teacher, teacher),
         ("data set", manifest.data, data),
@@ -193,3 +196,16 @@ def read_manifest(
                 f"{file}: a cache of another {name}: sha256 {there} there, {here} here"
             )
     return manifest
+
+
+def _check_values(record: Mapping[str, Any], file: Path) -> None:
+    """Refuse values that no builder writes, before anything is as large as they say."""
+    known = {item.name: item.type for item in fields(CacheManifest)}
+    for name in sorted(set(record) ^ set(known)):
+        raise ValueError(f"{file}: damaged: the field {one_line(name)!r} is missing or unknown")
+    for name, kind in known.items():
+        value = record[name]
+        if type(value) is not kind or (kind is int and value < 1):
+            wanted = "a positive integer" if kind is int else "text"
+            shown = one_line(repr(value))
+            raise ValueError(f"{file}: damaged: {name} is {shown}, expected {wanted}")

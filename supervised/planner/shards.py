@@ -19,6 +19,7 @@ from torch import Tensor
 
 from supervised.planner.cache_manifest import KEY_BYTES, CacheManifest, StorageConfig
 from supervised.planner.planner import Candidates
+from trm.bounded import one_line, parse_json
 from trm.nn.stablemax import IGNORE
 
 Arrays = dict[str, NDArray[Any]]
@@ -94,7 +95,7 @@ def shard_bytes(arrays: Arrays, manifest: CacheManifest, number: int) -> bytes:
 def _content_hash(data: bytes, identity: Mapping[str, Any]) -> str:
     """SHA-256 of a safetensors file without its metadata, and of the shard's identity."""
     end = 8 + int.from_bytes(data[:8], "little")
-    layout = json.loads(data[8:end])
+    layout = parse_json(data[8:end])
     layout.pop("__metadata__", None)
     content = hashlib.sha256(json.dumps([layout, identity], sort_keys=True).encode())
     content.update(memoryview(data)[end:])
@@ -118,16 +119,18 @@ class Shard:
         self._file, self._verified = file, False
         try:
             opened: Any = safe_open(file, "numpy")
-            self._identity = json.loads(opened.metadata()[_METADATA])
-            self._sha256 = self._identity.pop("sha256")
+            self._identity = parse_json(opened.metadata()[_METADATA])
+            self._sha256 = str(self._identity.pop("sha256"))
             cache, place = self._identity["cache"], self._identity["shard"]
             self.keys: NDArray[np.uint8] = opened.get_tensor("key")
             """Not verified: whoever finds an example by them calls `arrays` next."""
             self._arrays = {name: _array(opened, name) for name in opened.keys()}
         except FileNotFoundError:
             raise
-        except (OSError, ValueError, LookupError, TypeError, SafetensorError) as error:
-            raise self._damaged(str(error)) from None
+        except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+            raise self._damaged(one_line(error)) from None
+        except SafetensorError as error:
+            raise self._damaged(one_line(error)) from None
         if (cache, place) != (manifest.digest, number):
             raise ValueError(
                 f"{file}: a shard of another cache or place (shard {place} of cache {cache[:12]}, "

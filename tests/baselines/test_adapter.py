@@ -185,3 +185,29 @@ def test_wrong_use_is_refused_in_one_line() -> None:
         strict.step(np.array([96, 0]))
     with pytest.raises(ValueError, match=r"^action 97 in environment 0 is outside the action"):
         strict.step(np.array([97, 96]))
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_the_mask_of_a_terminal_observation_is_never_empty(name: str) -> None:
+    env = make_env(name, plans=PLANS, limit=TASKS[name])
+    env.seed(0)
+    env.reset()
+    endings = 0
+    for _ in range(60):
+        observation, _, _, infos = env.step(env.env_method("sample_legal"))
+        assert observation["action_mask"].any(axis=1).all()
+        for info in infos:
+            if "terminal_observation" in info:
+                endings += 1
+                assert info["terminal_observation"]["action_mask"].any()
+    assert endings > PLANS
+
+
+@pytest.mark.parametrize(
+    "actions", [[0.7] * PLANS, ["1"] * PLANS, [1j] * PLANS, [0] * (PLANS + 1), [2**63] * PLANS]
+)
+def test_actions_that_are_none_are_refused_before_a_cast(actions: Any) -> None:
+    env = make_env("nqueens8", plans=PLANS, limit=8)
+    env.reset()
+    with pytest.raises(ValueError, match="action"):
+        env.step(np.array(actions))

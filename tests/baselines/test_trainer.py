@@ -1,7 +1,6 @@
 """Training baselines: the budget is kept, and a stopped run goes on as if it had never stopped."""
 
 import hashlib
-import json
 from collections.abc import Iterator
 from importlib.metadata import EntryPoint
 from pathlib import Path
@@ -12,6 +11,7 @@ import pytest
 import torch
 import yaml  # type: ignore[import-untyped]  # stubs are no dependency of ours
 from resume_cases import KilledError, assert_same, kill, terminate
+from run_cases import edit_json
 
 from baselines.algorithms import METHODS
 from baselines.deployment import load_networks
@@ -26,7 +26,7 @@ from trm.experiments.compare import compare_records
 from trm.experiments.learners import LEARNER_GROUP, load_policy
 from trm.experiments.records import make_record, parse_record
 from trm.experiments.states import Boards
-from trm.experiments.training import Outcome
+from trm.experiments.training import NotFiniteError, Outcome
 from trm.runs.files import RunError
 from trm.runs.packing import pack_state
 from trm.runs.recipe import dump_recipe, load_recipe
@@ -411,11 +411,9 @@ def test_a_wrong_recipe_is_refused_in_one_line(overrides: list[str], message: st
 
 def test_weights_of_another_backbone_are_refused_in_one_line(tmp_path: Path) -> None:
     run = start("a2c", tmp_path / "run", steps=32).run
-    record = json.loads((run.path / "run.json").read_text())
     text = (run.path / "recipe.yaml").read_text().replace("channels: 4", "channels: 5")
     (run.path / "recipe.yaml").write_text(text)
-    record["recipe_sha256"] = hashlib.sha256(text.encode()).hexdigest()
-    (run.path / "run.json").write_text(json.dumps(record))
+    edit_json(run.path / "run.json", recipe_sha256=hashlib.sha256(text.encode()).hexdigest())
     with pytest.raises(RunError, match=r"checkpoint 32 does not fit: .*size mismatch") as refused:
         load_networks(Run.open(run.path), placement=HERE)
     assert "\n" not in str(refused.value)
@@ -448,3 +446,17 @@ def test_bfloat16_is_refused_in_one_line(tmp_path: Path) -> None:
             placement=Placement(precision="bfloat16"),
         )
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("algorithm", METHODS)
+def test_a_learning_rate_that_explodes_ends_in_one_line_and_no_checkpoint_holds_nan(
+    tmp_path: Path, algorithm: str
+) -> None:
+    section = {"maskable-ppo": "ppo"}.get(algorithm, algorithm)
+    with pytest.raises(NotFiniteError, match=r"training stopped at \d+ edits: ") as end:
+        start(algorithm, tmp_path / "run", f"{section}.learning_rate=1e30")
+    assert "\n" not in str(end.value)
+    run = Run.open(tmp_path / "run")
+    for step in run.checkpoint_steps():
+        weights = run.load_checkpoint(step).weights.values()
+        assert all(torch.isfinite(tensor).all() for tensor in weights)

@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
+from run_cases import edit_json
 
 from trm.experiments import cli
 from trm.runs.run import Run
@@ -167,7 +168,6 @@ def test_a_truncated_checkpoint_is_refused_by_name(
 def test_a_run_folder_that_is_not_ours_is_refused_by_field_and_value(
     broken: Path, capsys: pytest.CaptureFixture[str], field: str, value: object
 ) -> None:
-    info = json.loads((broken / "run.json").read_text())
-    (broken / "run.json").write_text(json.dumps({**info, field: value}))
+    edit_json(broken / "run.json", **{field: value})
     line = _refused(capsys, "solve", "12.4341221434321", "--run", broken)
     assert str(value) in line

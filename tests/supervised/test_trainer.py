@@ -23,6 +23,7 @@ from supervised.models import RUN_KIND, load_model
 from supervised.recipe import RECIPES, SupervisedRecipe, token_shape
 from supervised.trainer import resume, train
 from trm.compute.device import Placement
+from trm.experiments.training import NotFiniteError
 from trm.nn.token_model import TokenModel, TokenModelConfig, TokenShape
 from trm.runs.recipe import load_recipe
 from trm.runs.run import Run
@@ -357,3 +358,20 @@ def test_an_imported_run_is_evaluated_but_not_resumed(data_folder: Path, tmp_pat
     assert json.loads(shown.stdout.splitlines()[-1])["early_exit"] is not None
     with pytest.raises(ValueError, match="imported weights alone"):
         resume(run, placement=HERE)
+
+
+def test_a_learning_rate_that_explodes_ends_in_one_line_and_no_checkpoint_holds_nan(
+    tmp_path: Path,
+) -> None:
+    path = recipe_file(tmp_path, ACT)
+    with pytest.raises(NotFiniteError, match=r"training stopped at \d+ steps: ") as end:
+        train(
+            recipe_path=path,
+            overrides=["optimiser.learning_rate=1e30", "optimiser.warm_up=1"],
+            out=tmp_path / "run",
+            placement=HERE,
+        )
+    assert "\n" not in str(end.value)
+    run = Run.open(tmp_path / "run")
+    for step in run.checkpoint_steps():
+        assert all(torch.isfinite(tensor).all() for tensor in weights_of(run, step).values())

@@ -42,7 +42,9 @@ def save(run: Run, step: int, *, tag: str | None = None) -> None:
 def verify(path: Path, *, at_least: int, tagged: Callable[[int], int] | None = None) -> int:
     """The folder is usable, its newest checkpoint whole and no older than the last that was
     finished, and the tag where the newest checkpoint wanted it."""
-    for checkpoint_step in (reader := Run.open(path)).checkpoint_steps():
+    reader = Run.open(path)
+    assert reader.checkpoint_steps()[-1] >= at_least, (reader.checkpoint_steps(), at_least)
+    for checkpoint_step in reader.checkpoint_steps():
         reader.load_checkpoint(checkpoint_step)
     with Run.open(path, write=True) as run:
         newest = run.load_checkpoint()

@@ -16,6 +16,7 @@ from plan_envs.catalogue import resolve_task
 from plan_envs.evaluation import evaluate_policy, random_legal
 from trm.compute.device import Placement
 from trm.experiments.learners import load_policy
+from trm.experiments.training import NotFiniteError
 from trm.runs.checkpoints import Checkpoint
 from trm.runs.files import RunError
 from trm.runs.recipe import dump_recipe
@@ -341,3 +342,31 @@ def test_a_loaded_policy_is_what_the_recipe_deploys_and_logs(
     last = list(run.read_metrics())[-1]
     assert report.mean_score == last["mean_score"]
     assert report.success_rate == last["success_rate"]
+
+
+def test_a_learning_rate_that_explodes_ends_in_one_line_and_saves_nothing(tmp_path: Path) -> None:
+    rates = ("evaluator.learning_rate=1e30", "improvement.learning_rate=1e30")
+    with pytest.raises(NotFiniteError, match=r"stopped at \d+ edits: .*; nothing was saved") as end:
+        start(tmp_path / "run", *rates)
+    assert "\n" not in str(end.value)
+    assert Run.open(tmp_path / "run").checkpoint_steps() == []
+
+
+def test_weights_that_turn_nan_in_the_middle_leave_the_last_finite_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    iterate, calls = UpiLearner.iterate, iter(range(100))
+
+    def exploding(learner: UpiLearner, *arguments: Any, **options: Any) -> dict[str, float]:
+        if next(calls) == 3:
+            next(learner.phi.parameters()).data.fill_(float("nan"))
+        return iterate(learner, *arguments, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(UpiLearner, "iterate", exploding)
+        with pytest.raises(NotFiniteError, match=r"at 128 edits: .*; checkpoint 96 is the last"):
+            start(tmp_path / "run")
+    run = Run.open(tmp_path / "run")
+    assert run.checkpoint_steps() == [64, 96]
+    assert all(torch.isfinite(tensor).all() for tensor in run.load_checkpoint().weights.values())
+    assert resume(tmp_path / "run", placement=HERE).finished

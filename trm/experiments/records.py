@@ -185,7 +185,7 @@ def parse_record(record: Mapping[str, Any], *, source: str) -> Record:
         **found,
         method=str(record.get("method", "learned")),
         recipe=str(record.get("recipe", label_of(Path(run)))),
-        curve=tuple((int(step), float(rate)) for step, rate in record.get("curve", ())),
+        curve=_curve_in(record, source),
     )
 
 
@@ -196,7 +196,9 @@ def records_in_file(file: Path) -> list[Any]:
         RunError: no JSON object; names the file.
     """
     found = read_json_object(file)
-    records: list[Any] = found.get("records", [found])
+    records = found.get("records", [found])
+    if not isinstance(records, list) or not all(isinstance(record, dict) for record in records):
+        raise ValueError(f"{file}: records is no list of objects")
     return records
 
 
@@ -218,6 +220,13 @@ def _num_parameters(weights: Mapping[str, Any]) -> int:
 
 
 # --- Reading
+
+
+def _curve_in(record: Mapping[str, Any], source: str) -> tuple[tuple[int, float], ...]:
+    try:
+        return tuple((int(step), float(rate)) for step, rate in record.get("curve", ()))
+    except (TypeError, ValueError, OverflowError):
+        raise ValueError(f"{source}: curve is no list of pairs of numbers") from None
 
 
 def _is_current(record: Mapping[str, Any], run: Run, num: int | None) -> bool:

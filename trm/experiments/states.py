@@ -99,10 +99,15 @@ def to_states(
 ) -> StateBatch:
     """What learners see of instances, plans and masks -> a batch of states on the device."""
     return StateBatch(
-        instance=torch.from_numpy(np.ascontiguousarray(instances)).to(device),
-        plan=torch.from_numpy(np.ascontiguousarray(plans)).to(device),
-        mask=torch.from_numpy(np.ascontiguousarray(masks)).to(device),
+        instance=_tensor(instances, device),
+        plan=_tensor(plans, device),
+        mask=_tensor(masks, device),
     )
+
+
+def _tensor(array: Int8Array, device: torch.device) -> Int[Tensor, "batch place"]:
+    # torch warns of arrays that it may not write, such as those of an `InstanceSet`.
+    return torch.from_numpy(np.require(array, requirements=["C", "W"])).to(device)
 
 
 @dataclass(frozen=True)

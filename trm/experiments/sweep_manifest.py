@@ -78,8 +78,8 @@ class Manifest:
         point = self._points[name]
         _set_state(point, state, detail, seconds)
         if state == "finished":
-            found = json.loads(record_path(self._out, name).read_bytes())
-            point |= {figure: found[figure] for figure in self._figures}
+            found = read_json_object(record_path(self._out, name))
+            point |= {figure: found.get(figure) for figure in self._figures}
 
     def figures(self, name: str) -> dict[str, float]:
         """The figures that a finished point has; see `SweepCommand.figures`."""
@@ -128,6 +128,11 @@ class Manifest:
         found = read_json_object(self._path)
         if found.get("format_version") != FORMAT_VERSION:
             raise ValueError(f"{self._path}: not a manifest of format version {FORMAT_VERSION}")
+        for part in ("points", "prepare", "sessions"):
+            lines = found.get(part, [])
+            named = part == "sessions" or all(isinstance(x, dict) and "name" in x for x in lines)
+            if not isinstance(lines, list) or not named:
+                raise ValueError(f"{self._path}: {part} is no list of objects with names")
         if found.get("sweep") != name:
             raise ValueError(
                 f"{self._path}: this folder holds the sweep {found.get('sweep')!r}, not {name!r};"

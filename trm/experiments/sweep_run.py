@@ -16,7 +16,6 @@ import fnmatch
 import functools
 import json
 import shlex
-import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -35,6 +34,7 @@ from trm.experiments.sweep_spec import (
     record_path,
 )
 from trm.runs.durable import replace_durably
+from trm.runs.files import read_json_object
 from trm.runs.lock import locked
 from trm.runs.shipped import nearest_hint
 
@@ -198,7 +198,6 @@ def _train(folder: Path, *, start: Sequence[str], resume: Sequence[str]) -> None
     if (folder / "run.json").exists():
         words = [*resume, "--resume", str(folder)]
     else:
-        _clear_unborn(folder)
         words = [*start, "--out", str(folder)]
     run_command([sys.executable, "-m", "upi_trm", *words])
 
@@ -291,20 +290,10 @@ def _state_of(sweep: Sweep, point: Point) -> PointState:
 def _is_finished(point: Point, record: Path, eval_num: int) -> bool:
     """Whether the record is there and is of this budget and this evaluation."""
     try:
-        found = json.loads(record.read_bytes())
-    except (OSError, ValueError):
+        found = read_json_object(record)
+    except ValueError:
         return False
     # A set may have fewer puzzles than were asked for; older records have the number alone.
     num = found.get("eval_num", found.get("num_instances"))
     same = point.env in (None, found.get("env")) and found.get("seed") == point.seed
     return same and num == eval_num and found.get("step", -1) >= point.finished_at
-
-
-def _clear_unborn(folder: Path) -> None:
-    """Remove what a training left that was killed before its folder became a run."""
-    if folder.is_dir():
-        known = {".lock", "recipe.yaml", "checkpoints"}
-        foreign = [e.name for e in folder.iterdir() if e.name not in known and e.suffix != ".tmp"]
-        if foreign:
-            raise ValueError(f"{folder}: holds {foreign[0]} but no run.json; move it away")
-        shutil.rmtree(folder)

@@ -2,35 +2,47 @@
 
 Input: a recipe and a learner's `Trainee`, which is advanced piece by piece. Output: a run folder
 (`trm.runs.run`) and an `Outcome`. A run that was stopped and resumed equals one that never stopped,
-bit for bit on the CPU at the same number of threads, as long as `Trainee.state` is whole. Several
-processes (`trm.compute.workers`) go through the loop in step; process 0 writes.
+bit for bit on the CPU at the same number of threads, as long as `Trainee.state` is whole. Nothing
+that is not finite is saved: `NotFiniteError` ends the training before. Several processes
+(`trm.compute.workers`) go through the loop in step; process 0 writes.
 """
 
 import dataclasses
+import math
+import re
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
+import click
 import torch
 from rich.console import Console
 
 from plan_envs.catalogue import Task, resolve_task
 from plan_envs.evaluation import Policy, evaluate_policy
 from plan_envs.instances import InstanceSet
+from trm.bounded import one_line
 from trm.compute.device import Placement
 from trm.compute.process import ResourceMeter, graceful_stop, provenance
 from trm.compute.workers import Workers, joined
 from trm.runs.checkpoints import Checkpoint
+from trm.runs.files import RunError
 from trm.runs.progress import TrainingProgress
 from trm.runs.recipe import load_recipe
 from trm.runs.run import Run
 
+_NAN = re.compile(r"\b(nan|inf)\b", re.IGNORECASE)
+
 Callback = Callable[[int, Mapping[str, float]], bool | None]
 """Called with the units made and the figures of each line of metrics.jsonl, in process 0; False
 stops the training as a signal does."""
+
+
+class NotFiniteError(ValueError):
+    """A loss, gradient, optimiser or weight is NaN or infinite; one line, with step and name."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -90,6 +102,11 @@ class Trainee(ABC):
     def __init__(self, recipe: Any, setting: Setting) -> None:
         """Build everything as it is before the first unit."""
         self.recipe, self.setting = recipe, setting
+
+    @classmethod
+    def pieces(cls, recipe: Any) -> tuple[int, int]:
+        """Units of the shortest piece that `advance` makes, and of a whole one."""
+        return 1, 1
 
     @classmethod
     def read_recipe(cls, path: Path | None, overrides: Sequence[str], **choice: Any) -> Any:
@@ -185,12 +202,15 @@ class Trainee(ABC):
 
         Args:
             run_path: the run's folder.
-            steps: extends or shortens the budget; the recipe stays as it was.
+            steps: extends or shortens the budget; the recipe stays as it was. A run whose last
+                piece was cut short by an earlier budget goes on from before that piece, so that it
+                equals a training in one go, as far as its schedules do not depend on budgets.
             placement: without a thread count the run keeps that of its newest checkpoint, since
                 sums over other threads round differently.
 
         Raises:
-            RunError: not a run of this kind, or its newest checkpoint is damaged.
+            RunError: not a run of this kind, or its newest checkpoint or metrics.jsonl is damaged.
+            NotFiniteError: the newest checkpoint holds what is not finite.
             ValueError: it was begun by another number of processes, or can't be trained on.
         """
         with joined() as workers:
@@ -199,13 +219,15 @@ class Trainee(ABC):
             workers.from_main(None)  # what an interrupted writer left is cleared away
             with run or Run.open(run_path, kind=cls.kind) as run:
                 _check_size(run, workers)
-                checkpoint = run.load_checkpoint() if run.checkpoint_steps() else None
+                recipe: Any = run.load_recipe(cls.recipe_type)
+                step = _step_to_go_on_from(run, cls, recipe, steps)
+                checkpoint = None if step is None else run.load_checkpoint(step)
                 placement = _with_threads(placement, run, checkpoint)
                 placement.apply()
                 setting = Setting(
                     env=run.info.env, seed=run.info.seed, placement=placement, workers=workers
                 )
-                loop = _Loop(run, cls(run.load_recipe(cls.recipe_type), setting))
+                loop = _Loop(run, cls(recipe, setting))
                 loop.begin_at(checkpoint)
                 return loop.train(steps)
 
@@ -232,6 +254,10 @@ class Trainee(ABC):
     @abstractmethod
     def weights(self) -> dict[str, torch.Tensor]:
         """Named tensors of a checkpoint."""
+
+    @abstractmethod
+    def optimisers(self) -> dict[str, torch.optim.Optimizer]:
+        """By name; their gradients and their own tensors must stay finite, as the weights must."""
 
     @abstractmethod
     def state(self, run: Run) -> dict[str, Any]:
@@ -275,12 +301,28 @@ class _Loop:
         self.meter = ResourceMeter()
 
     def begin_at(self, checkpoint: Checkpoint | None) -> None:
-        """Go on from a checkpoint, or start again; metrics that were written later are dropped."""
+        """Go on from a checkpoint, or start again; metrics that were written later are dropped.
+
+        Raises:
+            RunError: the checkpoint is of another recipe, or metrics.jsonl is damaged.
+            NotFiniteError: the checkpoint holds what is not finite.
+        """
         if checkpoint is not None:
-            self.trainee.restore(checkpoint, self.run)
+            _restore(self.trainee, checkpoint, self.run)
             self.best = checkpoint.state["best"]
             self.meter = ResourceMeter(checkpoint.state["usage"])
             self.saved_at = self.trainee.done
+            problem = next(self._not_finite({}), None)
+            if problem is not None:
+                raise NotFiniteError(
+                    f"{self.run.path}: checkpoint {checkpoint.step} can't be trained on: {problem}"
+                )
+            if self.workers.is_main and not self.run.check_metrics(checkpoint):
+                click.echo(
+                    f"warning: {self.run.path / 'metrics.jsonl'}: missing: its lines up to"
+                    f" {self.saved_at} are lost",
+                    err=True,
+                )
         if self.workers.is_main:
             self.run.truncate_metrics(self.trainee.done)
 
@@ -301,10 +343,21 @@ class _Loop:
             ) as progress,
         ):
             while not spent and not workers.any(stop.requested or self.called_off):
+                if self._is_cut_short(budget) and self.saved_at != trainee.done > 0:
+                    self._save()
                 before = trainee.done
-                trainee.advance(budget)
-                spent = trainee.spent(budget)
-                self._after(before, spent, progress)
+                try:
+                    trainee.advance(budget)
+                    spent = trainee.spent(budget)
+                    self._after(before, spent, progress)
+                except NotFiniteError:
+                    raise
+                except Exception as error:
+                    # Linear algebra and distributions refuse NaN in words of their own.
+                    problem = next(self._not_finite({}), None) or _said_of_nan(error)
+                    if problem is None:
+                        raise
+                    raise self._stopped_at(problem) from error
             if self.saved_at != trainee.done:
                 self._save()
             if not spent:
@@ -326,6 +379,8 @@ class _Loop:
             return before // every != trainee.done // every
 
         figures = trainee.figures() if spent or due(trainee.log_every) else {}
+        if figures or due(schedule.evaluate_every):
+            self._check_finite(figures)
         evaluation = trainee.evaluate() if spent or due(schedule.evaluate_every) else {}
         metrics, tag = figures | evaluation, None
         if metrics and self.workers.is_main:
@@ -344,7 +399,12 @@ class _Loop:
             self._save(tag)
 
     def _save(self, tag: str | None = None) -> None:
-        """Write a checkpoint; the tag "best" marks the best evaluation so far."""
+        """Write a checkpoint; the tag "best" marks the best evaluation so far.
+
+        Raises:
+            NotFiniteError: there is something in it that is not finite; nothing is written.
+        """
+        self._check_finite({})
         trainee = self.trainee
         state = {
             **trainee.state(self.run),
@@ -357,6 +417,111 @@ class _Loop:
             trainee.saved(self.run)
         self.workers.from_main(None)  # a checkpoint is there for all before anyone goes on
         self.saved_at = trainee.done
+
+    def _is_cut_short(self, budget: int) -> bool:
+        """Whether the next piece is shorter than others, since the budget ends."""
+        shortest, whole = self.trainee.pieces(self.trainee.recipe)
+        return shortest <= budget - self.trainee.done < whole
+
+    def _check_finite(self, figures: Mapping[str, float]) -> None:
+        problem = next(self._not_finite(figures), None)
+        if self.workers.any(problem is not None):
+            raise self._stopped_at(problem or "another process has found what is not finite")
+
+    def _not_finite(self, figures: Mapping[str, float]) -> Iterator[str]:
+        """What is NaN or infinite among losses, gradients, optimisers and weights, in words."""
+        tensors = self.trainee.weights()
+        for name, value in figures.items():
+            if "loss" in name and not math.isfinite(value):
+                yield f"the loss {name} is {value}"
+        for optimiser, found in self.trainee.optimisers().items():
+            for tensor in _gradients(found):
+                if not torch.isfinite(tensor).all():
+                    yield f"the gradient's norm is {float(tensor.norm())} in the {optimiser}"
+            for tensor in _moments(found):
+                if not torch.isfinite(tensor).all():
+                    yield f"a moment of the {optimiser} is not finite"
+        for name, tensor in tensors.items():
+            if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+                yield f"the weight {name} is not finite"
+
+    def _stopped_at(self, problem: str) -> NotFiniteError:
+        trainee, steps = self.trainee, self.run.checkpoint_steps()
+        last = f"checkpoint {steps[-1]} is the last finite one" if steps else "nothing was saved"
+        return NotFiniteError(
+            f"{self.run.path}: training stopped at {trainee.done} {trainee.unit}: {problem}; {last}"
+        )
+
+
+def _said_of_nan(error: Exception) -> str | None:
+    """What an error of torch or numpy says of NaN and infinity, cut to a readable length."""
+    message = one_line(error)
+    if isinstance(error, RunError | OSError) or not _NAN.search(message):
+        return None
+    return f"a value is not finite: {message[:100]}"
+
+
+def _gradients(optimiser: torch.optim.Optimizer) -> Iterator[torch.Tensor]:
+    for group in optimiser.param_groups:
+        for parameter in group["params"]:
+            if parameter.grad is not None:
+                yield parameter.grad
+
+
+def _moments(optimiser: torch.optim.Optimizer) -> Iterator[torch.Tensor]:
+    for state in optimiser.state.values():
+        for value in state.values():
+            if isinstance(value, torch.Tensor) and value.is_floating_point():
+                yield value
+
+
+def _restore(trainee: Trainee, checkpoint: Checkpoint, run: Run) -> None:
+    """Take up a checkpoint whose state may have been written by another program.
+
+    Raises:
+        RunError: it lacks what the trainee needs.
+        ValueError: the trainee refuses it.
+    """
+    try:
+        trainee.restore(checkpoint, run)
+        float(checkpoint.state["best"]), checkpoint.state["usage"]
+    except ValueError:
+        raise
+    except (LookupError, TypeError, AttributeError, RuntimeError) as error:
+        raise RunError(
+            f"{run.path}: checkpoint {checkpoint.step} does not fit:"
+            f" {type(error).__name__}: {one_line(error)}"
+        ) from error
+
+
+def _step_to_go_on_from(
+    run: Run, make: type[Trainee], recipe: Any, steps: int | None
+) -> int | None:
+    """The newest checkpoint; but one at the end of a whole piece, where the budget asks for more.
+
+    A budget that is no multiple of a piece ends with a shorter one; an optimiser step over it is
+    another than that over the whole piece. None begins again.
+
+    Raises:
+        RunError: there is no checkpoint before the short piece; names the budgets that can be
+            extended.
+    """
+    present = run.checkpoint_steps()
+    if not present:
+        return None
+    newest = present[-1]
+    shortest, whole = make.pieces(recipe)
+    budget: int = getattr(recipe.schedule, make.unit) if steps is None else steps
+    if newest % whole == 0 or budget - newest < shortest:
+        return newest
+    before = [step for step in present if step % whole == 0]
+    if before or newest < whole:
+        return before[-1] if before else None
+    raise RunError(
+        f"{run.path}: its training ended at {newest} {make.unit}, inside a piece of {whole}, and no"
+        f" checkpoint at a multiple of {whole} is left to go on from; a training to a multiple can"
+        f" be extended ({newest // whole * whole}, {(newest // whole + 1) * whole}, ...)"
+    )
 
 
 def _check_size(run: Run, workers: Workers) -> None:

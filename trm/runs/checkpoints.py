@@ -4,16 +4,18 @@
     checkpoints/best.json             a tag: the step that it stands for
 
 A checkpoint is written under a temporary name, flushed to disk and renamed, so that a kill or a
-full disk at any moment leaves the previous one whole. `Run` hands weights and state over and gets
-them back; `packing` turns the state into what torch loads without running code.
+full disk at any moment leaves the previous one whole. One of the same step that is being replaced
+is called `.replaced-step-...` meanwhile, and is read under that name. `Run` hands weights and state
+over and gets them back; `packing` turns the state into what torch loads without running code.
 """
 
 import io
 import os
 import re
 import shutil
-from collections.abc import Mapping
-from dataclasses import dataclass
+import zipfile
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +23,10 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from trm.bounded import CHECKPOINT_FILE, one_line
 from trm.runs.durable import replace_durably, sync_folder, write_durably
 from trm.runs.files import FORMAT_VERSION, RunError, explained, json_bytes, read_json, sha256_of
+from trm.runs.metrics_log import Checksum
 from trm.runs.packing import pack_state, unpack_state
 
 KEEP_NEWEST = 2
@@ -32,6 +36,7 @@ _WEIGHTS, _STATE, _MANIFEST = "weights.safetensors", "state.pt", "checkpoint.jso
 _WANTED_TAG = "wanted-tag.json"
 """In a checkpoint's folder until its tag is written, so that a kill between loses nothing."""
 _STEP_FOLDER = re.compile(r"step-(\d{9,})")
+_REPLACED = ".replaced-"
 _TAG = re.compile(r"[a-z][a-z0-9_-]*")
 
 
@@ -44,6 +49,8 @@ class Checkpoint:
     """Named tensors on the CPU."""
     state: dict[str, Any]
     """What `Run.save_checkpoint` was given, numpy arrays and generators included."""
+    metrics: Checksum | None = None
+    """Of metrics.jsonl when it was saved; None in checkpoints of older versions."""
 
 
 def part_of(weights: Mapping[str, Tensor], part: str) -> dict[str, Tensor]:
@@ -60,13 +67,19 @@ class CheckpointFolder:
         self.path = path
 
     def save(
-        self, step: int, *, weights: Mapping[str, Tensor], state: Mapping[str, Any], tag: str | None
+        self,
+        step: int,
+        *,
+        weights: Mapping[str, Tensor],
+        state: Mapping[str, Any],
+        metrics: Checksum,
+        tag: str | None,
     ) -> Path:
         """Save a checkpoint and prune older ones; see `Run.save_checkpoint`."""
         if step < 0:
             raise ValueError(f"step must be >= 0, got {step}")
         contents = {_WEIGHTS: _weights_bytes(weights), _STATE: _state_bytes(state)}
-        files = {**contents, _MANIFEST: json_bytes(_manifest_of(step, contents))}
+        files = {**contents, _MANIFEST: json_bytes(_manifest_of(step, contents, metrics))}
         if tag is not None:
             _check_tag(tag)
             files[_WANTED_TAG] = json_bytes({"format_version": FORMAT_VERSION, "tag": tag})
@@ -90,25 +103,45 @@ class CheckpointFolder:
     def load(self, step: int | str | None) -> Checkpoint:
         """Read a checkpoint and check its sizes and hashes; see `Run.load_checkpoint`."""
         number = self._resolve(step)
-        folder = self._step_folder(number)
+        folder = self._folder_to_read(number)
         try:
-            contents = _read_checked(folder)
+            metrics, contents = _read_checked(folder, number)
+            return Checkpoint(
+                step=number,
+                weights=_weights_of(folder / _WEIGHTS, contents[_WEIGHTS]),
+                state=_state_of(folder / _STATE, contents[_STATE]),
+                metrics=metrics,
+            )
         except RunError as error:
-            if not isinstance(step, int) and not folder.exists():
-                # A trainer at work has moved on and deleted it while we were reading.
+            if not folder.exists() and (not isinstance(step, int) or number in self.steps()):
+                # A trainer at work has moved on and deleted or replaced it while we were reading.
                 return self.load(step)
             raise RunError(f"{error}; {self._fallback(number)}") from error
-        state = torch.load(io.BytesIO(contents[_STATE]), map_location="cpu", weights_only=True)
-        return Checkpoint(
-            step=number,
-            weights=safetensors.torch.load(contents[_WEIGHTS]),
-            state=unpack_state(state),
-        )
 
     def steps(self) -> list[int]:
         """Steps of the checkpoints on disk, ascending; they are not read."""
-        matches = (_STEP_FOLDER.fullmatch(entry.name) for entry in self.path.glob("step-*"))
-        return sorted(int(match[1]) for match in matches if match)
+        names = {
+            entry.name.removeprefix(_REPLACED)
+            for pattern in ("step-*", f"{_REPLACED}step-*")
+            for entry in self.path.glob(pattern)
+        }
+        return sorted(int(match[1]) for match in map(_STEP_FOLDER.fullmatch, names) if match)
+
+    def check_metrics(self, matches: Callable[[Checksum], bool]) -> None:
+        """Refuse metrics.jsonl where some checkpoints recorded a checksum and none matches.
+
+        One is enough: a run that was taken back keeps its newer checkpoints until the next save.
+        """
+        recorded = [
+            checksum
+            for step in self.steps()
+            if (checksum := _recorded_metrics(self._folder_to_read(step))) is not None
+        ]
+        if recorded and not any(matches(checksum) for checksum in recorded):
+            raise RunError(
+                f"{self.path.parent / 'metrics.jsonl'}: damaged: its lines are not those that the"
+                " checkpoints were saved with"
+            )
 
     def tag(self, tag: str, step: int) -> None:
         """Let a tag stand for an existing checkpoint, which is not deleted while it carries it."""
@@ -131,8 +164,8 @@ class CheckpointFolder:
     def recover(self) -> None:
         """Finish or take back what an interrupted writer left half-done."""
         self.path.mkdir(exist_ok=True)
-        for old in self.path.glob(".replaced-step-*"):
-            final = self.path / old.name.removeprefix(".replaced-")
+        for old in self.path.glob(f"{_REPLACED}step-*"):
+            final = self.path / old.name.removeprefix(_REPLACED)
             if final.exists():
                 shutil.rmtree(old)
             else:
@@ -150,6 +183,12 @@ class CheckpointFolder:
 
     def _step_folder(self, step: int) -> Path:
         return self.path / f"step-{step:09d}"
+
+    def _folder_to_read(self, step: int) -> Path:
+        """The folder of a checkpoint; while another one takes its place, where it is kept."""
+        folder = self._step_folder(step)
+        replaced = folder.with_name(f"{_REPLACED}{folder.name}")
+        return replaced if not folder.exists() and replaced.exists() else folder
 
     def _tag_path(self, tag: str) -> Path:
         return self.path / f"{tag}.json"
@@ -181,7 +220,7 @@ class CheckpointFolder:
     def _fallback(self, damaged: int) -> str:
         """What to do about a damaged checkpoint, as the end of an error message."""
         for step in reversed(self.steps()):
-            if step < damaged and _is_whole(self._step_folder(step)):
+            if step < damaged and _is_whole(self._folder_to_read(step), step):
                 name = self._step_folder(damaged).name
                 return f"step {step} is whole: move {name} out of {self.path} to go on from it"
         return "no earlier checkpoint is whole"
@@ -204,7 +243,7 @@ def _check_tag(tag: str) -> None:
 
 def _rename_over(partial: Path, final: Path) -> None:
     """Put a finished folder in its place; a folder that is already there goes only afterwards."""
-    replaced = final.with_name(f".replaced-{final.name}")
+    replaced = final.with_name(f"{_REPLACED}{final.name}")
     if final.exists():
         shutil.rmtree(replaced, ignore_errors=True)
         os.rename(final, replaced)
@@ -243,41 +282,105 @@ def _state_bytes(state: Mapping[str, Any]) -> bytes:
     return buffer.getvalue()
 
 
-def _manifest_of(step: int, contents: Mapping[str, bytes]) -> dict[str, Any]:
+def _weights_of(path: Path, data: bytes) -> dict[str, Tensor]:
+    try:
+        return safetensors.torch.load(data)
+    except Exception as error:  # safetensors declares none, and raises several
+        raise RunError(f"{path}: holds no weights: {one_line(error)}") from None
+
+
+def _state_of(path: Path, data: bytes) -> dict[str, Any]:
+    try:
+        # torch stores what it saves; a compressed member could unpack to any size.
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            if any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist()):
+                raise ValueError("a member is compressed")
+        packed = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+        if not isinstance(packed, dict):
+            raise TypeError(f"expected a dict, got {type(packed).__name__}")
+        state: dict[str, Any] = unpack_state(packed)
+    except Exception as error:  # torch declares none, and raises several
+        raise RunError(f"{path}: holds no state: {one_line(error)}") from None
+    return state
+
+
+def _manifest_of(step: int, contents: Mapping[str, bytes], metrics: Checksum) -> dict[str, Any]:
     files = {
         name: {"bytes": len(data), "sha256": sha256_of(data)} for name, data in contents.items()
     }
-    return {"format_version": FORMAT_VERSION, "step": step, "files": files}
+    return {
+        "format_version": FORMAT_VERSION,
+        "step": step,
+        "files": files,
+        "metrics": asdict(metrics),
+    }
 
 
-def _read_checked(folder: Path) -> dict[str, bytes]:
-    """The files of a checkpoint, each as its manifest says, or `RunError`."""
-    manifest = read_json(folder / _MANIFEST)
+def _recorded_metrics(folder: Path) -> Checksum | None:
+    """The checksum of metrics.jsonl in a checkpoint; None where it has none, or is damaged."""
+    try:
+        return _checksum_in(read_json(folder / _MANIFEST), folder / _MANIFEST)
+    except RunError:
+        return None
+
+
+def _checksum_in(manifest: Mapping[str, Any], path: Path) -> Checksum | None:
+    if "metrics" not in manifest:
+        return None
+    return Checksum(**_checked_entry(manifest["metrics"], path, "metrics"))
+
+
+def _checked_entry(entry: Any, path: Path, name: str) -> dict[str, Any]:
+    """The size and hash that a manifest has of a file."""
+    if (
+        not isinstance(entry, dict)
+        or set(entry) != {"bytes", "sha256"}
+        or type(entry["bytes"]) is not int
+        or not 0 <= entry["bytes"] <= CHECKPOINT_FILE.size
+        or not isinstance(entry["sha256"], str)
+    ):
+        raise RunError(f"{path}: {name} is {one_line(repr(entry))}, expected bytes and sha256")
+    return entry
+
+
+def _read_checked(folder: Path, step: int) -> tuple[Checksum | None, dict[str, bytes]]:
+    """What a checkpoint's manifest says of the metrics, and its files, each as it says.
+
+    Raises:
+        RunError: a file is missing or differs.
+    """
+    path = folder / _MANIFEST
+    manifest = read_json(path)
+    if manifest.get("step") != step:
+        raise RunError(f"{path}: step is {manifest.get('step')!r} in the folder of step {step}")
     files = manifest.get("files")
     if not isinstance(files, dict) or not {_WEIGHTS, _STATE} <= set(files):
         raise RunError(
-            f"{folder / _MANIFEST}: files is {files!r}, expected {_WEIGHTS} and {_STATE}"
+            f"{path}: files is {one_line(repr(files))}, expected {_WEIGHTS} and {_STATE}"
         )
-    return {name: _read_file_checked(folder / name, files[name]) for name in (_WEIGHTS, _STATE)}
+    entries = {name: _checked_entry(files[name], path, name) for name in (_WEIGHTS, _STATE)}
+    contents = {name: _read_file_checked(folder / name, entries[name]) for name in entries}
+    return _checksum_in(manifest, path), contents
 
 
 def _read_file_checked(path: Path, expected: Mapping[str, Any]) -> bytes:
     with explained(path, "cannot be read"):
+        size = path.stat().st_size
+        if size != expected["bytes"]:
+            cut = "truncated" if size < expected["bytes"] else "too long"
+            raise RunError(
+                f"{path}: {cut}: {size} bytes where {_MANIFEST} says {expected['bytes']}"
+            )
         data = path.read_bytes()
-    if len(data) != expected["bytes"]:
-        cut = "truncated" if len(data) < expected["bytes"] else "too long"
-        raise RunError(
-            f"{path}: {cut}: {len(data)} bytes where {_MANIFEST} says {expected['bytes']}"
-        )
     if sha256_of(data) != expected["sha256"]:
         found, recorded = sha256_of(data)[:12], str(expected["sha256"])[:12]
         raise RunError(f"{path}: corrupt: sha256 {found} where {_MANIFEST} says {recorded}")
     return data
 
 
-def _is_whole(folder: Path) -> bool:
+def _is_whole(folder: Path, step: int) -> bool:
     try:
-        _read_checked(folder)
+        _read_checked(folder, step)
     except RunError:
         return False
     return True

@@ -1,7 +1,9 @@
 """JSON files of a run folder, and errors that name the file.
 
 Everything that a run folder holds as JSON goes through here, so that a damaged file or one of
-another format version is refused in one line. Input is a path, output a checked record.
+another format version is refused in one line. A file of version 2 holds the hash of its own
+content, so that a flipped bit which leaves valid JSON is noticed. Input is a path, output a checked
+record.
 """
 
 import contextlib
@@ -11,10 +13,16 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from trm.bounded import JSON, one_line, parse_json, read_bytes
 from trm.runs.durable import replace_durably
 
-FORMAT_VERSION = 1
-"""Version of the folder's layout and of its JSON files; another version is refused."""
+FORMAT_VERSION = 2
+"""Version of the folder's layout and of its JSON files."""
+
+READABLE = (1, 2)
+"""Versions that are read; files of version 1 have no hash of their own. Others are refused."""
+
+_SEAL = "sha256"
 
 
 class RunError(ValueError):
@@ -22,18 +30,20 @@ class RunError(ValueError):
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The JSON object of a file, which must be of this format version.
+    """The JSON object of a file that `json_bytes` made, without the hash of its content.
 
     Raises:
-        RunError: for another version, or a file that `read_json_object` refuses.
+        RunError: for another version, a file that changed since it was written, or one that
+            `read_json_object` refuses.
     """
     record = read_json_object(path)
-    if record.get("format_version") != FORMAT_VERSION:
-        version = record.get("format_version")
+    version = record.get("format_version")
+    if type(version) is not int or version not in READABLE:
         raise RunError(
-            f"{path}: format_version is {version!r}, this program reads and writes {FORMAT_VERSION}"
+            f"{path}: format_version is {version!r}, this program reads"
+            f" {' and '.join(map(str, READABLE))}"
         )
-    return record
+    return unsealed(record, path) if version >= 2 else record
 
 
 def read_json_object(path: Path) -> dict[str, Any]:
@@ -43,14 +53,42 @@ def read_json_object(path: Path) -> dict[str, Any]:
         RunError: for a file that can't be read or holds something else; names it.
     """
     with explained(path, "cannot be read"):
-        data = path.read_bytes()
+        data = read_bounded(path)
     try:
-        record = json.loads(data)
+        record = parse_json(data)
     except ValueError as error:
-        raise RunError(f"{path}: not valid JSON ({error})") from error
+        raise RunError(f"{path}: not valid JSON ({one_line(error)})") from error
     if not isinstance(record, dict):
         raise RunError(f"{path}: expected a JSON object, got {type(record).__name__}")
     return record
+
+
+def unsealed(record: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    """A record of `json_bytes` without the hash of its content.
+
+    Raises:
+        RunError: the hash is another one; names the file.
+    """
+    content = {name: value for name, value in record.items() if name != _SEAL}
+    if record.get(_SEAL) != _seal_of(content):
+        raise RunError(
+            f"{path}: changed since it was written: its content has another sha256 than it says;"
+            " put it back"
+        )
+    return content
+
+
+def read_bounded(path: Path) -> bytes:
+    """The bytes of a JSON file.
+
+    Raises:
+        OSError: it can't be read.
+        RunError: it is too large.
+    """
+    try:
+        return read_bytes(path, JSON)
+    except ValueError as error:
+        raise RunError(str(error)) from None
 
 
 def claim(file: Path, record: Mapping[str, Any], *, kind: str) -> None:
@@ -77,8 +115,12 @@ def claim(file: Path, record: Mapping[str, Any], *, kind: str) -> None:
 
 
 def json_bytes(record: Mapping[str, Any]) -> bytes:
-    """The content of a JSON file: indented by two, with a line end."""
-    return (json.dumps(record, indent=2) + "\n").encode()
+    """The content of a JSON file with its hash: indented by two, with a line end."""
+    return (json.dumps({**record, _SEAL: _seal_of(record)}, indent=2) + "\n").encode()
+
+
+def _seal_of(record: Mapping[str, Any]) -> str:
+    return sha256_of(json.dumps(record, sort_keys=True).encode())
 
 
 def sha256_of(data: bytes) -> str:

@@ -2,19 +2,31 @@
 
 `Run.log` hands named numbers over; comparisons, reports and resumed trainers read them back. A line
 is handed to the operating system whole, so that a killed process loses none, and no time of day
-goes into it, so that two equal runs have equal files.
+goes into it, so that two equal runs have equal files. The lines carry no checksum of their own; a
+checkpoint records that of the whole file up to its own lines (`checksum`).
 """
 
+import hashlib
 import io
 import json
 import math
 import time
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, SupportsFloat
 
+from trm.bounded import METRICS, one_line, parse_json, read_bytes
 from trm.runs.durable import RecordLog, replace_durably
 from trm.runs.files import RunError, explained
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Checksum:
+    """Of the beginning of metrics.jsonl."""
+
+    bytes: int
+    sha256: str
 
 
 class MetricsLog:
@@ -26,6 +38,9 @@ class MetricsLog:
         self._lines: RecordLog | None = None
         self._events: _EventLog | None = None
         self._purge_step: int | None = None
+        self._running: Any = None
+        """SHA-256 of the file so far, while it is open, and its length."""
+        self._length = 0
 
     def append(self, step: int, metrics: Mapping[str, SupportsFloat]) -> None:
         """Write one line; see `Run.log`."""
@@ -35,8 +50,11 @@ class MetricsLog:
         line = json.dumps({"step": step, **numbers}, allow_nan=False) + "\n"
         with explained(self._file, "could not be written"):
             if self._lines is None:
+                self._hash_file()
                 self._lines = RecordLog(self._file)
             self._lines.append(line.encode())
+        self._running.update(line.encode())
+        self._length += len(line.encode())
         with explained(self._events_folder, "could not be written"):
             if self._events is None:
                 self._events = _EventLog(self._events_folder, self._purge_step)
@@ -46,8 +64,31 @@ class MetricsLog:
         """Every logged line, oldest first; a last line that is only half written is left out."""
         if not self._file.exists():
             return []
-        with explained(self._file, "cannot be read"):
-            return [record for record, _ in _parse_lines(self._file)]
+        return [record for record, _ in _parse_lines(self._file)]
+
+    def exists(self) -> bool:
+        """Whether there is a metrics.jsonl."""
+        return self._file.exists()
+
+    def checksum(self) -> Checksum:
+        """Of all lines that are written."""
+        if self._running is None:
+            self._hash_file()
+        return Checksum(bytes=self._length, sha256=self._running.hexdigest())
+
+    def matches(self, checksum: Checksum) -> bool:
+        """Whether the file begins with the bytes that the checksum was taken of."""
+        content = hashlib.sha256()
+        length = 0
+        if self._file.exists():
+            with explained(self._file, "cannot be read"), self._file.open("rb") as file:
+                while length < checksum.bytes:
+                    part = file.read(min(1 << 20, checksum.bytes - length))
+                    if not part:
+                        break
+                    content.update(part)
+                    length += len(part)
+        return length == checksum.bytes and content.hexdigest() == checksum.sha256
 
     def truncate(self, after_step: int) -> None:
         """Drop every line of a later step; see `Run.truncate_metrics`."""
@@ -59,7 +100,7 @@ class MetricsLog:
             kept = b"".join(
                 line for record, line in _parse_lines(self._file) if record["step"] <= after_step
             )
-            if kept != self._file.read_bytes():
+            if len(kept) != self._file.stat().st_size:
                 replace_durably(self._file, kept)
 
     def recover(self) -> None:
@@ -81,6 +122,12 @@ class MetricsLog:
             if log is not None:
                 log.close()
         self._lines, self._events = None, None
+        self._running = None
+
+    def _hash_file(self) -> None:
+        """Begin the running checksum with what the file holds."""
+        data = read_bytes(self._file, METRICS) if self._file.is_file() else b""
+        self._running, self._length = hashlib.sha256(data), len(data)
 
 
 def _json_number(value: SupportsFloat) -> float | int | str:
@@ -89,22 +136,39 @@ def _json_number(value: SupportsFloat) -> float | int | str:
     return number if math.isfinite(number) else str(number)
 
 
+def _number(value: Any) -> float | int:
+    """The counterpart of `_json_number`."""
+    if isinstance(value, str) and value in ("nan", "inf", "-inf"):
+        return float(value)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ValueError(f"{value!r} is no number")
+    return value
+
+
 def _parse_lines(path: Path) -> Iterator[tuple[dict[str, Any], bytes]]:
     """Each line of metrics.jsonl as a record, and its bytes."""
-    lines = path.read_bytes().splitlines(keepends=True)
+    try:
+        with explained(path, "cannot be read"):
+            lines = read_bytes(path, METRICS).splitlines(keepends=True)
+    except RunError:
+        raise
+    except ValueError as error:
+        raise RunError(str(error)) from None
     for number, line in enumerate(lines, start=1):
         if not line.endswith(b"\n"):
             # Only the last line can lack its end: a process was killed, or the disk filled up,
             # while writing it.
             return
         try:
-            record = json.loads(line)
+            record = parse_json(line, METRICS)
             step = record["step"]
-        except (ValueError, KeyError, TypeError) as error:
-            raise RunError(f"{path}, line {number}: not a line of metrics ({error})") from error
-        values = {
-            name: float(v) if v in ("nan", "inf", "-inf") else v for name, v in record.items()
-        }
+            if type(step) is not int:
+                raise ValueError(f"step is {step!r}")
+            values = {name: _number(value) for name, value in record.items()}
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise RunError(
+                f"{path}, line {number}: not a line of metrics ({one_line(error)})"
+            ) from error
         yield {**values, "step": step}, line
 
 

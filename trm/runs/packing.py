@@ -104,7 +104,10 @@ def _unpack_marked(mark: str, value: Mapping[str, Any]) -> Any:
         case "scalar":
             return value["data"].numpy()[()]
         case "numpy generator":
-            bits = getattr(np.random, value["kind"])()
+            kind = getattr(np.random, value["kind"])
+            if not (isinstance(kind, type) and issubclass(kind, np.random.BitGenerator)):
+                raise ValueError(f"state: {value['kind']!r} is no kind of generator")
+            bits = kind()
             bits.state = unpack_state(value["state"])
             return np.random.Generator(bits)
         case "torch generator":

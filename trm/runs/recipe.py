@@ -27,6 +27,8 @@ from omegaconf.errors import (
     ValidationError,
 )
 
+from trm.bounded import YAML, read_bytes
+
 T = TypeVar("T")
 
 
@@ -182,12 +184,15 @@ class _Draft:
 
 def _read_yaml(path: Path) -> Mapping[Any, Any]:
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        text = read_bytes(path, YAML).decode("utf-8-sig")
     except OSError as error:
         raise ValueError(f"{path}: cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: not a text file (byte {error.start} is not UTF-8)") from error
     try:
+        problem = _too_much(text)
+        if problem is not None:
+            raise ValueError(f"{path}: {problem}")
         values = OmegaConf.to_container(OmegaConf.create(text))
     except yaml.MarkedYAMLError as error:
         line = "" if error.problem_mark is None else f", line {error.problem_mark.line + 1}"
@@ -201,16 +206,50 @@ def _read_yaml(path: Path) -> Mapping[Any, Any]:
     return values
 
 
+def _too_much(text: str) -> str | None:
+    """Why a YAML text is larger or deeper than may be read, or None; takes no memory for it.
+
+    An alias counts as often as what it stands for, since OmegaConf writes it out.
+
+    Raises:
+        yaml.YAMLError: the text is no YAML.
+    """
+    depth, count, open_anchors = 0, 0, list[tuple[str | None, int]]()
+    sizes: dict[str, int] = {}
+    for event in yaml.parse(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
+        if isinstance(event, yaml.CollectionStartEvent):
+            depth += 1
+            open_anchors.append((event.anchor, count))
+        elif isinstance(event, yaml.CollectionEndEvent):
+            depth -= 1
+            anchor, before = open_anchors.pop()
+            if anchor is not None:
+                sizes[anchor] = count - before
+        count += sizes.get(event.anchor, 1) if isinstance(event, yaml.AliasEvent) else 1
+        if depth > (YAML.depth or 0):
+            return f"nested deeper than {YAML.depth} levels, the most of {YAML.kind}"
+        if count > (YAML.count or 0):
+            return f"has more than {YAML.count} values with aliases written out"
+    return None
+
+
 def _parse_override(text: str) -> Mapping[str, Any]:
     """`a.b=3` becomes {"a": {"b": 3}}."""
     name, equals, value_text = text.removeprefix("\ufeff").partition("=")
     parts = name.strip().split(".")
     if not equals or not all(parts):
-        raise ValueError(f"--set: {text!r}: expected FIELD=VALUE or OUTER.INNER=VALUE")
+        raise ValueError(f"--set: {_short(repr(text))}: expected FIELD=VALUE or OUTER.INNER=VALUE")
+    if len(parts) > (YAML.depth or 0):
+        raise ValueError(f"--set: {_show(name)}: {len(parts)} names, at most {YAML.depth} are read")
     try:
+        problem = _too_much(value_text)
+        if problem is not None:
+            raise ValueError(f"--set: {_show(name)}: {problem}")
         value = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={value_text}"]))
     except (yaml.YAMLError, OmegaConfBaseException) as error:
-        raise ValueError(f"--set: {name} = {_show(value_text)}: malformed YAML value") from error
+        raise ValueError(
+            f"--set: {_one_line(name)} = {_show(value_text)}: malformed YAML value"
+        ) from error
     assert isinstance(value, dict)
     nested: Any = value["value"]
     for part in reversed(parts):
@@ -289,7 +328,12 @@ def _show(value: object) -> str:
     try:
         text = json.dumps(value, ensure_ascii=False)
     except (TypeError, ValueError):
-        text = _one_line(repr(value))
+        text = repr(value)
+    return _short(text)
+
+
+def _short(text: str) -> str:
+    text = _one_line(text)
     return text if len(text) <= 80 else text[:77] + "..."
 
 

@@ -5,6 +5,7 @@
     metrics.jsonl, tensorboard/       named numbers by step (`metrics_log`)
     checkpoints/                      weights and states by step, and tags (`checkpoints`)
     .lock                             held by the process that writes (`lock`)
+    .making                           there until the folder is a whole run
 
 A learner makes or opens a `Run`, logs to it and saves checkpoints; evaluation, comparison and
 reports read it. A kill or a full disk at any moment leaves the run as it was before, or as it is
@@ -34,6 +35,8 @@ from trm.runs.recipe import dump_recipe, load_recipe, recipe_hash
 T = TypeVar("T")
 
 _WORK = "is writing to this run"
+_MAKING = ".making"
+"""Left in a folder by a `create` that was killed: what is in the folder is ours to clear away."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -88,7 +91,7 @@ class Run:
         """Make a run folder and open it for writing.
 
         Args:
-            path: must not exist, or be an empty folder.
+            path: must not exist, be an empty folder, or one that a `create` was killed in.
             kind: the learner, e.g. "upi"; `open` can insist on it.
             env: name of the task.
             seed: the seed of the named streams.
@@ -125,9 +128,12 @@ class Run:
             # run.json comes last: a folder without it is no run yet.
             with explained(path, "cannot be written"):
                 try:
+                    (path / _MAKING).touch()
+                    _clear(path)
                     (path / "checkpoints").mkdir()
                     replace_durably(path / "recipe.yaml", text)
                     replace_durably(path / "run.json", json_bytes(asdict(info)))
+                    (path / _MAKING).unlink()
                 except BaseException:
                     _empty(path)
                     raise
@@ -239,7 +245,8 @@ class Run:
         self._check_writable()
         with explained(self.path / "metrics.jsonl", "could not be written"):
             self._metrics.sync()
-        return self._checkpoints.save(step, weights=weights, state=state, tag=tag)
+            metrics = self._metrics.checksum()
+        return self._checkpoints.save(step, weights=weights, state=state, metrics=metrics, tag=tag)
 
     def load_checkpoint(self, step: int | str | None = None) -> Checkpoint:
         """Read a checkpoint and check its sizes and hashes; never deletes or changes anything.
@@ -271,8 +278,35 @@ class Run:
         self._metrics.append(step, metrics)
 
     def read_metrics(self) -> list[dict[str, Any]]:
-        """Every logged line, oldest first; a last line that is only half written is left out."""
-        return self._metrics.read()
+        """Every logged line, oldest first; a last line that is only half written is left out.
+
+        Raises:
+            RunError: a line is damaged, or the lines are those that no checkpoint of this run was
+                saved with.
+        """
+        lines = self._metrics.read()
+        self._checkpoints.check_metrics(self._metrics.matches)
+        return lines
+
+    def check_metrics(self, checkpoint: Checkpoint) -> bool:
+        """Compare metrics.jsonl with what it was when a checkpoint was saved.
+
+        Returns:
+            False where the file is gone, so that the lines up to the checkpoint are lost.
+
+        Raises:
+            RunError: it does not begin with the lines that the checkpoint was saved with.
+        """
+        wanted = checkpoint.metrics
+        if wanted is None or self._metrics.matches(wanted):
+            return True
+        if not self._metrics.exists():
+            return False
+        raise RunError(
+            f"{self.path / 'metrics.jsonl'}: damaged: its first {wanted.bytes} bytes are not those"
+            f" that checkpoint {checkpoint.step} was saved with; put it back, or move it away to go"
+            " on without them"
+        )
 
     def truncate_metrics(self, after_step: int) -> None:
         """Drop every line of a later step, in TensorBoard too; the log goes on from there."""
@@ -281,7 +315,7 @@ class Run:
 
     def _recover(self) -> None:
         """Finish or take back what an interrupted writer left half-done."""
-        for file in self.path.glob(".*.tmp"):
+        for file in (*self.path.glob(".*.tmp"), *self.path.glob(_MAKING)):
             file.unlink()
         self._checkpoints.recover()
         self._metrics.recover()
@@ -295,6 +329,8 @@ def _read_info(path: Path) -> RunInfo:
     file = path / "run.json"
     if not path.exists():
         raise RunError(f"{path}: no such run folder")
+    if not file.is_file() and (path / _MAKING).exists():
+        raise RunError(f"{path}: the making of this run was interrupted; start it there once more")
     if not file.is_file():
         inside = [parent for parent in path.resolve().parents if (parent / "run.json").is_file()]
         hint = f"; did you mean {inside[0]}?" if inside else ""
@@ -332,14 +368,24 @@ def _command_line() -> str:
 
 
 def _check_empty(path: Path) -> None:
+    made = (path / "run.json").exists()
+    if not made and (path / _MAKING).exists():
+        return
     if any(entry.name != ".lock" for entry in path.iterdir()):
-        hint = "resume it" if (path / "run.json").exists() else "empty it"
+        hint = "resume it" if made else "empty it"
         raise RunError(f"{path}: the folder exists and is not empty; {hint}, or choose another one")
+
+
+def _clear(path: Path) -> None:
+    """Remove what a `create` writes, run.json first: without it the folder is no run."""
+    for file in (path / "run.json", path / "recipe.yaml", *path.glob(".*.tmp")):
+        file.unlink(missing_ok=True)
+    shutil.rmtree(path / "checkpoints", ignore_errors=True)
 
 
 def _empty(path: Path) -> None:
     """Take back what a failed `create` wrote, so that the same path can be tried again."""
-    for name in ("run.json", "recipe.yaml", ".lock"):
-        with contextlib.suppress(OSError):
-            (path / name).unlink(missing_ok=True)
-    shutil.rmtree(path / "checkpoints", ignore_errors=True)
+    with contextlib.suppress(OSError):
+        _clear(path)
+        (path / _MAKING).unlink(missing_ok=True)
+        (path / ".lock").unlink(missing_ok=True)

@@ -332,7 +332,7 @@ def test_the_fast_engine_equals_the_engine_of_pure_functions(
     domain: Queens, seed: int, reward: str, dead_end: str, limit: int
 ) -> None:
     """Also from boards whose given queens attack each other."""
-    pool = queens_instances(n=domain.n, num=6, seed=seed, holdout="instances").instances
+    pool = queens_instances(n=domain.n, num=6, seed=seed, holdout="instances").instances.copy()
     rng = np.random.default_rng(seed)
     pool[:2] = rng.random((2, domain.n**2)) < 0.1
     options = EngineOptions(reward=reward, dead_end=dead_end, limit=limit)

@@ -1,6 +1,5 @@
 """Token data sets: symmetries keep labels right, seeds repeat, the checker judges, faults name."""
 
-import json
 from dataclasses import asdict, replace
 from functools import cache
 from pathlib import Path
@@ -19,6 +18,7 @@ from plan_envs.queens.instances import enumerate_solutions
 from supervised.data_sets.codecs import codec_of
 from supervised.data_sets.datasets import IGNORE, BoardDataset, check_indices
 from supervised.data_sets.folders import check_files, open_dataset, read_info
+from trm.runs.files import json_bytes
 
 TASKS = ("sudoku4x4-hard", "sudoku6x6", "sudoku9x9", "nqueens8", "nqueens5", "maze10")
 VOCABULARIES = {"sudoku4x4": 6, "sudoku6x6": 8, "sudoku9x9": 11, "queens8x8": 3, "maze10x10": 6}
@@ -158,7 +158,7 @@ def write(folder: Path, **changes: Any) -> Path:
     for name, tokens in (("inputs", batch.inputs), ("labels", batch.labels)):
         np.save(folder / "train" / f"{name}.npy", tokens.numpy().astype(np.uint8))
     record = asdict(replace(dataset.info, counts={"train": 4})) | changes
-    (folder / "dataset.json").write_text(json.dumps(record))
+    (folder / "dataset.json").write_bytes(json_bytes(record))
     return folder
 
 
@@ -172,7 +172,7 @@ def test_a_folder_gives_back_what_was_written(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"format": 7}, r"dataset\.json: format must be 1, got 7"),
+        ({"format": 7}, r"dataset\.json: format must be 2, got 7"),
         ({"surprise": 1}, r"dataset\.json: fields missing or unknown: surprise"),
         ({"vocab_size": "3"}, r"dataset\.json: vocab_size must be a positive integer, got '3'"),
         ({"counts": {"dev": 4}}, r"dataset\.json: counts: 'dev' must be a split"),
@@ -205,12 +205,19 @@ def test_damaged_and_missing_files_are_named(tmp_path: Path) -> None:
         check_files(folder, read_info(folder))
     with pytest.raises(ValueError, match=r"split must be one of \['train'\], got 'test'"):
         open_dataset(folder, "test")
+    with pytest.raises(ValueError, match=r"inputs\.npy: damaged: sha256 is"):
+        open_dataset(folder, "train")
+    folder = write(tmp_path / "e")
     (folder / "train" / "labels.npy").write_bytes(b"no array")
     with pytest.raises(ValueError, match=r"labels\.npy: not readable as an array"):
         open_dataset(folder, "train")
     (folder / "train" / "labels.npy").unlink()
     with pytest.raises(ValueError, match=r"labels\.npy: missing"):
         open_dataset(folder, "train")
+    content = (folder / "dataset.json").read_text()
+    (folder / "dataset.json").write_text(content.replace('"num_puzzles": 1', '"num_puzzles": 3'))
+    with pytest.raises(ValueError, match=r"dataset\.json: changed since it was written"):
+        read_info(folder)
     (folder / "dataset.json").write_text("{")
     with pytest.raises(ValueError, match=r"dataset\.json: not valid JSON"):
         read_info(folder)

@@ -238,11 +238,11 @@ def test_a_reader_follows_a_trainer_that_deletes_under_it(
     steps = iter(["find 2", 3, 4, 5])
     read_checked = checkpoints._read_checked
 
-    def read_late(folder: Path) -> dict[str, bytes]:
+    def read_late(folder: Path, step: int) -> Any:
         if next(steps, None) == "find 2":
             for step in (3, 4, 5):
                 save(made, step)
-        return read_checked(folder)
+        return read_checked(folder, step)
 
     monkeypatch.setattr(checkpoints, "_read_checked", read_late)
     assert reader.load_checkpoint().step == 5
@@ -331,3 +331,40 @@ def test_a_write_cut_short_by_the_system_leaves_no_partial_checkpoint(
         save(made, 2)
     assert snapshot(made.path) == before
     assert [p.name for p in (made.path / "checkpoints").iterdir()] == ["step-000000001"]
+
+
+def test_a_checkpoint_that_is_being_replaced_by_one_of_the_same_step_stays_readable(
+    made: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save(made, 3)
+    seen: list[int] = []
+    rename = os.rename
+
+    def looked_at(source: Any, target: Any) -> None:
+        rename(source, target)
+        reader = Run.open(made.path)
+        assert_whole(reader, reader.checkpoint_steps()[-1])
+        seen.append(reader.load_checkpoint().step)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "rename", looked_at)
+        save(made, 3)
+    assert seen == [3, 3]
+
+
+@pytest.mark.parametrize(
+    "entry", [None, 3, "x", [], {}, {"bytes": "3", "sha256": "x"}, {"bytes": -1, "sha256": "x"}]
+)
+def test_an_entry_of_a_manifest_that_no_program_writes_is_refused(made: Run, entry: Any) -> None:
+    folder = save(made, 3)
+    files = json.loads((folder / "checkpoint.json").read_text())["files"]
+    edit_json(folder / "checkpoint.json", files=files | {"state.pt": entry})
+    with pytest.raises(RunError, match=r"checkpoint\.json: state\.pt is .*expected bytes and sha"):
+        made.load_checkpoint()
+
+
+def test_the_manifest_of_another_step_is_refused(made: Run) -> None:
+    folder = save(made, 3)
+    edit_json(folder / "checkpoint.json", step=4)
+    with pytest.raises(RunError, match=r"checkpoint\.json: step is 4 in the folder of step 3"):
+        made.load_checkpoint()

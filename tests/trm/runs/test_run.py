@@ -3,6 +3,7 @@
 The kill test runs `crash_points.py` in a process of its own.
 """
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -65,12 +66,12 @@ def test_create_refuses_a_seed_or_recipe_it_cannot_record(tmp_path: Path) -> Non
     ("changes", "message"),
     [
         (
-            {"format_version": 2},
-            "run.json: format_version is 2, this program reads and writes 1",
+            {"format_version": 3},
+            "run.json: format_version is 3, this program reads 1 and 2",
         ),
         (
             {"format_version": ...},
-            "run.json: format_version is None, this program reads and writes 1",
+            "run.json: format_version is None, this program reads 1 and 2",
         ),
         ({"seed": "3"}, "run.json: seed is '3', expected int"),
         ({"env": ...}, "run.json: env is None, expected str"),
@@ -166,3 +167,54 @@ def test_a_kill_at_any_moment_leaves_a_whole_checkpoint_and_log() -> None:
     # Fewer would mean that the system calls are not intercepted any more.
     points = int(done.stdout.split(" kills at system calls")[0])
     assert points >= 120
+
+
+@pytest.mark.parametrize("left", [".making", "recipe.yaml", ".run.json.77.tmp", "checkpoints"])
+def test_a_folder_in_which_a_create_was_killed_can_be_made_a_run(tmp_path: Path, left: str) -> None:
+    path = tmp_path / "run"
+    path.mkdir()
+    (path / ".making").touch()
+    (path / "checkpoints").mkdir()
+    if left != "checkpoints":
+        (path / left).write_text("half")
+    with pytest.raises(RunError, match=r"run: the making of this run was interrupted; start it"):
+        Run.open(path)
+    with create(path) as made:
+        assert made.load_recipe(Recipe) == Recipe()
+    names = {".lock", "checkpoints", "recipe.yaml", "run.json"}
+    assert {entry.name for entry in path.iterdir()} == names
+
+
+def test_files_that_no_create_left_are_never_cleared_away(tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").write_text("mine")
+    (tmp_path / "checkpoints").mkdir()
+    with pytest.raises(RunError, match="the folder exists and is not empty; empty it"):
+        create(tmp_path)
+    assert (tmp_path / "recipe.yaml").read_text() == "mine"
+
+
+@pytest.mark.parametrize("field", ["seed", "env", "created", "command"])
+def test_a_flipped_bit_that_leaves_valid_json_is_noticed(tmp_path: Path, field: str) -> None:
+    create(tmp_path / "run").close()
+    file = tmp_path / "run" / "run.json"
+    record = json.loads(file.read_text())
+    changed = 7 if field == "seed" else record[field][:-1]
+    file.write_text(json.dumps(record | {field: changed}, indent=2))
+    with pytest.raises(RunError, match=r"run\.json: changed since it was written"):
+        Run.open(tmp_path / "run")
+
+
+def test_a_run_of_version_1_is_read(tmp_path: Path) -> None:
+    with create(tmp_path / "run") as made:
+        save(made, 1, tag="best")
+    files = ("run.json", "checkpoints/best.json", "checkpoints/step-000000001/checkpoint.json")
+    for name in files:
+        file = tmp_path / "run" / name
+        record = json.loads(file.read_text())
+        del record["sha256"]
+        record.pop("metrics", None)
+        file.write_text(json.dumps(record | {"format_version": 1}))
+    run = Run.open(tmp_path / "run", kind="upi")
+    assert_whole(run, 1)
+    assert run.tagged_step("best") == 1
+    assert run.check_metrics(run.load_checkpoint())
