@@ -9,10 +9,16 @@ from functools import partial
 
 from plan_envs.evaluation import Policy
 from trm.compute.device import Placement
-from trm.experiments.learners import Learner, Networks, SweepCommand
+from trm.experiments.learners import (
+    Insight,
+    Learner,
+    Networks,
+    Predictor,
+    SweepCommand,
+    task_of,
+)
 from trm.experiments.records import keep_record
-from trm.experiments.states import EditPolicy, GreedyPolicy, edit_logits
-from trm.runs.files import RunError
+from trm.experiments.states import GreedyPolicy, edit_logits
 from trm.runs.run import Run
 
 
@@ -42,20 +48,29 @@ class Baselines:
         networks = self.load_networks(run, placement=placement, step=step)
         return GreedyPolicy(partial(edit_logits, networks.policy), placement)
 
-    def load_probabilities(
-        self, run: Run, *, placement: Placement, step: int | str | None
-    ) -> EditPolicy:
-        """Refused: only runs of `upi-trm train` are sampled and searched with."""
-        raise RunError(
-            f"{run.path / 'run.json'}: kind is {self.kind!r}; samples and searches need a run of"
-            " `upi-trm train`"
-        )
-
     def load_networks(self, run: Run, *, placement: Placement, step: int | str | None) -> Networks:
         """Policy and critic."""
         from baselines.deployment import load_networks
 
         return load_networks(run, placement=placement, step=step)
+
+    def load_insight(self, run: Run, *, placement: Placement, step: int | str | None) -> Insight:
+        """As far as the algorithm has it."""
+        from baselines.insight import Sb3Insight
+        from baselines.recipe import BaselineRecipe
+
+        return Sb3Insight(
+            domain=task_of(run).domain,
+            recipe=run.load_recipe(BaselineRecipe),
+            networks=self.load_networks(run, placement=placement, step=step),
+            placement=placement,
+        )
+
+    def load_predictor(
+        self, run: Run, *, placement: Placement, step: int | str | None
+    ) -> Predictor | None:
+        """Its runs play edits."""
+        return None
 
 
 LEARNER: Learner = Baselines()

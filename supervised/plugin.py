@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 from supervised.measures.records import make_record
 from supervised.recipe import RECIPES, SupervisedRecipe
 from trm.compute.device import Placement
-from trm.experiments.learners import Learner, SweepCommand
+from trm.experiments.learners import Learner, Predictor, SweepCommand
 from trm.runs.files import RunError
 from trm.runs.run import Run
 
@@ -51,7 +51,15 @@ class Supervised:
             f" play no edits; `upi-trm supervised eval {run.path}` measures them"
         )
 
-    load_probabilities = load_networks = load_policy
+    load_networks = load_insight = load_policy
+
+    def load_predictor(
+        self, run: Run, *, placement: Placement, step: int | str | None
+    ) -> Predictor | None:
+        """The model and the codec of its boards."""
+        from supervised.predictor import load_predictor
+
+        return load_predictor(run, placement=placement, step=step)
 
 
 LEARNER: Learner = Supervised()

@@ -7,13 +7,20 @@ from dataclasses import dataclass
 
 from plan_envs.evaluation import Policy
 from trm.compute.device import Placement
-from trm.experiments.learners import Learner, Networks, SweepCommand, task_of
+from trm.experiments.learners import (
+    Insight,
+    Learner,
+    Networks,
+    Predictor,
+    SweepCommand,
+    task_of,
+)
 from trm.experiments.records import keep_record
-from trm.experiments.states import EditPolicy
 from trm.nn.model import TinyRecursiveModel
 from trm.runs.run import Run, fitting
 from upi_trm.chain import MixturePolicy
-from upi_trm.deployment import edit_policy, greedy_policy, load_deployed
+from upi_trm.deployment import greedy_policy, load_deployed
+from upi_trm.insight import UpiInsight
 from upi_trm.recipe import RECIPES, UpiRecipe
 from upi_trm.theory.subjects import load_subject
 
@@ -41,12 +48,6 @@ class UpiTrm:
         """What `deployment` makes of the recipe: a network, a mixture, or one that remembers."""
         return greedy_policy(_load(run, placement, step), task_of(run).domain, placement)
 
-    def load_probabilities(
-        self, run: Run, *, placement: Placement, step: int | str | None
-    ) -> EditPolicy:
-        """Of the deployed policy; a persistent latent depends on more than the state."""
-        return edit_policy(_load(run, placement, step), placement)
-
     def load_networks(self, run: Run, *, placement: Placement, step: int | str | None) -> Networks:
         """In float64, as `theory.subjects` studies them."""
         subject = load_subject(run, placement=placement, step=step)
@@ -56,6 +57,21 @@ class UpiTrm:
             model=subject.recipe.model,
             step=subject.step,
         )
+
+    def load_insight(self, run: Run, *, placement: Placement, step: int | str | None) -> Insight:
+        """Of the evaluator and the deployed policy."""
+        placement.apply()
+        checkpoint = run.load_checkpoint(step)
+        with fitting(run, checkpoint):
+            return UpiInsight.of(
+                task_of(run).domain, run.load_recipe(UpiRecipe), checkpoint.weights, placement
+            )
+
+    def load_predictor(
+        self, run: Run, *, placement: Placement, step: int | str | None
+    ) -> Predictor | None:
+        """Its runs play edits."""
+        return None
 
 
 LEARNER: Learner = UpiTrm()

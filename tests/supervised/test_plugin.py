@@ -87,7 +87,7 @@ def test_no_policy_that_plays_edits_is_loaded_from_a_supervised_run(tmp_path: Pa
     recipe = write_spec(tmp_path, TRAINED).with_name("small.yaml")
     place = Placement(threads=1)
     run = train(recipe_path=recipe, steps=1, out=tmp_path / "run", placement=place).run
-    for load in (LEARNER.load_policy, LEARNER.load_probabilities, LEARNER.load_networks):
+    for load in (LEARNER.load_policy, LEARNER.load_networks, LEARNER.load_insight):
         with pytest.raises(RunError, match=r"run\.json: kind is 'supervised'.*supervised eval"):
             load(run, placement=Placement(), step=None)
 

@@ -20,13 +20,14 @@ from trm.experiments.options import EXIT_INTERRUPTED
 from trm.experiments.play_cli import play
 from trm.experiments.sweep_cli import compare, sweep
 from trm.experiments.use_cli import evaluate, solve
+from trm.experiments.viewing.cli import report
 
 PLUGIN_GROUP = "upi_trm.commands"
 """Entry-point group of the learners' click commands; the entry point's name is the command's."""
 
 _SECTIONS = {
     "Learn": ["train", "sweep"],
-    "Measure and use": ["eval", "solve", "compare", "drift", "bounds"],
+    "Measure and use": ["eval", "solve", "compare", "report", "drift", "bounds"],
     "Look around": ["envs", "play"],
 }
 
@@ -99,7 +100,7 @@ def cli(settings: Any, debug: bool) -> None:
         settings.shown = True
 
 
-for _command in (sweep, evaluate, solve, compare, envs, play):
+for _command in (sweep, evaluate, solve, compare, report, envs, play):
     cli.add_command(_command)
 
 

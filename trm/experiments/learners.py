@@ -13,11 +13,17 @@ from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
+import numpy as np
+from jaxtyping import Float
+from numpy.typing import NDArray
+from torch import Tensor
+
 from plan_envs.catalogue import Task, resolve_task
+from plan_envs.domain import Int8Array, PlanDomain
 from plan_envs.evaluation import Policy
 from trm.compute.device import Placement
-from trm.experiments.states import EditPolicy
-from trm.nn.model import ModelConfig, TinyRecursiveModel
+from trm.experiments.states import Boards, Deepening
+from trm.nn.model import ModelConfig, StateBatch, TinyRecursiveModel
 from trm.runs.files import RunError
 from trm.runs.run import Run
 from trm.runs.shipped import ShippedFiles, nearest_hint
@@ -78,6 +84,54 @@ class Networks:
 
 
 @runtime_checkable
+class Insight(Protocol):
+    """What a checkpoint that plays edits says of states, beside its greedy policy.
+
+    `quantities` names the methods that may be called. `Boards` are full instances with plans.
+    """
+
+    @property
+    def quantities(self) -> frozenset[str]:
+        """Of "probabilities", "values", "edit_values" and "deepen" those that the run has."""
+
+    def probabilities(self, states: StateBatch) -> Float[Tensor, "batch action"]:
+        """pi(a | s), 0 at illegal edits (an `EditPolicy`)."""
+
+    def values(self, boards: Boards) -> NDArray[np.float32]:
+        """V(s), shape [batch], in the units of the shaped return."""
+
+    def edit_values(self, boards: Boards) -> NDArray[np.float32]:
+        """Q(s, a), shape [batch, action], in the same units; NaN at illegal edits."""
+
+    def deepen(self, boards: Boards, *, depth: int) -> Deepening:
+        """What is said after each of `depth` updates of the latent."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Prediction:
+    """What a run that predicts whole boards answers, after each of its supervision steps."""
+
+    plans: Int8Array
+    """Shape [step, batch, cell]."""
+    entropy: NDArray[np.float32]
+    """Entropy of the distribution over tokens, nats, shape [step, batch, cell]."""
+    halting: NDArray[np.float32] | None
+    """Probability of halting, shape [step, batch]; None without a halting head."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Predictor:
+    """A checkpoint that predicts whole boards."""
+
+    domain: PlanDomain
+    """Whose boards it predicts."""
+    predict: Callable[[Int8Array], Prediction]
+    """From instances, shape [batch, instance]."""
+    unseen: Callable[[int], Int8Array]
+    """The first so many instances of the run's test split, shape [num, instance]."""
+
+
+@runtime_checkable
 class Learner(Protocol):
     """A learner as the rest of the program sees it.
 
@@ -105,18 +159,20 @@ class Learner(Protocol):
             RunError: a run that plays no edits, or weights that do not fit its recipe.
         """
 
-    def load_probabilities(
-        self, run: Run, *, placement: Placement, step: int | str | None
-    ) -> EditPolicy:
-        """Edit probabilities of a checkpoint, for sampling and for the verified search.
-
-        Raises:
-            RunError: as of `load_policy`.
-            ValueError: a policy that depends on more than the state.
-        """
-
     def load_networks(self, run: Run, *, placement: Placement, step: int | str | None) -> Networks:
         """Policy and evaluator of a checkpoint, for studies; errors as of `load_policy`."""
+
+    def load_insight(self, run: Run, *, placement: Placement, step: int | str | None) -> Insight:
+        """Probabilities and values of a checkpoint; errors as of `load_policy`."""
+
+    def load_predictor(
+        self, run: Run, *, placement: Placement, step: int | str | None
+    ) -> Predictor | None:
+        """The model of a run that predicts whole boards; None of a run that plays edits.
+
+        Raises:
+            RunError: the boards are those of a domain whose puzzles are not one board each.
+        """
 
 
 def learner_of(run: Run) -> Learner:
@@ -164,13 +220,6 @@ def task_of(run: Run) -> Task:
 def load_policy(run: Run, *, placement: Placement, step: int | str | None = None) -> Policy:
     """The greedy policy of a checkpoint of any learner; see `Learner.load_policy`."""
     return learner_of(run).load_policy(run, placement=placement, step=step)
-
-
-def load_probabilities(
-    run: Run, *, placement: Placement, step: int | str | None = None
-) -> EditPolicy:
-    """Edit probabilities of any learner's checkpoint; see `Learner.load_probabilities`."""
-    return learner_of(run).load_probabilities(run, placement=placement, step=step)
 
 
 def _learners() -> dict[str, EntryPoint]:

@@ -3,7 +3,7 @@
 The headline of every results table is greedy, one pass. Here the same policy gets more than one
 pass and the checker says which plan to keep: `verified_search` goes back from dead plans to the
 most probable edit that was left aside, `best_of_samples` plays N sampled episodes. Input: edit
-probabilities (`learners.load_probabilities`) and instances; output: the reports that `upi-trm eval`
+probabilities (`learners.Insight`) and instances; output: the reports that `upi-trm eval`
 and `solve` show beside the greedy one. Not in the paper.
 """
 

@@ -1,4 +1,4 @@
-"""States of a domain as tensors, and the greedy policy of a network over them."""
+"""States of a domain as tensors, and what networks say of them: greedy edits, values by depth."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
@@ -13,6 +13,7 @@ from torch import Tensor
 from plan_envs.domain import DomainSpec, Int8Array, PlanDomain, potential
 from trm.compute.device import Placement
 from trm.nn.model import Encoding, ModelShape, StateBatch, TinyRecursiveModel
+from trm.nn.recursion import project_ball
 
 
 def model_shape(spec: DomainSpec) -> ModelShape:
@@ -175,3 +176,48 @@ class Boards:
         """Phi(s) in float64."""
         score = domain.check(self.instances, self.plans).score
         return torch.from_numpy(potential(score, domain.spec.max_score)).to(device)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Deepening:
+    """What the networks say of some states after n = 0, 1, ..., N updates of their latents."""
+
+    values: NDArray[np.float32]
+    """U_n(s), shape [N + 1, batch], in the units of the shaped return."""
+    probabilities: NDArray[np.float32]
+    """pi_n(a | s), shape [N + 1, batch, action]."""
+    moves: NDArray[np.float32]
+    """||z^(n + 1) - z^(n)|| of the evaluator's whole latent, shape [N, batch]."""
+    modulus: float | None
+    """Proven bound on L_z of the evaluator's recursion; None where there is none below 1."""
+    trained_depth: int
+    """The n of training and playing."""
+
+
+@torch.no_grad()
+def readings_by_depth(
+    model: TinyRecursiveModel, states: StateBatch, *, depth: int
+) -> tuple[
+    Float[Tensor, "reading batch"],
+    Float[Tensor, "reading batch action"],
+    Float[Tensor, "update batch"],
+]:
+    """What both heads of a network read after n = 0, ..., `depth` updates, and how far z moved.
+
+    Returns:
+        Outputs of the value head, masked edit logits, and ||z^(n + 1) - z^(n)|| of each state.
+    """
+    encoding = model.encode(states)
+    z = model.recur(encoding, depth=0)
+    values, logits, moves = [], [], []
+    for n in range(depth + 1):
+        values.append(model.value(z, encoding))
+        logits.append(model.edit_logits(z, encoding, states))
+        if n < depth:
+            after = project_ball(model.step(z, encoding), model.config.radius)
+            squares = (after - z).square().sum(dim=1)
+            moved = squares.new_zeros(len(states)).index_add(0, encoding.row_state, squares)
+            moves.append(moved.sqrt())
+            z = after
+    no_moves = values[0].new_zeros(0, len(states))
+    return torch.stack(values), torch.stack(logits), torch.stack(moves) if moves else no_moves

@@ -12,7 +12,7 @@ import math
 import re
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -35,6 +35,10 @@ from trm.runs.recipe import load_recipe
 from trm.runs.run import Run
 
 _NAN = re.compile(r"\b(nan|inf)\b", re.IGNORECASE)
+
+Callback = Callable[[int, Mapping[str, float]], bool | None]
+"""Called with the units made and the figures of each line of metrics.jsonl, in process 0; False
+stops the training as a signal does."""
 
 
 class NotFiniteError(ValueError):
@@ -62,7 +66,8 @@ class Outcome:
     run: Run
     """Closed for writing."""
     finished: bool
-    """Whether the budget is spent; otherwise a signal asked to stop, and the loop has said so."""
+    """Whether the budget is spent; otherwise a signal or the callback asked to stop, and the loop
+    has said so."""
     is_main: bool
     """Whether this process speaks for all."""
 
@@ -143,9 +148,10 @@ class Trainee(ABC):
         seed: int = 0,
         out: Path | None = None,
         placement: Placement,
+        callback: Callback | None = None,
         **choice: Any,
     ) -> Outcome:
-        """Start a run and train until its budget is spent or a signal asks to stop.
+        """Start a run and train until its budget is spent, or a signal or the callback stops it.
 
         Args:
             env: a task's name or a PlanEdit id, for learners whose recipes name no data.
@@ -157,6 +163,7 @@ class Trainee(ABC):
             seed: of every random stream.
             out: run folder to make; None for `runs/<name>-seed<seed>-<time>`.
             placement: device, precision, threads.
+            callback: sees the metrics as they are logged.
             choice: what `read_recipe` asks for besides.
 
         Raises:
@@ -187,7 +194,7 @@ class Trainee(ABC):
                 )
             path = workers.from_main(str(out))
             with run or Run.open(Path(path)) as run:
-                return _Loop(run, trainee).train()
+                return _Loop(run, trainee, callback).train()
 
     @classmethod
     def resume(cls, run_path: Path, *, steps: int | None = None, placement: Placement) -> Outcome:
@@ -286,8 +293,9 @@ def play_validation(policy: Policy, task: Task, instances: InstanceSet) -> dict[
 class _Loop:
     """A run being trained: its trainee, the best evaluation, what it cost, what is saved."""
 
-    def __init__(self, run: Run, trainee: Trainee) -> None:
+    def __init__(self, run: Run, trainee: Trainee, callback: Callback | None = None) -> None:
         self.run, self.trainee, self.workers = run, trainee, trainee.setting.workers
+        self.callback, self.called_off = callback, False
         self.best = -1.0
         self.saved_at = -1
         self.meter = ResourceMeter()
@@ -334,7 +342,7 @@ class _Loop:
                 console=None if workers.is_main else Console(quiet=True),
             ) as progress,
         ):
-            while not spent and not workers.any(stop.requested):
+            while not spent and not workers.any(stop.requested or self.called_off):
                 if self._is_cut_short(budget) and self.saved_at != trainee.done > 0:
                     self._save()
                 before = trainee.done
@@ -353,8 +361,10 @@ class _Loop:
             if self.saved_at != trainee.done:
                 self._save()
             if not spent:
+                callback = "the callback" if self.called_off else None
+                who = stop.signal_name or callback or "another process"
                 progress.note(
-                    f"stopped by {stop.signal_name or 'another process'} after {trainee.done}"
+                    f"stopped by {who} after {trainee.done}"
                     f" {trainee.unit}; go on with upi-trm {trainee.command} --resume"
                     f" {self.run.path}"
                 )
@@ -375,6 +385,8 @@ class _Loop:
         metrics, tag = figures | evaluation, None
         if metrics and self.workers.is_main:
             self.run.log(trainee.done, metrics)
+            if self.callback is not None and self.callback(trainee.done, metrics) is False:
+                self.called_off = True
         progress.update(trainee.done)
         if evaluation:
             shown = {heading: figure for heading, (figure, _) in trainee.columns.items()}

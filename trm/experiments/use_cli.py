@@ -102,6 +102,19 @@ def evaluate(
 )
 @options.checkpoint_option
 @_more_compute_options
+@click.option("--show", is_flag=True, help="Step through the edits in the terminal.")
+@click.option(
+    "--gif",
+    metavar="FILE",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Write the edits as a GIF (extra `render`).",
+)
+@click.option(
+    "--html",
+    metavar="FILE",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Write a page that replays the edits and shows what the model held likely.",
+)
 @options.placement_options
 def solve(
     *,
@@ -110,6 +123,9 @@ def solve(
     step: int | str | None,
     samples: int | None,
     search: int | None,
+    show: bool,
+    gif: Path | None,
+    html: Path | None,
     **where: Any,
 ) -> None:
     """Let a trained model solve one puzzle.
@@ -122,27 +138,50 @@ def solve(
     """
     if samples is not None and search is not None:
         raise click.UsageError("--samples and --search exclude each other")
+    if (samples or search) and (show or gif or html):
+        raise click.UsageError(
+            "--show, --gif and --html show the greedy edits: leave --samples and --search out"
+        )
     placement = options.ready_placement(**where)
-    from plan_envs.instances import InstanceSet
     from plan_envs.rendering import render_ansi
-    from trm.experiments.learners import task_of
+    from trm.experiments.trained.model import Model
 
-    given = None if run_path is None else _open_given_run(run_path)
+    def opened(path: Path) -> Any:
+        return Model(options.open_run(path), placement=placement, step=step)
+
+    given = None if run_path is None else _open_given_run(run_path, opened)
     source, text = _read_puzzle(puzzle)
     try:
-        run, instance = _run_for(text, given)
+        model, instance = _model_for(text, given, opened)
     except ValueError as error:
         raise ValueError(f"{source}: {error}") from error
-    domain = task_of(run).domain
-    lone = InstanceSet.of(source, instance[None], domain.initial(instance[None]))
-    report, how = _play_one(run, lone, samples, search, placement=placement, step=step)
-    plan = report.final_plans[0]
-    click.echo(render_ansi(domain, instance, plan, color=sys.stdout.isatty()))
-    if report.solved[0]:
-        click.echo(f"solved {how}")
-        return
-    click.echo(_why_not_solved(domain, instance[None], plan))
-    sys.exit(_EXIT_NOT_SOLVED)
+    solution = model.solve(instance, samples=samples, search=search)
+    color = sys.stdout.isatty()
+    if show or gif is not None or html is not None:
+        _show_solution(model, solution, show=show, gif=gif, html=html)
+    click.echo(render_ansi(model.domain, instance, solution.plan, color=color))
+    click.echo(solution.reason)
+    if not solution.solved:
+        sys.exit(_EXIT_NOT_SOLVED)
+
+
+def _show_solution(
+    model: Any, solution: Any, *, show: bool, gif: Path | None, html: Path | None
+) -> None:
+    """Step through a solution, or write it to files."""
+    from trm.experiments.viewing import film
+
+    if show:
+        film.show(solution, color=sys.stdout.isatty() and "NO_COLOR" not in os.environ)
+    if gif is not None:
+        film.save_gif(solution, gif)
+        click.echo(f"wrote {gif}", err=True)
+    if html is not None:
+        from trm.experiments.viewing.report import solution_html
+        from trm.runs.durable import replace_durably
+
+        replace_durably(html, solution_html(model, solution).encode())
+        click.echo(f"wrote {html}; open it in a browser", err=True)
 
 
 def show_scoreboard(
@@ -180,33 +219,30 @@ def show_scoreboard(
     from rich.console import Console
 
     from plan_envs.hub import read_instances
-    from trm.experiments.learners import load_policy, task_of
-    from trm.experiments.scoreboard import score_policies
-    from trm.experiments.shipped_runs import run_name
+    from trm.experiments.trained.model import Model
 
-    task = task_of(run)
+    model = Model(run, placement=placement, step=step)
+    task = model.task
     if source is not None:
         with options.skipping_invalid(skip_invalid) as on_invalid:
             instances = read_instances(source, domain=task.domain, limit=num, on_invalid=on_invalid)
     else:
         instances = task.instances("test", num=num or _DEFAULT_NUM, seed=seed)
-    where: dict[str, Any] = {"placement": placement, "step": step}
-    policy = load_policy(run, **where)
     with Console(stderr=True).status("evaluating") as status:
 
         def announce(name: str) -> None:
             status.update(f"evaluating: {name}")
 
-        board = score_policies(policy, task, instances, seed=seed, announce=announce)
+        board = model.evaluate(instances, seed=seed, announce=announce)
         more: dict[str, Any] = {"seed": seed, "samples": samples, "search": search}
-        assisted, figures = _more_compute(run, instances, announce, **more, **where)
+        assisted, figures = _more_compute(model, instances, announce, **more)
     if not as_json:
         Console().print(replace(board, assisted=assisted).table())
     tagged = run.tagged_step(step) if isinstance(step, str) else step
     return {
         **board.to_json_dict(),
         **figures,
-        "run": run_name(run.path),
+        "run": model.name,
         "step": run.checkpoint_steps()[-1] if tagged is None else tagged,
         "seed": run.info.seed,
         "eval_seed": seed,
@@ -214,87 +250,58 @@ def show_scoreboard(
 
 
 def _more_compute(
-    run: Any,
+    model: Any,
     instances: Any,
     announce: Callable[[str], None],
     *,
     seed: int,
     samples: int | None,
     search: int | None,
-    **where: Any,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Reports of the sampled and the searching policy by name, and their figures for JSON."""
-    if samples is None and search is None:
-        return {}, {}
-    from trm.experiments.learners import load_probabilities, task_of
-    from trm.experiments.search import best_of_samples, uniform_policy, verified_search
+    from trm.experiments.search import uniform_policy, verified_search
 
-    domain, device = task_of(run).domain, where["placement"].torch_device
-    chances = load_probabilities(run, **where)
     reports: dict[str, Any] = {}
     figures: dict[str, Any] = {}
     if samples is not None:
         name = f"learned, best of {samples} samples"
         announce(name)
-        report = best_of_samples(chances, domain, instances, num=samples, device=device, seed=seed)
+        report = model.best_of_samples(instances, num=samples, seed=seed)
         reports[name] = report
         figures["samples"] = {**report.to_json_dict(), "num_samples": samples}
     if search is not None:
         name = f"learned, search of {search} plans"
         announce(name)
-        found = verified_search(chances, domain, instances, budget=search, device=device)
+        found = model.search(instances, budget=search)
         reports[name] = found.report
         # What the search solves by itself, as the mask does for the greedy row.
+        domain, device = model.domain, model.device
         alone = verified_search(uniform_policy, domain, instances, budget=search, device=device)
         reports[f"uniform, search of {search} plans"] = alone.report
         figures["search"] = {**found.to_json_dict(), "reference": {"uniform": alone.to_json_dict()}}
     return reports, figures
 
 
-def _open_given_run(path: Path) -> Any:
-    """The run that --run names."""
+def _open_given_run(path: Path, opened: Callable[[Path], Any]) -> Any:
+    """The model of the run that --run names."""
     try:
-        return options.open_run(path)
+        return opened(path)
     except ValueError as error:
         raise ValueError(f"--run: {error}") from error
 
 
-def _run_for(text: str, given: Any) -> tuple[Any, Any]:
-    """The run that is to solve a puzzle, and the puzzle as its domain reads it."""
-    from plan_envs.episodes import read_instance
-    from trm.experiments.learners import task_of
+def _model_for(text: str, given: Any, opened: Callable[[Path], Any]) -> tuple[Any, Any]:
+    """The model that is to solve a puzzle, and the puzzle as its domain reads it."""
     from trm.experiments.shipped_runs import fitting_run
 
     if given is None:
         name, instance = fitting_run(text)
         click.echo(f"using {name}", err=True)
-        return options.open_run(Path(name)), instance
-    task = task_of(given)
+        return opened(Path(name)), instance
     try:
-        return given, read_instance(task.domain, text, dead_end="continue")
+        return given, given.read(text)
     except ValueError as error:
-        raise ValueError(f"{error} (the run was trained on {task.name})") from error
-
-
-def _play_one(
-    run: Any, lone: Any, samples: int | None, search: int | None, **where: Any
-) -> tuple[Any, str]:
-    """The report of one puzzle, and in words what it took."""
-    from plan_envs.evaluation import evaluate_policy
-    from trm.experiments.learners import load_policy, load_probabilities, task_of
-    from trm.experiments.search import best_of_samples, verified_search
-
-    domain, device = task_of(run).domain, where["placement"].torch_device
-    if samples is None and search is None:
-        report = evaluate_policy(load_policy(run, **where), domain, lone)
-        return report, f"in {report.edits} edit{'' if report.edits == 1 else 's'}"
-    chances = load_probabilities(run, **where)
-    if search is not None:
-        found = verified_search(chances, domain, lone, budget=search, device=device)
-        return found.report, f"by a search that looked at {found.expanded[0]} plans"
-    assert samples is not None
-    report = best_of_samples(chances, domain, lone, num=samples, device=device)
-    return report, f"by sampling, in {report.edits} edits over all episodes"
+        raise ValueError(f"{error} (the run was trained on {given.run.info.env})") from error
 
 
 def _read_puzzle(puzzle: str) -> tuple[str, str]:
@@ -313,14 +320,3 @@ def _read_puzzle(puzzle: str) -> tuple[str, str]:
     if puzzle.lower().endswith(".csv"):
         raise click.UsageError(f"{puzzle} holds many puzzles; use eval RUN --instances {puzzle}")
     return puzzle, read_text(Path(puzzle))
-
-
-def _why_not_solved(domain: Any, instance: Any, plan: Any) -> str:
-    verdict = domain.check(instance, plan[None])
-    message = (
-        f"NOT solved: score {verdict.score[0]:g} of {domain.spec.max_score:g}, "
-        f"{int(verdict.violations[0])} violations"
-    )
-    if not getattr(domain, "solvable", lambda _: True)(instance[0]):
-        message += "; the puzzle has no solution"
-    return message

@@ -57,9 +57,8 @@ def test_every_command_of_a_learner_is_found_by_its_words_and_fits_its_recipes(
 @pytest.mark.parametrize(
     ("kind", "what", "refusal"),
     [
-        ("sb3", "load_probabilities", "samples and searches need a run of `upi-trm train`"),
         ("supervised", "load_policy", "whose runs predict whole boards and play no edits"),
-        ("supervised", "load_probabilities", "whose runs predict whole boards"),
+        ("supervised", "load_insight", "whose runs predict whole boards"),
         ("supervised", "load_networks", "whose runs predict whole boards"),
     ],
 )

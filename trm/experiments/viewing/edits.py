@@ -1,0 +1,18 @@
+"""Edits in words, for people: "7 at row 2, column 5"."""
+
+from plan_envs.domain import DomainSpec
+
+
+def edit_name(spec: DomainSpec, action: int) -> str:
+    """What an action does; rows and columns count from 1, values are written as they are drawn."""
+    cell, value = int(spec.action_cell[action]), int(spec.action_value[action])
+    kind = spec.kind_names[int(spec.action_kind[action])]
+    if cell < 0:
+        return f"{kind} {value}" if value else kind
+    row, column = divmod(cell, spec.grid_shape[1])
+    place = f"row {row + 1}, column {column + 1}"
+    if value and spec.num_values > 1 and spec.neighbours is None:
+        return f"{spec.symbols[value]} at {place}"
+    if value and (spec.action_cell == cell).sum() > 1:
+        return f"{kind} {spec.symbols[value]} at {place}"
+    return f"{kind} at {place}"
