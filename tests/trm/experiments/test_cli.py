@@ -344,10 +344,10 @@ def test_eval_of_a_malformed_file_names_file_line_and_value(
     call: Call, run_4x4: Path, tmp_path: Path
 ) -> None:
     file = tmp_path / "bad.csv"
-    file.write_text("source,question,answer,rating\nme,12x4341221434321,1234341221434321,0\n")
+    file.write_text("source,question,answer,rating\nme,12z4341221434321,1234341221434321,0\n")
     line = _error(call("eval", run_4x4, "--instances", file))
     assert f"{file}:2" in line
-    assert "12x4341221434321" in line or "'x'" in line
+    assert "12z4341221434321" in line or "'z'" in line
 
 
 def test_eval_prints_a_table_without_json(call: Call, run_4x4: Path) -> None:
