@@ -28,7 +28,7 @@ MOST_TOGETHER = 16
 OWN_ORDER = 0.5
 """Share of drawn states that follow the order of the episode; the others are random sub-plans."""
 BY_DOUBT = 0.7
-"""Share of the former that are drawn towards states whose best edit is in doubt."""
+"""Share of the former that are drawn, over all certificates, by the doubt about the best edit."""
 _NEW = 1.0
 _LEAST_DOUBT = 0.01
 
@@ -118,8 +118,9 @@ class Certificates:
     def draw(self, count: int) -> Lesson:
         """States on the way to certificates, with the edits that are right there.
 
-        Half follow the order of their episode, drawn towards states in doubt. The others are random
-        sub-plans, few edits more often than many, where a domain fills groups in any order.
+        Half follow the order of their episode, most of them drawn by doubt: a state that no edit is
+        certain at is rare and says most. The others are random sub-plans, few edits more often than
+        many, where a domain fills groups in any order.
 
         Raises:
             ValueError: nothing is certified yet.
@@ -127,24 +128,34 @@ class Certificates:
         if not self._solved:
             raise ValueError("no plan has been certified yet")
         rng, every = self.generator, list(self._solved.values())
-        chosen = [every[i] for i in rng.integers(len(every), size=count)]
-        which = [int(rng.integers(len(one.plans))) for one in chosen]
-        paths, place = [], []
-        for solved, index in zip(chosen, which, strict=True):
-            path = solved.actions[index]
+        chosen, which, paths, place = [], [], [], []
+        doubtful = self._doubtful(every, count)
+        for _ in range(count):
             own = not self._any_order or rng.random() < OWN_ORDER
-            edits = int(len(path) * rng.random() ** 1.5)
-            if not own:
-                path = rng.permutation(path)
-            elif rng.random() < BY_DOUBT:
-                weight = solved.doubt[index] + _LEAST_DOUBT
-                edits = int(np.searchsorted(weight.cumsum(), rng.random() * weight.sum()))
-                edits = min(edits, len(path) - 1)
+            if own and rng.random() < BY_DOUBT:
+                solved, index, edits = next(doubtful)
+            else:
+                solved = every[int(rng.integers(len(every)))]
+                index = int(rng.integers(len(solved.plans)))
+                edits = int(len(solved.actions[index]) * rng.random() ** 1.5)
+            path = solved.actions[index] if own else rng.permutation(solved.actions[index])
+            chosen.append(solved)
+            which.append(index)
             paths.append(path[:edits])
             place.append((solved, index, edits) if own else None)
         boards = self._replayed(chosen, paths)
         done = [len(path) for path in paths]
         return Lesson(boards=boards, right=self._right(boards, chosen, which, done), place=place)
+
+    def _doubtful(self, every: list[_Solved], count: int) -> Iterator[tuple[_Solved, int, int]]:
+        """States of episodes, drawn by the doubt about them over all certificates."""
+        kept = [(one, index) for one in every for index in range(len(one.plans))]
+        doubts = [one.doubt[index] for one, index in kept]
+        ends = np.cumsum([len(doubt) for doubt in doubts])
+        mass = np.cumsum(np.concatenate(doubts).astype(np.float64) + _LEAST_DOUBT)
+        at = np.searchsorted(mass, self.generator.random(count) * mass[-1], side="right")
+        for state, row in zip(at.tolist(), np.searchsorted(ends, at, side="right"), strict=True):
+            yield *kept[row], state - int(ends[row]) + len(doubts[row])
 
     def _replayed(self, chosen: list[_Solved], paths: list[NDArray[np.int32]]) -> Boards:
         instances = np.stack([one.instance for one in chosen])
