@@ -216,12 +216,43 @@ def skipping_invalid(asked: bool) -> Iterator[Callable[[str], None] | None]:
     click.echo(f"skipped {len(reasons)} task{'' if len(reasons) == 1 else 's'}", err=True)
 
 
-def open_run(path: Path) -> Any:
-    """The `trm.runs.run.Run` of a folder, or of a shipped run by its name `pretrained:NAME`."""
+def open_run(path: Path, *, env: str | None = None, depth: int | None = None) -> Any:
+    """The `trm.runs.run.Run` of a folder, or of a shipped run by its name `pretrained:NAME`.
+
+    Args:
+        path: as a user writes it.
+        env: an environment to play in place of the one that it was trained on.
+        depth: unrolls to play with in place of the recipe's.
+    """
     from trm.experiments.shipped_runs import run_path
     from trm.runs.run import Run
 
-    return Run.open(run_path(path))
+    run = Run.open(run_path(path))
+    if env is None and depth is None:
+        return run
+    from plan_envs.catalogue import resolve_task
+
+    return run.played(env=None if env is None else resolve_task(env).name, depth=depth)
+
+
+def played_options(command: Any) -> Any:
+    """--env and --depth: the same weights on other sizes, and with more or fewer unrolls."""
+    return added(
+        command,
+        click.option(
+            "--env",
+            "env",
+            metavar="NAME",
+            help="Play another environment with the same weights, e.g. nqueens12 with those of"
+            " nqueens8.  [default: the one it was trained on]",
+        ),
+        click.option(
+            "--depth",
+            type=click.IntRange(0),
+            metavar="N",
+            help="Unroll the recursion N times.  [default: the recipe's]",
+        ),
+    )
 
 
 def program_path(name: str = "upi-trm") -> str:

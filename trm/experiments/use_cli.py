@@ -63,12 +63,15 @@ def _more_compute_options(command: Any) -> Any:
 )
 @options.seed_option("Seed of generated puzzles and of the reference policies.")
 @options.checkpoint_option
+@options.played_options
 @_more_compute_options
 @options.json_option
 @options.placement_options
 def evaluate(
     *,
     run_path: Path,
+    env: str | None,
+    depth: int | None,
     as_json: bool,
     device: str,
     precision: str,
@@ -83,9 +86,10 @@ def evaluate(
     placement = options.ready_placement(
         device=device, precision=precision, compiled=compiled, threads=threads
     )
-    record = show_scoreboard(
-        options.open_run(run_path), placement=placement, as_json=as_json, **chosen
-    )
+    run = options.open_run(run_path, env=env, depth=depth)
+    record = show_scoreboard(run, placement=placement, as_json=as_json, **chosen)
+    if depth is not None:
+        record["depth"] = depth
     if as_json:
         click.echo(json.dumps(record))
 
@@ -101,6 +105,7 @@ def evaluate(
     " fits the puzzle]",
 )
 @options.checkpoint_option
+@options.played_options
 @_more_compute_options
 @click.option("--show", is_flag=True, help="Step through the edits in the terminal.")
 @click.option(
@@ -121,6 +126,8 @@ def solve(
     puzzle: str,
     run_path: Path | None,
     step: int | str | None,
+    env: str | None,
+    depth: int | None,
     samples: int | None,
     search: int | None,
     show: bool,
@@ -147,8 +154,11 @@ def solve(
     from trm.experiments.trained.model import Model
 
     def opened(path: Path) -> Any:
-        return Model(options.open_run(path), placement=placement, step=step)
+        opened_run = options.open_run(path, env=env, depth=depth)
+        return Model(opened_run, placement=placement, step=step)
 
+    if env is not None and run_path is None:
+        raise click.UsageError("--env plays the weights of a run: name it with --run")
     given = None if run_path is None else _open_given_run(run_path, opened)
     source, text = _read_puzzle(puzzle)
     try:

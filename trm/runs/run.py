@@ -17,7 +17,7 @@ import shlex
 import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, SupportsFloat, TypeVar
@@ -72,6 +72,7 @@ class Run:
         self.path = path
         self.info = info
         self._lock = lock
+        self._overrides: list[str] = []
         self._checkpoints = CheckpointFolder(path / "checkpoints")
         self._metrics = MetricsLog(path)
 
@@ -210,7 +211,21 @@ class Run:
                 f"{path}: changed since the run was made (sha256 {found[:12]} where run.json says"
                 f" {self.info.recipe_sha256[:12]}); put it back, or start a new run from it"
             )
-        return load_recipe(cls, path, overrides, of_run=True)
+        return load_recipe(cls, path, [*self._overrides, *overrides], of_run=True)
+
+    def played(self, *, env: str | None = None, depth: int | None = None) -> "Run":
+        """This run, read as if it were of another environment or unrolled to another depth.
+
+        The weights of maps over variables or cells do not depend on how many there are, so that
+        they play puzzles of other sizes; what does not fit is refused when they are loaded.
+
+        Args:
+            env: the environment to play; None for the one it was trained on.
+            depth: n, the unrolls of the latent recursion; None for the recipe's.
+        """
+        other = Run(self.path, replace(self.info, env=env or self.info.env), None)
+        other._overrides = [*self._overrides, *([] if depth is None else [f"model.depth={depth}"])]
+        return other
 
     def save_checkpoint(
         self,
@@ -349,17 +364,17 @@ def _read_info(path: Path) -> RunInfo:
 
 @contextlib.contextmanager
 def fitting(run: Run, checkpoint: Checkpoint) -> Iterator[None]:
-    """Name the run and the checkpoint where torch refuses the weights inside the block.
+    """Name run, checkpoint and environment where the weights are refused inside the block.
 
     Raises:
         RunError: the weights are of other networks.
     """
     try:
         yield
-    except RuntimeError as error:
+    except (RuntimeError, ValueError) as error:
         detail = " ".join(str(error).split())
         raise RunError(
-            f"{run.path}: checkpoint {checkpoint.step} does not fit: {detail}"
+            f"{run.path}: checkpoint {checkpoint.step} does not fit {run.info.env}: {detail}"
         ) from error
 
 

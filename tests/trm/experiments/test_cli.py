@@ -347,7 +347,20 @@ def test_eval_of_a_malformed_file_names_file_line_and_value(
     file.write_text("source,question,answer,rating\nme,12z4341221434321,1234341221434321,0\n")
     line = _error(call("eval", run_4x4, "--instances", file))
     assert f"{file}:2" in line
-    assert "12z4341221434321" in line or "'z'" in line
+    assert "'Z' at row 1, column 3" in line
+
+
+def test_a_run_plays_another_size_at_another_depth(call: Call) -> None:
+    run = "pretrained:nqueens8"
+    words = ("eval", run, "--env", "nqueens6", "--depth", "8", "--num", "20", "--json")
+    record = json.loads(call(*words).out)
+    assert (record["env"], record["depth"], record["num_instances"]) == ("nqueens6", 8, 20)
+    assert record["success_rate"] > record["reference"]["random-legal"]["success_rate"]
+    line = _error(call("eval", run, "--env", "maze10", "--num", "5"))
+    assert "nqueens8: checkpoint" in line
+    assert "does not fit maze10" in line
+    line = _error(call("solve", EASY_4X4, "--env", "sudoku6x6"))
+    assert "--run" in line
 
 
 def test_eval_prints_a_table_without_json(call: Call, run_4x4: Path) -> None:

@@ -24,6 +24,7 @@ from plan_envs.rendering import render_ansi
 from trm.compute.device import Placement, Precision
 from trm.experiments import learners
 from trm.experiments.learners import Insight, Learner, Predictor, learner_of, task_of
+from trm.experiments.options import open_run
 from trm.experiments.scoreboard import Scoreboard, score_policies
 from trm.experiments.search import (
     SampledPolicy,
@@ -31,7 +32,7 @@ from trm.experiments.search import (
     best_of_samples,
     verified_search,
 )
-from trm.experiments.shipped_runs import run_name, run_path
+from trm.experiments.shipped_runs import run_name
 from trm.experiments.states import Boards, Deepening, EditPolicy
 from trm.runs.run import Run
 
@@ -40,6 +41,8 @@ def load(
     run: str | Path,
     *,
     step: int | str | None = None,
+    env: str | None = None,
+    depth: int | None = None,
     device: str = "cpu",
     precision: Precision = "float32",
     threads: int | None = None,
@@ -50,6 +53,9 @@ def load(
     Args:
         run: a run folder, or "pretrained:NAME" for a run that ships with the package.
         step: checkpoint, a step or "best"; None for the newest.
+        env: an environment to play with the same weights, e.g. "nqueens12" with those of a run on
+            "nqueens8"; None for the one it was trained on.
+        depth: unrolls of the recursion; None for the recipe's.
         device: of the networks, e.g. "cuda:1".
         precision: of matrix products, "float32" or "bfloat16".
         threads: CPU threads of torch, for the whole process; None leaves them as they are. One is
@@ -60,7 +66,8 @@ def load(
         ValueError: no such run, of an unknown kind, or a device that this machine lacks; one line.
     """
     placement = Placement(device=device, precision=precision, threads=threads)
-    return Model(Run.open(run_path(run)), placement=placement, step=step, seed=seed)
+    opened = open_run(Path(run), env=env, depth=depth)
+    return Model(opened, placement=placement, step=step, seed=seed)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
