@@ -129,7 +129,7 @@ def test_what_is_prepared_is_named_in_later_words_and_placed_below_the_sweep(
         (
             "distill {teacher}",
             "distill {teacher2}",
-            r"command: \{teacher2\}.*did you mean \{teacher\}",
+            r"command: \{teacher2\}.*did you mean teacher",
         ),
         ("build {teacher}", "build {few}", r"prepare: few: \{few\} is not prepared before"),
         ('["{few}"]', '["{fewer}"]', r"grid: distill.cache: \{fewer\} is not prepared"),
