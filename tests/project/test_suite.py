@@ -8,11 +8,15 @@ TESTS = REPO / "tests"
 PACKAGES = ("plan_envs", "trm", "upi_trm", "baselines", "supervised")
 
 OF_SEVERAL_MODULES = {
+    "plan_envs/arc/test_layouts.py": "the published layouts of ARC tasks",
+    "plan_envs/test_boundary.py": "what comes from outside, on its way to the kernels",
     "plan_envs/test_laws.py": "what holds for every domain",
+    "plan_envs/test_libraries.py": "the environments in the hands of other libraries",
     "plan_envs/test_new_domain.py": "what a domain from elsewhere gets without further work",
     "plan_envs/test_public_names.py": "what `dir(plan_envs)` shows",
     "plan_envs/test_registered.py": "every registered task",
     "plan_envs/sudoku/test_real_puzzles.py": "the puzzle files that are not in the wheel",
+    "trm/experiments/viewing/test_browser.py": "the report in a browser",
     "trm/experiments/test_sweep.py": "sweep_spec, sweep_run and sweep_manifest",
     "trm/runs/test_kill.py": "a whole training that is killed again and again",
     "upi_trm/test_neighbour_contraction.py": "the contraction of one kind of cell",
