@@ -3,6 +3,7 @@
 It works in a checkout, from a run that was trained from a clean commit. CONTRIBUTING.md says when.
 """
 
+import json
 import shutil
 import sys
 from collections.abc import Sequence
@@ -27,6 +28,7 @@ def ship(run_folder: Path, name: str) -> Path:
     from trm.experiments.records import RECORD_FILE, keep_record
     from trm.runs.checkpoints import part_of
     from trm.runs.durable import replace_durably
+    from trm.runs.files import json_bytes, read_json
     from trm.runs.run import Run
     from upi_trm.deployment import deployed_part
     from upi_trm.recipe import RUN_KIND, UpiRecipe
@@ -50,8 +52,13 @@ def ship(run_folder: Path, name: str) -> Path:
     if folder.exists():
         shutil.rmtree(folder)
     (folder / "checkpoints").mkdir(parents=True)
-    for file in ("recipe.yaml", "run.json", RECORD_FILE):
-        replace_durably(folder / file, (run_folder / file).read_bytes())
+    replace_durably(folder / "recipe.yaml", (run_folder / "recipe.yaml").read_bytes())
+    # Where the machine that trained it kept its runs is nobody's business.
+    told = {name: read_json(run_folder / name) for name in ("run.json", RECORD_FILE)}
+    for one in told.values():
+        one["command"] = one["command"].replace(str(run_folder.parent), "runs")
+    replace_durably(folder / "run.json", json_bytes({**told["run.json"], "format_version": 2}))
+    replace_durably(folder / RECORD_FILE, (json.dumps(told[RECORD_FILE]) + "\n").encode())
     with Run.open(folder, write=True) as shipped:
         usage = checkpoint.state.get("usage", {})
         shipped.save_checkpoint(checkpoint.step, weights=weights, state={"usage": usage})
