@@ -361,8 +361,8 @@ def test_the_engine_agrees_on_plans_that_lost_their_given_queens(domain: Queens)
         for one, other in zip(outs[0], outs[1], strict=True):
             assert np.array_equal(one, other)
         assert not outs[0].solved.any()
-        for engine in (own, pure):
-            engine.finished[:] = 0
+        if own.finished.any():  # a plan without a legal edit is over
+            break
 
 
 def test_a_copied_engine_goes_on_as_the_original_does() -> None:
