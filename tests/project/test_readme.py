@@ -34,7 +34,10 @@ def _commands() -> list[str]:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=_name)
-def test_the_python_of_a_page_runs(page: Path) -> None:
+def test_the_python_of_a_page_runs(
+    page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
     blocks = _blocks(page, "python")
     namespace: dict[str, object] = {}
     for block in blocks:

@@ -289,7 +289,7 @@ FULL = "123456789"
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"question": "x" * 81}, r"bad\.csv:4: question: 'x' at row 1, column 1 is no blank"),
+        ({"question": "z" * 81}, r"bad\.csv:4: question: 'Z' at row 1, column 1 is no blank"),
         ({"answer": FULL}, r"bad\.csv:4: answer: a 9x9 puzzle has 81 cells, got 9"),
         ({"answer": FULL * 9}, r"bad\.csv:4: answer does not solve the question: '1234"),
         ({"rating": "hard"}, r"bad\.csv:4: rating must be a number, got 'hard'"),
