@@ -19,6 +19,7 @@ from trm.experiments.learners import load_policy, task_of
 from trm.experiments.records import read_records
 from trm.experiments.shipped_runs import PREFIX, fitting_run, pretrained_names, run_name, run_path
 from trm.runs.run import Run
+from upi_trm.deployment import deployed_part
 from upi_trm.recipe import UpiRecipe
 from upi_trm.theory.subjects import load_subject
 
@@ -63,8 +64,7 @@ def test_a_shipped_run_holds_what_the_studies_need(name: str) -> None:
     assert subject.name == PREFIX + name
     (file,) = run.path.rglob("weights.safetensors")
     parts = {key.partition(".")[0] for key in safetensors.torch.load_file(file)}
-    assert len(parts) == 2
-    assert "evaluator" in parts
+    assert parts == {"evaluator", deployed_part(run.load_recipe(UpiRecipe))}
 
 
 def test_a_name_that_does_not_ship_is_refused_with_the_nearest() -> None:

@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -13,7 +12,7 @@ from click.testing import CliRunner
 from trm.experiments import sweep_run as sweep
 from trm.experiments.records import read_records
 from trm.experiments.sweep_cli import sweep as sweep_command
-from trm.experiments.sweep_run import PointReport, point_states, run_sweep, train_point
+from trm.experiments.sweep_run import PointReport, point_states, run_sweep
 from trm.experiments.sweep_spec import SWEEPS, plan_sweep
 from trm.runs.lock import locked
 from trm.runs.run import Run
@@ -330,30 +329,3 @@ def test_a_sweep_has_ended_well_when_the_points_asked_for_are_finished(
         sweep_command, [str(_write(tmp_path, TINY)), "--out", str(tmp_path / "out"), *words]
     )
     assert call.exit_code == code, call.output
-
-
-def test_what_a_training_left_before_it_was_a_run_is_cleared_and_nothing_else(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    seen: list[bool] = []
-
-    def trains(words: list[str]) -> None:
-        seen.append(Path(words[-1]).exists())
-        raise InterruptedError
-
-    monkeypatch.setattr(sweep, "run_command", trains)
-    folder, record = tmp_path / "run", tmp_path / "record.json"
-    (folder / "checkpoints").mkdir(parents=True)
-    (folder / "recipe.yaml").touch()
-    (folder / ".run.json.17.tmp").touch()
-    train = partial(
-        train_point, start=["train"], resume=[], finished_at=1, eval_num=1, make_record=dict
-    )
-    with pytest.raises(InterruptedError):
-        train(folder, record)
-    assert seen == [False]
-    folder.mkdir()
-    (folder / "notes.txt").touch()
-    with pytest.raises(ValueError, match=r"holds notes\.txt but no run\.json"):
-        train(folder, record)
-    assert (folder / "notes.txt").exists()
