@@ -345,10 +345,12 @@ def distil(
         minibatches, len(train), batch_size=config.batch_size, passes=1.0, generator=generator
     )
     steps, done = 0, 0.0
-    for one_pass in passes(model, states, unrolls, lambda: (train[i] for i in batches())):
-        if done >= config.distil_passes or kl <= tolerance:
-            break
-        for chosen, all_logits in one_pass:
+    next_pass = passes(
+        model, states, unrolls, lambda: (train[i.to(train.device)] for i in batches())
+    )
+    while done < config.distil_passes and kl > tolerance:
+        # Drawn only now: a pass that is not made must not move the generator on.
+        for chosen, all_logits in next(next_pass):
             legal = states.mask[chosen] > 0
             divergence = [
                 kl_divergence(target[chosen], torch.log_softmax(logits, dim=1), legal)
