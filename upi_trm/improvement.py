@@ -7,7 +7,6 @@ pi_new = (1 - alpha) pi + alpha pi_cand as probabilities, and a network pi_phi d
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import ClassVar, Literal
 
 import torch
@@ -341,13 +340,13 @@ def distil(
         model.take_trunk(trunk)
         kl = workers.mean(mean_kl(model, check_states, check_target))
         passes = _head_passes
-    batches = partial(
-        minibatches, len(train), batch_size=config.batch_size, passes=1.0, generator=generator
-    )
+
+    def batches() -> Iterator[Tensor]:
+        one = minibatches(len(train), batch_size=config.batch_size, passes=1.0, generator=generator)
+        return (train[index.to(train.device)] for index in one)
+
     steps, done = 0, 0.0
-    next_pass = passes(
-        model, states, unrolls, lambda: (train[i.to(train.device)] for i in batches())
-    )
+    next_pass = passes(model, states, unrolls, batches)
     while done < config.distil_passes and kl > tolerance:
         # Drawn only now: a pass that is not made must not move the generator on.
         for chosen, all_logits in next(next_pass):
