@@ -349,7 +349,7 @@ def test_a_state_from_elsewhere_is_refused_or_played(
         array = state[data.draw(st.sampled_from(sorted(state)))]
         place = data.draw(st.integers(0, array.size - 1))
         largest = 1 if array.dtype == bool else int(np.iinfo(array.dtype).max)
-        least = 0 if array.dtype.kind in "bu" else -largest - 1
+        least = 0 if array.dtype.kind in ("b", "u") else -largest - 1
         value = data.draw(st.one_of(st.integers(0, 1), st.integers(least, largest)))
         array.reshape(-1)[place] = min(value, largest)
     before = envs.get_state()

@@ -170,8 +170,8 @@ def test_the_package_shows_its_public_surface_and_loads_it_when_it_is_used() -> 
     assert upi_trm.load is load and upi_trm.Model is Model
     for name in upi_trm.__all__:
         assert getattr(upi_trm, name) is not None
-    with pytest.raises(AttributeError, match="no attribute 'lood'"):
-        _ = upi_trm.lood
+    with pytest.raises(AttributeError, match="no attribute 'nothing_of_it'"):
+        _ = upi_trm.nothing_of_it
 
 
 def test_an_instance_of_one_puzzle_stands_for_many_plans(model: Model) -> None:
