@@ -42,17 +42,7 @@ class UpiInsight:
         placement: Placement,
     ) -> "UpiInsight":
         """Of the weights of a checkpoint; arguments and errors as of `deployment.load_deployed`."""
-        draws = [torch.Generator() for _ in range(3)]  # nothing is drawn from them but weights
-        learner = UpiLearner(
-            domain,
-            config,
-            dead_end="absorb",
-            device=placement.torch_device,
-            init=draws[0],
-            noise=draws[1],
-            actions=draws[2],
-            lessons=np.random.default_rng(0),
-        )
+        learner = UpiLearner.to_study(domain, config, placement.torch_device)
         learner.evaluator.load_state_dict(part_of(weights, "evaluator"))
         learner.evaluator.eval()
         policy = load_deployed(domain, config, weights, placement)

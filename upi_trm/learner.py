@@ -78,20 +78,20 @@ class LearnerConfig:
             )
 
     def _check_certified(self) -> None:
-        certified = self.evaluator.edit_values == "certified"
-        if not certified:
-            for field_name, wanted in (
-                ("rollout.actor", self.rollout.actor == "search"),
-                ("improvement.candidate", self.improvement.candidate == "odds"),
-                ("improvement.deploy", self.improvement.deploy == "improved"),
-                ("evaluator.supervised_unrolls", bool(self.evaluator.supervised_unrolls)),
+        evaluator, improvement = self.evaluator, self.improvement
+        if evaluator.edit_values != "certified":
+            actor, unrolls = self.rollout.actor, evaluator.supervised_unrolls
+            for name, value, used in (
+                ("rollout.actor", actor, actor == "search"),
+                ("improvement.candidate", improvement.candidate, improvement.candidate == "odds"),
+                ("improvement.deploy", improvement.deploy, improvement.deploy == "improved"),
+                ("evaluator.supervised_unrolls", unrolls, bool(unrolls)),
+                ("evaluator.unroll_on", evaluator.unroll_on, evaluator.unroll_on > 0),
             ):
-                if wanted:
-                    section, name = field_name.split(".")
-                    value = getattr(getattr(self, section), name)
+                if used:
                     raise ValueError(
-                        f"{field_name} {value!r} needs evaluator.edit_values 'certified', got"
-                        f" {self.evaluator.edit_values!r}"
+                        f"{name} {value!r} needs evaluator.edit_values 'certified', got"
+                        f" {evaluator.edit_values!r}"
                     )
             return
         if self.model.latent == "persistent":
@@ -99,10 +99,10 @@ class LearnerConfig:
                 "evaluator.edit_values 'certified' needs model.latent 'episodic': the states of a"
                 f" certificate have no latent of their own, got {self.model.latent!r}"
             )
-        if self.improvement.lookahead_states < 1:
+        if improvement.lookahead_states < 1:
             raise ValueError(
                 "improvement.lookahead_states must be at least 2 where evaluator.edit_values is"
-                f" 'certified', got {self.improvement.lookahead_states}"
+                f" 'certified', got {improvement.lookahead_states}"
             )
 
 
@@ -152,13 +152,7 @@ class UpiLearner:
         value = ValueFunction(
             model=self.evaluator, domain=domain, value=config.evaluator.value, device=device
         )
-        self.memory = Certificates(
-            domain,
-            capacity=config.evaluator.certificates,
-            plans=config.rollout.plans,
-            generator=lessons,
-        )
-        edit_values = self._edit_values(value, dead_end, workers)
+        edit_values = self._edit_values(value, dead_end, lessons, workers)
         pi = self._acting_policy()
         self.parts = Parts(
             pi=pi,
@@ -166,7 +160,7 @@ class UpiLearner:
             value=value,
             target=TargetNetwork(self.evaluator, config.evaluator.target_rate),
             replay=deque(maxlen=config.evaluator.replay_iterations),
-            states=self._states(value, noise),
+            states=self._states(value, edit_values, noise),
             advantages=self._advantages(value, edit_values, workers),
             candidate=make_candidate(self.phi, config.improvement, noise, workers),
             edit_values=edit_values,
@@ -183,6 +177,30 @@ class UpiLearner:
             noise=noise,
             actions=actions,
             workers=workers,
+        )
+
+    @staticmethod
+    def to_study(
+        domain: PlanDomain, config: LearnerConfig, device: torch.device, *, seed: int = 0
+    ) -> "UpiLearner":
+        """A learner whose networks wait for the weights of a checkpoint; it is not trained on.
+
+        Args:
+            domain: the rules.
+            config: the recipe.
+            device: of the networks.
+            seed: of all its generators.
+        """
+        init, noise, actions = (torch.Generator().manual_seed(seed) for _ in range(3))
+        return UpiLearner(
+            domain,
+            config,
+            dead_end="absorb",
+            device=device,
+            init=init,
+            noise=noise,
+            actions=actions,
+            lessons=np.random.default_rng(seed),
         )
 
     def iterate(self, roller: Rollout, *, steps: int) -> dict[str, float]:
@@ -257,20 +275,34 @@ class UpiLearner:
             modulus=self._evaluator_modulus,
         )
 
-    def _edit_values(self, value: ValueFunction, dead_end: DeadEnd, workers: Workers) -> EditValues:
+    def _edit_values(
+        self,
+        value: ValueFunction,
+        dead_end: DeadEnd,
+        lessons: np.random.Generator,
+        workers: Workers,
+    ) -> EditValues:
         config = self.config.evaluator
         common: Any = {"value": value, "config": config, "dead_end": dead_end}
         if config.edit_values == "successor":
             return EditValues(**common)
         if config.edit_values == "certified":
-            return CertifiedValues(**common, certificates=self.memory, workers=workers)
+            certificates = Certificates(
+                self.domain,
+                capacity=config.certificates,
+                plans=self.config.rollout.plans,
+                generator=lessons,
+            )
+            return CertifiedValues(**common, certificates=certificates, workers=workers)
         return CorrectedValues(**common, of_state=config.edit_values == "state")
 
-    def _states(self, value: ValueFunction, noise: torch.Generator) -> StateRule:
+    def _states(
+        self, value: ValueFunction, edit_values: EditValues, noise: torch.Generator
+    ) -> StateRule:
         config = self.config.improvement
-        if self.config.evaluator.edit_values == "certified":
+        if isinstance(edit_values, CertifiedValues):
             return CertifiedStates(
-                certificates=self.memory, count=config.lookahead_states, value=value
+                certificates=edit_values.certificates, count=config.lookahead_states, value=value
             )
         return VisitedStates(config=config, value=value, noise=noise)
 

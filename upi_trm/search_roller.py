@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 
 from plan_envs.domain import Int8Array, PlanDomain, edit_reward, potential
 from plan_envs.instances import InstanceSet
-from trm.experiments.search import SearchTree, branches, filled_groups, uniform_policy
-from trm.experiments.states import to_states
+from trm.experiments.search import Branches, SearchTree, branches, filled_groups, uniform_policy
+from trm.experiments.states import EditPolicy
 from upi_trm.rollout import SEARCH_COUNTS, Actor, RolloutConfig, Transitions
 
 
@@ -76,7 +76,7 @@ class SearchRoller:
         """Puzzles of the pool that are not solved yet."""
         return {"unsolved": float(self._open.sum())}
 
-    def _visit(self, policy: Any, device: torch.device) -> dict[str, NDArray[Any]]:
+    def _visit(self, policy: EditPolicy, device: torch.device) -> dict[str, NDArray[Any]]:
         """Every search goes on to its next plan, or begins anew after it."""
         domain, trees = self.domain, self._trees
         before = np.stack([tree.plan for tree in trees])
@@ -91,8 +91,8 @@ class SearchRoller:
         instances = self.pool.instances[self._index]
         plans = domain.edit(instances, parents, actions)
         verdict = domain.check(instances, plans)
-        for tree, plan, score in zip(trees, plans, verdict.score.tolist(), strict=True):
-            tree.meet(plan.copy(), score)
+        for tree, plan in zip(trees, plans, strict=True):
+            tree.plan = plan.copy()
         going = np.flatnonzero(~(verdict.solved | verdict.dead))
         live = self._expand(going, policy, device)
         ended = ~np.isin(np.arange(len(trees)), going[live])
@@ -119,7 +119,7 @@ class SearchRoller:
         self._begin(policy, device)
         return row
 
-    def _begin(self, policy: Any, device: torch.device) -> None:
+    def _begin(self, policy: EditPolicy, device: torch.device) -> None:
         """Start a search in every slot that has none, on a puzzle that has not been solved."""
         while self._fresh:
             slots = np.array(self._fresh)
@@ -141,7 +141,7 @@ class SearchRoller:
         return self._generator.choice(unsolved, size=count)
 
     def _expand(
-        self, slots: NDArray[np.int64], policy: Any, device: torch.device
+        self, slots: NDArray[np.int64], policy: EditPolicy, device: torch.device
     ) -> NDArray[np.bool_]:
         """Set the branches of the current plans aside; whether each plan has any."""
         if not len(slots):
@@ -149,23 +149,16 @@ class SearchRoller:
         domain, trees = self.domain, [self._trees[slot] for slot in slots]
         instances = self.pool.instances[self._index[slots]]
         plans = np.stack([tree.plan for tree in trees])
-        mask = domain.action_mask(instances, plans)
-        some = mask.any(axis=1)
-        seen = instances[:, : domain.spec.observed_size]
-        chance = policy(to_states(seen, plans, mask, device)).double().cpu().numpy()
-        found = branches(domain, chance, mask, self._groups)
+        found = branches(policy, domain, instances, plans, self._groups, device=device)
         if not self.config.visit_dead:
             found = self._without_dead(instances, plans, found)
         for tree, one in zip(trees, found, strict=True):
             tree.expand(*one, horizon=domain.spec.horizon)
-        return some & np.array([len(actions) > 0 for actions, _ in found])
+        return np.array([len(actions) > 0 for actions, _ in found])
 
     def _without_dead(
-        self,
-        instances: Int8Array,
-        plans: Int8Array,
-        found: list[tuple[NDArray[np.int64], NDArray[np.float64]]],
-    ) -> list[tuple[NDArray[np.int64], NDArray[np.float64]]]:
+        self, instances: Int8Array, plans: Int8Array, found: list[Branches]
+    ) -> list[Branches]:
         """The branches that the checker does not call dead; their costs count from the best."""
         owner = np.repeat(np.arange(len(found)), [len(actions) for actions, _ in found])
         actions = np.concatenate([actions for actions, _ in found]).astype(np.int32)

@@ -47,7 +47,7 @@ def share_of(recipe: UpiRecipe, workers: Workers) -> UpiRecipe:
     return replace(
         recipe,
         rollout=part("rollout", "plans"),
-        evaluator=part("evaluator", "batch_size"),
+        evaluator=part("evaluator", "batch_size", "certified_states"),
         improvement=part("improvement", "batch_size", "lookahead_states"),
     )
 

@@ -163,13 +163,19 @@ def rollouts() -> tuple[PlanDomain, list[Transitions]]:
     return learner.domain, found
 
 
+def followed(domain: PlanDomain, found: list[Transitions]) -> Certificates:
+    """The certificates of successive rollouts."""
+    held = memory(domain)
+    for fresh in found:
+        held.follow(fresh)
+    return held
+
+
 def test_certificates_of_rollouts_lead_from_the_start_of_the_episode_by_its_edits(
     rollouts: tuple[PlanDomain, list[Transitions]],
 ) -> None:
     domain, found = rollouts
-    held = memory(domain)
-    for fresh in found:
-        held.follow(fresh)
+    held = followed(domain, found)
     solved = held.state()["solved"]
     finals = {final.tobytes() for one in solved for final in one["plans"]}
     reached = {plan.tobytes() for fresh in found for plan in fresh.next_plan[fresh.solved]}
@@ -195,10 +201,7 @@ def test_certificates_of_rollouts_lead_from_the_start_of_the_episode_by_its_edit
 def test_labels_never_reach_beyond_the_start_of_the_episode(
     rollouts: tuple[PlanDomain, list[Transitions]],
 ) -> None:
-    domain, found = rollouts
-    held = memory(domain)
-    for fresh in found:
-        held.follow(fresh)
+    held = followed(*rollouts)
     starts: dict[bytes, list[Int8Array]] = {}
     for one in held.state()["solved"]:
         starts.setdefault(one["instance"].tobytes(), []).append(one["start"])
@@ -214,9 +217,7 @@ def test_a_memory_goes_on_from_a_checkpoint_as_if_nothing_had_happened(
     rollouts: tuple[PlanDomain, list[Transitions]],
 ) -> None:
     domain, found = rollouts
-    first = memory(domain)
-    for fresh in found[:6]:
-        first.follow(fresh)
+    first = followed(domain, found[:6])
     first.draw(20).doubt(np.linspace(0, 1, 20, dtype=np.float32))
     second = memory(domain)
     second.load_state(unpack_state(pack_state(first.state())))

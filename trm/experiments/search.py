@@ -80,10 +80,8 @@ def verified_search(
     while fresh := _advance(domain, boards, trees, fresh):
         rows = np.array(fresh)
         plans = np.stack([trees[row].plan for row in fresh])
-        mask = domain.action_mask(boards[rows], plans)
-        seen = boards[rows][:, : domain.spec.observed_size]
-        chance = policy(to_states(seen, plans, mask, device)).double().cpu().numpy()
-        for row, one in zip(fresh, branches(domain, chance, mask, groups), strict=True):
+        found = branches(policy, domain, boards[rows], plans, groups, device=device)
+        for row, one in zip(fresh, found, strict=True):
             trees[row].expand(*one, horizon=domain.spec.horizon)
         fresh = [row for row in fresh if trees[row].expanded < budget]
     expanded = np.array([tree.expanded for tree in trees])
@@ -152,6 +150,10 @@ class SampledPolicy:
         return actions
 
 
+Branches = tuple[NDArray[np.int64], NDArray[np.float64]]
+"""Edits of a plan, and what each costs."""
+
+
 class SearchTree:
     """The search on one instance: the plans set aside, and the one that is current."""
 
@@ -207,7 +209,6 @@ class SearchTree:
         rows = self._open  # a heap stays one as it stands
         return {
             "plan": self.plan,
-            "expanded": self.expanded,
             "depth": self.depth,
             "cost": self._cost,
             "serial": self._serial,
@@ -218,10 +219,9 @@ class SearchTree:
 
     @staticmethod
     def from_state(state: Mapping[str, Any]) -> "SearchTree":
-        """Counterpart of `state`; what was seen and what was best is not in it."""
+        """Counterpart of `state`; what was seen, expanded and best is not in it."""
         tree = SearchTree(state["plan"])
-        tree.expanded, tree.depth = state["expanded"], state["depth"]
-        tree._cost, tree._serial = state["cost"], state["serial"]
+        tree.depth, tree._cost, tree._serial = state["depth"], state["cost"], state["serial"]
         rows = zip(
             state["costs"].tolist(), state["numbers"].tolist(), state["parents"], strict=True
         )
@@ -278,12 +278,21 @@ def filled_groups(spec: DomainSpec) -> NDArray[np.int64] | None:
 
 
 def branches(
+    policy: EditPolicy,
     domain: PlanDomain,
-    chance: Float[np.ndarray, "batch action"],
-    mask: Int8Array,
+    instances: Int8Array,
+    plans: Int8Array,
     groups: NDArray[np.int64] | None,
-) -> list[tuple[NDArray[np.int64], NDArray[np.float64]]]:
-    """Edits to branch on at each plan and what each costs, log pi(a*) - log pi(a)."""
+    *,
+    device: torch.device,
+) -> list[Branches]:
+    """Edits to branch on at each plan and what each costs, log pi(a*) - log pi(a).
+
+    `groups` are those of `filled_groups`, which name the edits that are branches together.
+    """
+    mask = domain.action_mask(instances, plans)
+    seen = instances[:, : domain.spec.observed_size]
+    chance = policy(to_states(seen, plans, mask, device)).double().cpu().numpy()
     stops = domain.is_stop(np.arange(domain.spec.num_actions, dtype=np.int32))
     allowed = (mask != 0) & ~stops
     logs = np.where(allowed, np.log(np.maximum(chance, 1e-30)), -np.inf)

@@ -13,7 +13,7 @@ from torch import Tensor
 from plan_envs.domain import DomainSpec, Int8Array, PlanDomain, potential
 from trm.compute.device import Placement
 from trm.nn.model import Encoding, ModelShape, StateBatch, TinyRecursiveModel
-from trm.nn.recursion import project_ball
+from trm.nn.recursion import step_size
 
 
 def model_shape(spec: DomainSpec) -> ModelShape:
@@ -214,10 +214,8 @@ def readings_by_depth(
         values.append(model.value(z, encoding))
         logits.append(model.edit_logits(z, encoding, states))
         if n < depth:
-            after = project_ball(model.step(z, encoding), model.config.radius)
-            squares = (after - z).square().sum(dim=1)
-            moved = squares.new_zeros(len(states)).index_add(0, encoding.row_state, squares)
-            moves.append(moved.sqrt())
+            after = model.recur(replace(encoding, start=z), depth=1)
+            moves.append(step_size(after, z, row_state=encoding.row_state, like=values[0]))
             z = after
     no_moves = values[0].new_zeros(0, len(states))
     return torch.stack(values), torch.stack(logits), torch.stack(moves) if moves else no_moves

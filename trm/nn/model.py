@@ -34,6 +34,7 @@ Step = Callable[["TinyRecursiveModel", Tensor, "Encoding"], Tensor]
 _ATTENTION_HEADS = 4
 
 _EDIT_HEAD = ("edit_hidden", "edit_out", "cell_hidden", "pool_hidden", "pool_out")
+"""The modules that only `edit_logits` reads."""
 
 ILLEGAL_LOGIT = -1e9
 """Logit of an edit that the mask forbids; exp of it is exactly 0 in float32."""
@@ -316,19 +317,10 @@ class TinyRecursiveModel(nn.Module):
 
     def take_trunk(self, other: "TinyRecursiveModel") -> None:
         """Take over the weights of a network of the same shape, except those of the edit head."""
-        head = self.edit_head()
         with torch.no_grad():
             for name, weight in other.named_parameters():
-                if name not in head:
+                if name.split(".")[0] not in _EDIT_HEAD:
                     self.get_parameter(name).copy_(weight)
-
-    def edit_head(self) -> dict[str, nn.Parameter]:
-        """The weights that only `edit_logits` reads, by name."""
-        return {
-            name: weight
-            for name, weight in self.named_parameters()
-            if name.split(".")[0] in _EDIT_HEAD
-        }
 
     def _encode(self, states: StateBatch) -> Encoding:
         if self.config.update_map == "mlp":

@@ -52,6 +52,18 @@ def unroll(
     return z
 
 
+def step_size(
+    after: Float[Tensor, "row channel"],
+    before: Float[Tensor, "row channel"],
+    *,
+    row_state: Int[Tensor, " row"],
+    like: Float[Tensor, " batch"],
+) -> Float[Tensor, " batch"]:
+    """||after - before|| of each state's whole latent, with the dtype and device of `like`."""
+    squares = (after - before).square().sum(dim=1).to(like.dtype)
+    return torch.zeros_like(like).index_add_(0, row_state, squares).sqrt()
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Unrolled:
     """Where a recursion got to, and how."""
@@ -96,8 +108,7 @@ def unroll_until(
     for _ in range(depth):
         after = project_ball(step(z), radius)
         with torch.no_grad():
-            squares = (after - z).square().sum(dim=1).to(last_step.dtype)
-            moved = torch.zeros_like(last_step).index_add_(0, row_state, squares).sqrt()
+            moved = step_size(after, z, row_state=row_state, like=last_step)
             last_step = torch.where(going, moved, last_step)
         unrolls = unrolls + going
         z = after if bool(going.all()) else torch.where(going[row_state][:, None], after, z)

@@ -94,17 +94,7 @@ def load_subject(
     placement.apply()
     recipe, task = run.load_recipe(UpiRecipe), task_of(run)
     checkpoint = run.load_checkpoint(step)
-    draws = [torch.Generator().manual_seed(seed) for _ in range(3)]
-    learner = UpiLearner(
-        task.domain,
-        recipe,
-        dead_end="absorb",
-        device=placement.torch_device,
-        init=draws[0],
-        noise=draws[1],
-        actions=draws[2],
-        lessons=np.random.default_rng(seed),
-    )
+    learner = UpiLearner.to_study(task.domain, recipe, placement.torch_device, seed=seed)
     # The deployed policy is studied: the average where the recipe has one.
     parts = {learner.evaluator: "evaluator", learner.policy: deployed_part(recipe)}
     with fitting(run, checkpoint):
