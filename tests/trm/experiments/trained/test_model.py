@@ -86,7 +86,7 @@ def test_values_deepen_to_those_of_the_depth_that_was_trained(model: Model) -> N
 
 
 def test_moves_of_a_certified_run_stay_below_the_certified_decay() -> None:
-    model = load("pretrained:sudoku9x9", threads=1)
+    model = load("pretrained:sudoku9x9-contraction", threads=1)
     instances = model.unseen(2)
     deep = model.deepen(instances, model.domain.initial(instances), depth=8)
     assert deep.modulus is not None and deep.modulus < 1
