@@ -64,10 +64,20 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files with slow tests come first; tests marked gpu are skipped on a machine without CUDA."""
-    # A worker of xdist gets one file at a time (--dist loadfile): a long one must not come last.
+    """The order of the files; tests marked gpu are skipped on a machine without CUDA."""
+    # A worker of xdist gets one file at a time (--dist loadfile): a long one must not come last,
+    # and two that compile the same kernels must not come at once. So the file that compiles those
+    # of all engines is first, and those that only play with them come after the other long ones.
     long = {item.path for item in items if "slow" in item.keywords}
-    items.sort(key=lambda item: item.path not in long)
+    tests = REPO / "tests"
+    first, players = tests / "plan_envs" / "test_boundary.py", tests / "baselines"
+
+    def turn(item: pytest.Item) -> int:
+        if item.path == first:
+            return 0
+        return 3 if item.path not in long else 2 if item.path.is_relative_to(players) else 1
+
+    items.sort(key=turn)
     marked = [item for item in items if "gpu" in item.keywords]
     if not marked:
         return
