@@ -153,7 +153,7 @@ def why_not(at: Position, action: int) -> str:
     place, shown = place_of(spec, cell), int(at.plan[cell])
     if _is_given(at, cell):
         return f"{place} is given"
-    if shown == value:
+    if shown == value and not (value and kind != at.main.name):
         look = "blank" if value == 0 else repr(spec.symbols[value])
         return f"{place} is {look} already"
     head = at.head

@@ -13,7 +13,7 @@ from numba import njit
 from plan_envs.compiled import packed_kernels as packed
 from plan_envs.compiled.bits import copy_bytes
 from plan_envs.repair import kernels
-from plan_envs.repair.language import count_passed, length_of, new_stack
+from plan_envs.repair.language import new_stack
 
 PASSED, PRESENT = range(packed.OWN, packed.OWN + 2)
 CELLS, TESTS, MORE, TYPED = range(packed.OWN + 2, packed.OWN + 6)
@@ -46,9 +46,8 @@ def survey(head, data, at, rules):
     cells, tests, _, _ = rules
     o_instance, o_plan, o_mask, _ = places(at, rules)
     kernels.write_mask(data, o_plan, rules, data, o_mask)
-    length = length_of(data, o_plan, cells)
-    head[at + PASSED], head[at + PRESENT] = count_passed(
-        data, o_plan, length, data, o_instance + cells, tests, cells, new_stack(cells), False
+    head[at + PASSED], head[at + PRESENT] = kernels.judge(
+        data, o_plan, cells, data, o_instance + cells, tests, new_stack(cells)
     )
 
 

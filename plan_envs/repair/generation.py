@@ -10,7 +10,7 @@ from typing import Final
 import numpy as np
 from numba import njit
 
-from plan_envs.compiled.bits import GAMMA, copy_bytes, draw_below, split_of_word
+from plan_envs.compiled.bits import GAMMA, copy_bytes, count_ones, draw_below, split_of_word
 from plan_envs.instances import mix
 from plan_envs.repair import kernels
 from plan_envs.repair.language import (
@@ -79,8 +79,14 @@ def write_splits(programs, splits):
 
 @njit(cache=True)
 def draw_program(rng, length, program):
-    """Fill in well-typed tokens, each uniform among those that fit; whether one value is left."""
-    program[:] = 0
+    """Fill in well-typed tokens, each uniform among those that fit.
+
+    Whether one value is left in the end, of a type that was drawn before: a list as often as an
+    integer.
+    """
+    wanted = EMPTY << 1 | draw_below(rng, 2)
+    for place in range(len(program)):
+        program[place] = 0
     types = EMPTY
     for place in range(length):
         left = length - place - 1
@@ -96,7 +102,7 @@ def draw_program(rng, length, program):
             return False
         program[place] = chosen
         types = types_after(types, chosen)
-    return types >> 1 == EMPTY
+    return types == wanted
 
 
 @njit(cache=True)
@@ -115,7 +121,8 @@ def write_tests(rng, program, length, instance, cells, num, stack):
     """Draw inputs and write the outputs of the program beside them."""
     for test in range(num):
         board = cells + 2 * cells * test
-        instance[board : board + 2 * cells] = 0
+        for k in range(2 * cells):
+            instance[board + k] = 0
         draw_input(rng, instance, board)
         top = run(program, 0, length, instance, board, stack)
         write_result(stack, top, instance, board + cells)
@@ -146,7 +153,7 @@ def put_fault(rng, plan, rules, mask):
     kinds, first, last, number = 0, 0, 0, 0
     for kind in range(3):
         begin, end = kind * size, min((kind + 1) * size, 2 * size + cells)
-        legal = np.int64(mask[begin:end].sum())
+        legal = count_ones(mask, begin, end)
         if legal > 0:
             kinds += 1
             if draw_below(rng, kinds) == 0:
@@ -201,9 +208,7 @@ def generate(instances, solutions, num_faults, first, last, stream, split, shape
             if not broken or passes(plan, 0, cells, instance, cells, tests, stack):
                 continue
             if number > 1:
-                first_repair(
-                    plan, 0, instance, cells, untyped, 1, mask, edited, stack, found
-                )
+                first_repair(plan, 0, instance, cells, untyped, 1, mask, edited, stack, found)
                 if found[0] >= 0:
                     continue
             copy_bytes(instance, 0, plan, 0, cells)

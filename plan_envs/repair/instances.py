@@ -146,7 +146,9 @@ def read_repair_text(
             raise ValueError(f"{path}:{line}: {error}") from None
         instances.append(instance)
     boards, goals = np.stack(instances), np.stack(solutions)
-    return InstanceSet.of(Path(path).name, boards, goals, domain.distance_to(domain.initial(boards), goals))
+    return InstanceSet.of(
+        Path(path).name, boards, goals, domain.distance_to(domain.initial(boards), goals)
+    )
 
 
 def _solution(domain: Repair, instance: Int8Array, fixed: Int8Array | None) -> Int8Array:

@@ -41,7 +41,8 @@ def num_actions(cells):
 def write_mask(plan, at, rules, mask, first):
     """Write the legal edits of the plan that begins at `at` from place `first` of `mask` on."""
     cells, _, _, typed = rules
-    mask[first : first + num_actions(cells) - 1] = 0
+    for action in range(num_actions(cells) - 1):
+        mask[first + action] = 0
     length = length_of(plan, at, cells)
     inserts = first + cells * NUM_TOKENS
     deletes = inserts + cells * NUM_TOKENS
@@ -87,6 +88,13 @@ def apply_edit(plan, at, cells, action):
 def points(passed, present):
     """Score: the share of the visible tests that pass."""
     return np.float32(passed / present) if present > 0 else np.float32(0.0)
+
+
+@njit(cache=True)
+def judge(program, at, cells, known, first, num, stack):
+    """(tests passed, tests that there are) of a program, for `num` tests from `first` on."""
+    length = length_of(program, at, cells)
+    return count_passed(program, at, length, known, first, num, cells, stack, False)
 
 
 @njit(cache=True)
@@ -154,14 +162,13 @@ def check_plans(instances, plans, rules, verdict):
     for i in range(len(plans)):
         at = i * cells
         first = i * width + cells
-        length = length_of(programs, at, cells)
-        passed, present = count_passed(programs, at, length, known, first, tests, cells, stack, False)
+        passed, present = judge(programs, at, cells, known, first, tests, stack)
         score[i] = visible[i] = points(passed, present)
         violations[i] = present - passed
         solved[i] = 0 < present == passed
         dead[i] = False
         first += 2 * cells * tests
-        passed, present = count_passed(programs, at, length, known, first, more, cells, stack, False)
+        passed, present = judge(programs, at, cells, known, first, more, stack)
         hidden[i] = points(passed, present)
 
 
@@ -186,18 +193,14 @@ def write_successors(instances, plans, rules, masks, terms, offsets, outcomes):
     edited, stack = np.empty(cells, np.int8), new_stack(cells)
     for i in range(len(plans)):
         row, first = offsets[i], i * width + cells
-        length = length_of(programs, i * cells, cells)
-        passed, present = count_passed(
-            programs, i * cells, length, known, first, tests, cells, stack, False
-        )
+        passed, present = judge(programs, i * cells, cells, known, first, tests, stack)
         now = np.float64(points(passed, present))
         for a in range(actions):
             if masks[i, a] == 0:
                 continue
             copy_bytes(edited, 0, programs, i * cells, cells)
             apply_edit(edited, 0, cells, a)
-            length = length_of(edited, 0, cells)
-            passed, present = count_passed(edited, 0, length, known, first, tests, cells, stack, False)
+            passed, present = judge(edited, 0, cells, known, first, tests, stack)
             done = 0 < present == passed
             ended = done or a == actions - 1
             state[row], action[row] = i, a
@@ -218,7 +221,6 @@ def write_results(instance, plan, tests, results):
     length = length_of(plan, 0, cells)
     for test in range(tests):
         board = cells + 2 * cells * test
-        flat[test * cells : (test + 1) * cells] = NOTHING
         if instance[board] != NOTHING:
             top = run(plan, 0, length, instance, board, stack)
             write_result(stack, top, flat, test * cells)

@@ -60,7 +60,7 @@ def _effect(operands: str, result: str) -> tuple[int, int, int]:
     return len(operands), int("0" + operands.replace("i", "0").replace("l", "1"), 2), result == "l"
 
 
-_EFFECTS: Final = np.array(
+_ARITY, _OPERANDS, _RESULT = np.array(
     [
         (0, 0, 0),
         *[_effect("", "i")] * 4,
@@ -74,8 +74,8 @@ _EFFECTS: Final = np.array(
         _effect("li", "l"),
     ],
     np.int64,
-)
-"""Shape [token + 1, 3]: see `_effect`."""
+).T.copy()
+"""Of every token, and of the blank: see `_effect`. Three tables, for kernels compile them fast."""
 
 EMPTY: Final = 1
 """The types of an empty stack. Types of a stack are the bits of an integer below its highest 1."""
@@ -83,13 +83,13 @@ WRONG: Final = 0
 """Stands for the types of a stack on which a token did not find its operands."""
 
 
-@njit(cache=True, forceinline=True)
+@njit(cache=True)
 def types_after(types, token):
     """The types of a stack after a token; WRONG if its operands do not lie there."""
-    arity, operands, result = _EFFECTS[token]
-    if types >> arity == 0 or types & ((1 << arity) - 1) != operands:
+    arity = _ARITY[token]
+    if types >> arity == 0 or types & ((1 << arity) - 1) != _OPERANDS[token]:
         return WRONG
-    return types >> arity << 1 | result
+    return types >> arity << 1 | _RESULT[token]
 
 
 @njit(cache=True)
@@ -102,7 +102,7 @@ def types_of(program, at, length, types):
     return types
 
 
-@njit(cache=True, forceinline=True)
+@njit(cache=True)
 def length_of(program, at, cells):
     """Tokens of a program: the cells before the first blank."""
     length = 0
@@ -124,13 +124,14 @@ def clamped(value):
 
 
 @njit(cache=True)
-def _sort(row, length):
+def _sort(stack, top, length):
     """Sort a list on the stack, ascending."""
     for last in range(2, length + 1):
         for k in range(last, 1, -1):
-            if row[k - 1] <= row[k]:
+            before, after = stack[top, k - 1], stack[top, k]
+            if before <= after:
                 break
-            row[k - 1], row[k] = row[k], row[k - 1]
+            stack[top, k - 1], stack[top, k] = after, before
 
 
 @njit(cache=True)
@@ -146,62 +147,64 @@ def _of_integers(token, a, b):
 
 
 @njit(cache=True)
-def _folded(token, row):
+def _folded(token, stack, top):
     """The integer that a token makes of a list."""
-    length = row[0]
+    length = stack[top, 0]
     if token == _LEN:
         return length
-    value = row[1] if length > 0 else 0
+    value = stack[top, 1] if length > 0 else 0
     for k in range(2, length + 1):
         if token == _SUM:
-            value += row[k]
+            value += stack[top, k]
         elif token == _MAX:
-            value = max(value, row[k])
+            value = max(value, stack[top, k])
     return clamped(value)
 
 
 @njit(cache=True)
-def _map_list(token, row, k):
+def _map_list(token, stack, top, k):
     """Change a list on the stack, with the integer `k` where the token takes one."""
-    length = row[0]
+    length = stack[top, 0]
     if token == _SORT:
-        _sort(row, length)
+        _sort(stack, top, length)
     elif token == _REV:
         for i in range(1, length // 2 + 1):
-            row[i], row[length + 1 - i] = row[length + 1 - i], row[i]
+            last = stack[top, length + 1 - i]
+            stack[top, length + 1 - i], stack[top, i] = stack[top, i], last
     elif token == _TAKE:
-        row[0] = min(max(k, 0), length)
+        stack[top, 0] = min(max(k, 0), length)
     elif token == _DROP:
         first = min(max(k, 0), length)
         for i in range(1, length - first + 1):
-            row[i] = row[i + first]
-        row[0] = length - first
+            stack[top, i] = stack[top, i + first]
+        stack[top, 0] = length - first
     elif token == _CONS:
         length = min(length + 1, WIDEST)
         for i in range(length, 1, -1):
-            row[i] = row[i - 1]
-        row[1] = k
-        row[0] = length
+            stack[top, i] = stack[top, i - 1]
+        stack[top, 1] = k
+        stack[top, 0] = length
     elif token == _MAP_ADD or token == _MAP_MUL:
         for i in range(1, length + 1):
-            row[i] = clamped(row[i] + k if token == _MAP_ADD else row[i] * k)
+            value = stack[top, i]
+            stack[top, i] = clamped(value + k if token == _MAP_ADD else value * k)
     else:  # the filters
         kept = 0
         for i in range(1, length + 1):
-            if (row[i] > k) if token == _GREATER else (row[i] % 2 == 0):
+            value = stack[top, i]
+            if (value > k) if token == _GREATER else (value % 2 == 0):
                 kept += 1
-                row[kept] = row[i]
-        row[0] = kept
+                stack[top, kept] = value
+        stack[top, 0] = kept
 
 
-@njit(cache=True, forceinline=True)
+@njit(cache=True)
 def _has_operands(token, stack, top):
     """Whether the operands of a token lie on the stack."""
-    arity, operands, _ = _EFFECTS[token]
-    if top + 1 < arity:
+    if top + 1 < _ARITY[token]:
         return False
-    for k in range(arity):
-        if (stack[top - k, 0] != INTEGER) != ((operands >> k) & 1):
+    for k in range(_ARITY[token]):
+        if (stack[top - k, 0] != INTEGER) != ((_OPERANDS[token] >> k) & 1):
             return False
     return True
 
@@ -241,14 +244,14 @@ def run(program, at, length, tests, board, stack):
             top -= 2
             stack[top, 1] = stack[top + 1, 1] if stack[top, 1] > 0 else stack[top + 2, 1]
         elif token <= _HEAD:
-            stack[top, 1] = _folded(token, stack[top])
+            stack[top, 1] = _folded(token, stack, top)
             stack[top, 0] = INTEGER
         else:
             k = np.int64(0)
-            if _EFFECTS[token, 0] == 2:
+            if _ARITY[token] == 2:
                 k = stack[top, 1]
                 top -= 1
-            _map_list(token, stack[top], k)
+            _map_list(token, stack, top, k)
     return top
 
 
@@ -271,7 +274,8 @@ def is_result(stack, top, tests, board):
 @njit(cache=True)
 def write_result(stack, top, tests, board):
     """Write the result of a run as an output; nothing where there is none."""
-    tests[board : board + 1 + WIDEST] = NOTHING
+    for k in range(1 + WIDEST):
+        tests[board + k] = NOTHING
     if top < 0:
         return
     size = stack[top, 0]

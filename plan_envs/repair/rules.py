@@ -1,4 +1,4 @@
-"""Code repair as a plan-editing MDP (UPI-TRM Sec. 2 and App. E): a program is edited token by token.
+"""Code repair as a plan-editing MDP (UPI-TRM Sec. 2, App. E): a program is edited token by token.
 
 An instance is a broken program with its unit tests, a plan is a program in the language of
 `plan_envs.repair.language`. `Repair` fulfils `plan_envs.domain.PlanDomain`: pure functions over
@@ -8,6 +8,7 @@ batches, one or two numba calls each (`plan_envs.repair.kernels`). Instances com
 
 from dataclasses import dataclass
 from functools import cache
+from itertools import pairwise
 from typing import Any, ClassVar, Final, Literal
 
 import numpy as np
@@ -221,7 +222,7 @@ class Repair(KernelDomain):
         found = self.successors(self._whole(boards), plans, with_plans=False)
         worth = found.score + rng.random(len(found.score)) / (4 * MOST_TESTS)
         worth[self.is_stop(found.action)] = -1.0
-        best = [worth[a:b].argmax() + a for a, b in zip(found.offsets, found.offsets[1:])]
+        best = [first + worth[first:last].argmax() for first, last in pairwise(found.offsets)]
         return found.action[np.array(best, np.int64)]
 
     def _first_repair(

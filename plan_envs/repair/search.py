@@ -31,7 +31,7 @@ def first_repair(plan, at, known, first, rules, depth, mask, edited, stack, foun
     cells, tests = rules[0], rules[1]
     actions = kernels.num_actions(cells)
     outer, inner, one, two = mask[0], mask[1], edited[0], edited[1]
-    found[:] = -1
+    found[0] = found[1] = -1
     calls = 0
     kernels.write_mask(plan, at, rules, outer, 0)
     for level in range(depth):
@@ -108,7 +108,8 @@ def write_towards(plans, goals, masks, keys, actions):
         for action in range(stop):
             if masks[i, action] == 0:
                 continue
-            edited[:] = plans[i]
+            for k in range(cells):
+                edited[k] = plans[i, k]
             kernels.apply_edit(edited, 0, cells, action)
             distance = _distance(edited, goals[i], row)
             if distance < nearest or (distance == nearest and keys[i, action] > key):

@@ -16,10 +16,12 @@ from plan_envs.repair.language import LEAST, LIST, MOST, NAMES, NOTHING, WIDEST,
 from plan_envs.texts import shorten
 
 FORMATS: Final = {
-    "a program and its tests, one a line": "xs rev n take\n2 [4 1] -> [4 1]\n1 [3 5] -> [3]",
-    "in one line": "xs sum n + | 3 [1 2] -> 5 | hidden 0 [] -> 0",
-    "lists with commas": "xs | 0 [3, -1] -> [-1, 3]",
-    "with a program that works": "xs len | 0 [7 1] -> 8 | fixed xs sum",
+    "a program and its tests, one a line": "xs rev n take\n1 [3 5] -> [3]\n2 [4 1] -> [4 1]",
+    "in one line": "xs rev n take | 1 [3 5] -> [3] | 2 [4 1] -> [4 1]",
+    "lists with commas": "xs rev n take | 1 [3, 5] -> [3] | 2 [4, 1] -> [4, 1]",
+    "with a program that works": (
+        "xs rev n take | 1 [3 5] -> [3] | 2 [4 1] -> [4 1] | fixed xs n take"
+    ),
 }
 """What `read_repair` reads -> an example, for the page of the environment."""
 
