@@ -660,7 +660,8 @@ def _played(task: Task, instance: Int8Array, solution: Int8Array, scene: Scene) 
     plans = [domain.initial(boards)]
     while scene.right and not domain.check(boards, plans[-1]).solved[0]:
         mask = domain.action_mask(boards, plans[-1])
-        plans.append(domain.edit(boards, plans[-1], oracle(boards, plans[-1], mask, rng)))
+        seen = boards[:, : domain.spec.observed_size]
+        plans.append(domain.edit(boards, plans[-1], oracle(seen, plans[-1], mask, rng)))
     plan = plans[round(scene.right * (len(plans) - 1))]
     for _ in range(scene.random):
         mask = domain.action_mask(boards, plan)

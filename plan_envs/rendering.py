@@ -227,9 +227,9 @@ def draw_frame(picture: Picture, *, size: int = 576) -> NDArray[np.uint8]:
     surface.fill(tuple(picture.paper[0, 0].tolist()) if outside[0, 0] else PAPER)
     across = [round((side - pitch * columns) / 2 + pitch * line) for line in range(columns + 1)]
     down = [round((side - pitch * rows) / 2 + pitch * line) for line in range(rows + 1)]
-    fonts = {}
+    fonts = {}  # smaller ones for words, so that they fit
     for letters in range(1, 1 + max(1, *map(len, picture.symbols.ravel().tolist()))):
-        height = round(pitch * 0.86 / max(1.0, 0.52 * letters))
+        height = round(pitch * 0.86 / max(1.0, 0.45 * letters))
         fonts[letters] = pygame.font.Font(None, max(8, height))
     for row in range(rows):
         for column in range(columns):
