@@ -127,7 +127,8 @@ def help_text(at: Position) -> str:
     """How edits are typed, and the commands."""
     lines = {_typed(at, kind): kind.name for kind in at.kinds.values()}
     if at.main.has_value:
-        lines[_typed(at, at.main)] += ", e.g. 1 2 3"
+        third = at.spec.symbols[at.main.values[:3][-1]]
+        lines[_typed(at, at.main)] += f", e.g. 1 2 {third}"
     if at.head is not None:
         lines["u d l r"] = f"{at.main.name} up, down, left, right"
     lines |= {
