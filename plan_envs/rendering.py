@@ -227,10 +227,8 @@ def draw_frame(picture: Picture, *, size: int = 576) -> NDArray[np.uint8]:
     surface.fill(tuple(picture.paper[0, 0].tolist()) if outside[0, 0] else PAPER)
     across = [round((side - pitch * columns) / 2 + pitch * line) for line in range(columns + 1)]
     down = [round((side - pitch * rows) / 2 + pitch * line) for line in range(rows + 1)]
-    fonts = {}  # smaller ones for words, so that they fit
-    for letters in range(1, 1 + max(1, *map(len, picture.symbols.ravel().tolist()))):
-        height = round(pitch * 0.86 / max(1.0, 0.45 * letters))
-        fonts[letters] = pygame.font.Font(None, max(8, height))
+    words = np.unique(picture.symbols).tolist()
+    fonts = {word: _font(pygame, word, pitch) for word in words}
     for row in range(rows):
         for column in range(columns):
             symbol = str(picture.symbols[row, column])
@@ -239,12 +237,22 @@ def draw_frame(picture: Picture, *, size: int = 576) -> NDArray[np.uint8]:
             box = pygame.Rect(left, top, across[column + 1] - left, down[row + 1] - top)
             surface.fill(paper, box)
             if symbol.strip(" .") and ink != paper and pitch >= _LEAST_TEXT:
-                _draw_symbol(pygame, surface, fonts[len(symbol)], symbol, ink, box)
+                _draw_symbol(pygame, surface, fonts[symbol], symbol, ink, box)
     thick = min(max(2, round(pitch / 16)), 5) if pitch >= _LEAST_TEXT else 1
     if pitch >= _LEAST_TEXT:
         _draw_thin_lines(surface, outside, across, down)
     _draw_rules(pygame, surface, picture, across, down, thick=thick, framed=not outside.any())
     return np.ascontiguousarray(pygame.surfarray.array3d(surface).swapaxes(0, 1), np.uint8)
+
+
+def _font(pygame: Any, word: str, pitch: float) -> Any:
+    """The font for a symbol in cells of `pitch` pixels; smaller for a word that would not fit."""
+    size = max(8, round(pitch * 0.86))
+    font = pygame.font.Font(None, size)
+    room = 0.86 * pitch / max(1, font.size(word)[0])
+    if len(word) == 1 or room >= 1:
+        return font
+    return pygame.font.Font(None, max(8, round(size * room)))
 
 
 _ARROWS: Final = {
