@@ -33,7 +33,7 @@ def main() -> None:
     heads = list(rows[0])
     print("  ".join(f"{head:>12}" for head in heads))
     for row in rows:
-        print("  ".join(f"{row[head]:>12}" for head in heads))
+        print("  ".join(f"{row[head]!s:>12}" for head in heads))
     if chosen.save is not None:
         record = {
             "command": f"python benchmarks/repair_search.py {' '.join(sys.argv[1:])}",
