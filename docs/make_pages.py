@@ -26,6 +26,7 @@ from plan_envs.domain import DomainSpec, Int8Array
 from plan_envs.env import PlanEditEnv
 from plan_envs.maze import text as maze_text
 from plan_envs.queens import text as queens_text
+from plan_envs.repair import text as repair_text
 from plan_envs.sudoku import text as sudoku_text
 
 FOLDER: Final = Path(__file__).parent
@@ -95,6 +96,17 @@ PAGES: Final[Mapping[str, Page]] = {
         "`FILE#ID` is one task of Kaggle's form, `FILE#ID#k` its test input k. "
         "`upi-trm supervised vote --submission` writes Kaggle's submission.",
         example="py",
+    ),
+    "repair": Page(
+        title="Repair",
+        tagline="Edit a small program until it passes its unit tests.",
+        tasks=("repair", "repair-tiny"),
+        formats=repair_text.FORMATS,
+        signs="A program is the names of its tokens, `.` an empty one. A test is an integer, a "
+        "list, an arrow and the output; `hidden` before it keeps it from learners. `fixed` stands "
+        "before a program that works, which files may name and which is needed where one or two "
+        "edits repair nothing. What follows a `#` is a comment. In files instances stand one a "
+        "line, or have empty lines between them.",
     ),
 }
 """Page name -> page; a new domain adds its own."""
@@ -603,6 +615,14 @@ SCENES: Final = (
         index=12,
         random=2,
     ),
+    Scene(
+        file="repair",
+        task="repair",
+        caption="Repair: a program above its tests: input, output, what the program makes of it.",
+        index=1,
+        random=1,
+    ),
+    Scene(file="repair-solved", task="repair", caption="Repair: all pass.", index=1, right=1.0),
 )
 
 
@@ -640,7 +660,8 @@ def _played(task: Task, instance: Int8Array, solution: Int8Array, scene: Scene) 
     plans = [domain.initial(boards)]
     while scene.right and not domain.check(boards, plans[-1]).solved[0]:
         mask = domain.action_mask(boards, plans[-1])
-        plans.append(domain.edit(boards, plans[-1], oracle(boards, plans[-1], mask, rng)))
+        seen = boards[:, : domain.spec.observed_size]
+        plans.append(domain.edit(boards, plans[-1], oracle(seen, plans[-1], mask, rng)))
     plan = plans[round(scene.right * (len(plans) - 1))]
     for _ in range(scene.random):
         mask = domain.action_mask(boards, plan)

@@ -16,6 +16,7 @@ from plan_envs.arc.rules import Arc
 from plan_envs.catalogue import TASKS, resolve_task
 from plan_envs.env import PlanEditEnv
 from plan_envs.queens.rules import Queens
+from plan_envs.repair.rules import Repair
 from plan_envs.sudoku.rules import Sudoku
 
 SPEC = importlib.util.spec_from_file_location(
@@ -76,6 +77,7 @@ def test_the_spaces_of_a_page_are_those_of_the_environment(name: str) -> None:
         (Sudoku(9), ["cell * 9 + value - 1"]),
         (Sudoku(4), ["cell * 6 + value + 1", "cell * 6 + 1", "cell * 6", "96"]),
         (Queens(5, edits="full"), ["cell", "cell + 25", "50"]),
+        (Repair(6), ["cell * 24 + value - 1", "cell * 24 + value + 143", "cell + 288", "294"]),
         (Arc(3), ["cell * 10 + value - 1", "value + 89", "value + 92", "96"]),
     ],
 )

@@ -63,6 +63,15 @@ class ModelShape:
     """Largest integer of an instance; 0 stands for `num_values`."""
 
 
+def _columns(shape: ModelShape) -> Int[Tensor, " action"]:
+    """Which logit of its cell an edit has: writes by kind and value, then the others by kind."""
+    kind, value = shape.action_kind.long(), shape.action_value.long()
+    writes = (shape.action_cell >= 0) & (value > 0)
+    kinds = kind[writes].unique()
+    of_write = torch.searchsorted(kinds, kind) * shape.num_values + value - 1
+    return torch.where(writes, of_write, len(kinds) * shape.num_values + kind)
+
+
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
     """The `model` section of a recipe."""
@@ -185,6 +194,7 @@ class TinyRecursiveModel(nn.Module):
     action_variable: Tensor
     action_cell: Tensor
     action_kind: Tensor
+    action_column: Tensor
     variable_cell: Tensor
     variable_value: Tensor
 
@@ -264,8 +274,11 @@ class TinyRecursiveModel(nn.Module):
             self.update = self._cell_map(generator)
             self.value_hidden = _linear(4 * width, hidden, generator)
             self.edit_hidden = _linear(width, hidden, generator)
-            # Of every cell: one logit for each value that it may take, then one for each kind.
-            self.edit_out = _linear(hidden, shape.num_values + num_kinds, generator, gain=0.1)
+            # Of every cell: for each kind of writes a logit for each value, then one for each kind.
+            self.register_buffer("action_column", _columns(shape), persistent=False)
+            kinds = len(shape.action_kind[writes].unique())
+            outputs = kinds * shape.num_values + num_kinds
+            self.edit_out = _linear(hidden, outputs, generator, gain=0.1)
             if bool((cell < 0).any()):
                 self.pool_hidden = _linear(4 * width, hidden, generator)
                 self.pool_out = _linear(hidden, int((cell < 0).sum()), generator, gain=0.1)
@@ -440,13 +453,8 @@ class TinyRecursiveModel(nn.Module):
         batch, shape = len(editable), self.shape
         of_cell: Tensor = self.edit_out(torch.relu(self.edit_hidden(z)))
         logits = z.new_zeros(batch, shape.num_actions)
-        column = torch.where(
-            self.action_variable >= 0,
-            self.action_variable % shape.num_values,
-            shape.num_values + self.action_kind,
-        )
         on_cell = self.action_cell >= 0
-        place = (self.action_cell * of_cell.shape[1] + column)[on_cell]
+        place = (self.action_cell * of_cell.shape[1] + self.action_column)[on_cell]
         logits = logits.index_copy(
             1, on_cell.nonzero().flatten(), of_cell.view(batch, -1)[:, place]
         )
