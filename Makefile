@@ -65,7 +65,7 @@ format: $(VENV)/.installed-dev ## let ruff rewrite what it can
 	$(BIN)/ruff format .
 
 docs: $(VENV)/.installed-docs ## build the site into site/, warnings as errors; docs/make_pages.py makes its generated pages
-	$(BIN)/mkdocs --quiet build --strict $(DOCS_ARGS)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs --quiet build --strict $(DOCS_ARGS)
 
 wheel: $(VENV)/.installed-test ## build the wheel into dist/
 	$(BIN)/python -m hatchling build -t wheel -d dist

@@ -169,7 +169,7 @@ def environment_page(name: str, references: Mapping[str, Any]) -> str:
         "Reference Policies": [*_reference_policies(tasks, references), *said["details"]],
         "Version History": ["- v0: first version."],
     }
-    blocks = [f"# {page.title}", _MADE, page.tagline, _task_table(tasks)]
+    blocks = [f"# {page.title}", _MADE, f"{page.tagline} {_PURPOSE}", _task_table(tasks)]
     blocks.append(f"![{page.title}](../pictures/{name}.png)")
     for heading, parts in sections.items():
         blocks += [f"## {heading}", *parts]
@@ -177,6 +177,11 @@ def environment_page(name: str, references: Mapping[str, Any]) -> str:
 
 
 # ---- what the pages share
+
+_PURPOSE: Final = (
+    "Here you look up what you need to play it or to train on it: actions, observations, rewards, "
+    "options, files and reference scores."
+)
 
 _DESCRIPTION: Final = """\
 The state is an *instance*, which never changes, and a *plan*. Each action is one edit of the plan,
@@ -546,7 +551,9 @@ def commands(command: click.Command = cli, name: str = "upi-trm") -> Iterator[tu
     if isinstance(command, click.Group):
         context = click.Context(command, info_name=name)
         for word in command.list_commands(context):
-            yield from commands(command.get_command(context, word), f"{name} {word}")  # type: ignore[arg-type]
+            below = command.get_command(context, word)
+            assert below is not None
+            yield from commands(below, f"{name} {word}")
 
 
 # ---- model cards
@@ -569,8 +576,8 @@ _LIMITS: Final[Mapping[str, Sequence[str]]] = {
         "Real puzzles are harder than generated ones: it solves 100.0% of easy_jumanji, 72.2% of "
         "graded_kaggle, 73.8% of clue17, 25.2% of extreme_real and 4.2% of hard_forum "
         "([record](../../results/certified-9x9-real.json)).",
-        "Networks of this recipe lose eight points when they are played with one unroll in place of "
-        "eight ([record](../lab/sudoku9x9.md)).",
+        "Networks of this recipe lose eight points when they are played with one unroll in place "
+        "of eight ([lab notes](../lab/sudoku9x9.md)).",
     ),
     "sudoku9x9-contraction": (
         "Under the certificate the recursion adds nothing: one unroll plays as well as eight "
@@ -605,7 +612,8 @@ def models_page() -> str:
         "Here you choose among the trained runs that ship with the package, and read what each was "
         "trained on, what it solves and where it ends. A name works wherever a RUN is taken.",
         _table(("run", "task", "solved, 95% interval", "parameters"), rows),
-        "`python tools/ship_run.py RUN NAME` adds one; [CONTRIBUTING](../../CONTRIBUTING.md) says when.",
+        "`python tools/ship_run.py RUN NAME` adds one; [CONTRIBUTING](../../CONTRIBUTING.md) says "
+        "when.",
     ]
     return "\n\n".join(blocks) + "\n"
 
@@ -645,8 +653,8 @@ def model_card(name: str) -> str:
 
 _SHARED_LIMITS: Final = (
     "It is one run of one seed; [results](../results.md) has several of each recipe.",
-    "It is greedy: a wrong edit is not taken back. `solve` says so and exits with code 1; `--search` "
-    "and `--samples` spend more on a puzzle.",
+    "It is greedy: a wrong edit is not taken back. `solve` says so and exits with code 1; "
+    "`--search` and `--samples` spend more on a puzzle.",
 )
 
 
@@ -808,7 +816,8 @@ def gallery_page() -> str:
     blocks = [
         "# Gallery",
         _MADE,
-        'Frames of `render_mode="rgb_array"`; `ansi` draws the same as text.',
+        'Here you see what the environments look like: frames of `render_mode="rgb_array"`; '
+        "`ansi` draws the same as text.",
     ]
     for scene in SCENES:
         blocks.append(f"## {scene.caption}\n\n![{scene.caption}](pictures/{scene.file}.png)")
