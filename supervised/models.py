@@ -13,7 +13,7 @@ from plan_envs.catalogue import resolve_task
 from supervised.data_sets.datasets import BoardDataset, TokenDataset
 from supervised.data_sets.fixed_images import FixedImages
 from supervised.data_sets.folders import open_dataset
-from supervised.recipe import DataConfig, SupervisedRecipe
+from supervised.recipe import DataConfig, SupervisedRecipe, shape_of
 from trm.compute.device import Placement
 from trm.compute.process import provenance
 from trm.nn.token_model import TokenModel, TokenShape
@@ -34,7 +34,11 @@ def make_model(
 
 
 def load_model(
-    run: Run, *, step: int | str | None = None, placement: Placement | None = None
+    run: Run,
+    *,
+    step: int | str | None = None,
+    placement: Placement | None = None,
+    domain: str | None = None,
 ) -> tuple[TokenModel, SupervisedRecipe]:
     """The model of a run with the weights to evaluate: the running average where there is one.
 
@@ -42,13 +46,13 @@ def load_model(
         run: of kind `RUN_KIND`.
         step: checkpoint, "best", or None for the newest.
         placement: where the model goes; None for the CPU.
+        domain: of the boards that it is to take, where `model.mixing` serves every size; None = of
+            those that it was trained on.
     """
     recipe = run.load_recipe(SupervisedRecipe)
     weights = run.load_checkpoint(step).weights
-    shape = TokenShape(
-        vocab_size=len(weights["model.token_table"]),
-        num_positions=run.info.extra["num_positions"],
-        num_puzzles=len(weights["model.puzzle_table"]),
+    shape = shape_of(
+        domain or recipe.data.domain_name, num_puzzles=len(weights["model.puzzle_table"])
     )
     model = make_model(recipe, shape, torch.Generator())
     model.load_state_dict(part_of(weights, "model") | part_of(weights, "average"))

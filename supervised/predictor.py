@@ -60,14 +60,14 @@ def _predict(
         puzzle=tokens.new_zeros(len(tokens)),
         example=torch.arange(len(tokens)),
     )
-    feeds = "input" if recipe.dis is None else recipe.dis.feeds
-    softmax = recipe.dis is not None and recipe.dis.loss == "softmax"
+    options = EvalOptions(**recipe.as_trained)
+    stablemax = options.loss == "stablemax"
     plans, entropies, halting = [], [], []
-    for readout in unroll_steps(model, batch, EvalOptions(feeds=feeds)):
+    for readout in unroll_steps(model, batch, options):
         predicted = readout.guided.argmax(dim=-1).cpu().numpy()
         plans.append(codec.decode(inputs, predicted)[1])
         logits = readout.guided
-        logs = logits.log_softmax(-1) if softmax else stablemax_log_probabilities(logits)
+        logs = stablemax_log_probabilities(logits) if stablemax else logits.log_softmax(-1)
         entropies.append(-(logs.exp() * logs).sum(dim=-1).float().cpu().numpy())
         if readout.halting is not None:
             halting.append(torch.sigmoid(readout.halting[:, 0]).float().cpu().numpy())

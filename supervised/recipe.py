@@ -7,14 +7,16 @@ One YAML file is one run: `configs/supervised/<method>-<data>[-<size>].yaml` in 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
+
+import torch
 
 from plan_envs.catalogue import resolve_task
 from supervised.data_sets.codecs import codec_of
 from supervised.objectives.act import ActConfig
 from supervised.objectives.dis import DisConfig
 from supervised.planner.distill import DistillConfig
-from trm.experiments.sections import check_at_least, check_positive
+from trm.experiments.sections import check_at_least, check_positive, check_within
 from trm.nn.optim import OptimiserConfig
 from trm.nn.recursion import RecursionSchedule
 from trm.nn.token_model import TokenModelConfig, TokenShape
@@ -49,6 +51,10 @@ class DataConfig:
     copies: int | None = None
     """With `augment`: draw from a fixed list of so many images of each example and the example
     itself, as a teacher cache needs; null = a new image every time."""
+    revealed: float = 0.0
+    """Sudoku, N-Queens: largest share of a training sample's missing values that its input shows
+    already. Each sample draws its own share from 0 up to it, so that training sees the boards that
+    commit decoding goes through."""
 
     def __post_init__(self) -> None:
         """Exactly one source."""
@@ -64,6 +70,11 @@ class DataConfig:
             raise ValueError("data.num goes with data.task")
         check_at_least(self, "data", 1, "num")
         check_at_least(self, "data", 0, "seed")
+        check_within(self, "data", "[0, 1]", "revealed")
+        if self.revealed and not self.domain_name.startswith(("sudoku", "queens")):
+            raise ValueError(
+                f"data.revealed is for Sudoku and N-Queens, not for {self.domain_name!r}"
+            )
         if self.copies is not None and (self.copies < 1 or not self.augment):
             raise ValueError(
                 f"data.copies must be at least 1, and null without data.augment, got {self.copies}"
@@ -142,19 +153,49 @@ class SupervisedRecipe:
             raise ValueError("act needs model.step_embedding false: slots are at different steps")
         if self.distill is not None and self.act is None:
             raise ValueError("distill needs the section act: it adds to that loss")
+        if self.distill is not None and self.data.revealed:
+            raise ValueError("distill needs data.revealed 0: a cache knows the inputs as they are")
+        if self.model.mixing == "relational" and self.dis is not None:
+            # A full board leaves no variable open, and padding is no value of one.
+            if self.dis.feeds == "prediction":
+                raise ValueError("dis.feeds must be 'input' with model.mixing 'relational'")
+            if self.dis.targets in ("nested", "independent") and self.dis.corrupted_as == "mask":
+                raise ValueError("dis.corrupted_as 'mask' does not go with mixing 'relational'")
         check_at_least(self, "", 1, "batch_size")
+
+    @property
+    def as_trained(self) -> dict[str, Any]:
+        """The fields of `EvalOptions` in which an evaluation is to do as training did."""
+        if self.dis is not None:
+            return {"feeds": self.dis.feeds, "loss": self.dis.loss}
+        assert self.act is not None
+        return {"loss": self.act.loss}
 
 
 def token_shape(recipe: SupervisedRecipe) -> TokenShape:
-    """Vocabulary and length of a recipe's data, without reading it; blank puzzle identifier only.
+    """`shape_of` the recipe's data, without reading it; blank puzzle identifier only."""
+    return shape_of(recipe.data.domain_name)
+
+
+def shape_of(domain: str, *, num_puzzles: int = 1) -> TokenShape:
+    """What a model must know of a domain's tokens.
 
     Raises:
         ValueError: for a task or a domain that there is not.
     """
-    if recipe.data.domain == "arc":
-        return TokenShape(vocab_size=ARC_VOCABULARY, num_positions=ARC_POSITIONS)
-    codec = codec_of(recipe.data.domain_name)
-    return TokenShape(vocab_size=codec.vocab_size, num_positions=codec.domain.spec.num_cells)
+    if domain == "arc":
+        return TokenShape(
+            vocab_size=ARC_VOCABULARY, num_positions=ARC_POSITIONS, num_puzzles=num_puzzles
+        )
+    codec = codec_of(domain)
+    spec = codec.domain.spec
+    return TokenShape(
+        vocab_size=codec.vocab_size,
+        num_positions=spec.num_cells,
+        num_puzzles=num_puzzles,
+        groups={name: torch.from_numpy(label.copy()) for name, label in spec.groups.items()},
+        neighbours=None if spec.neighbours is None else torch.from_numpy(spec.neighbours.copy()),
+    )
 
 
 RECIPES = ShippedFiles(Path(__file__).resolve().parent, "supervised")

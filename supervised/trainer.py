@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from supervised.data_sets.datasets import TokenDataset
-from supervised.data_sets.sampling import SampleStream
+from supervised.data_sets.sampling import Reveal, SampleStream
 from supervised.measures.evaluation import EvalOptions, evaluate
 from supervised.models import RUN_KIND, load_model, make_model, open_data
 from supervised.objectives.act import ActObjective
@@ -22,11 +22,11 @@ from supervised.objectives.dis import DisObjective
 from supervised.planner.cache_manifest import data_hash, teacher_hash
 from supervised.planner.distill import Distillation
 from supervised.planner.teacher_cache import TeacherCache
-from supervised.recipe import SupervisedRecipe
+from supervised.recipe import SupervisedRecipe, shape_of
 from trm.compute.streams import named_streams
 from trm.experiments.training import Setting, Trainee
 from trm.nn.optim import RunningAverage, set_learning_rate, sign_sgd_
-from trm.nn.token_model import TokenModel, TokenShape
+from trm.nn.token_model import TokenModel
 from trm.runs.checkpoints import Checkpoint, part_of
 from trm.runs.run import Run
 
@@ -72,22 +72,22 @@ class SupervisedTraining(Trainee):
         own = "" if workers.is_main else f"-{workers.rank}"
         images, self._noise, self._entries = (f"{n}{own}" for n in ("images", "noise", "entries"))
         distils = () if recipe.distill is None else (self._entries,)
-        self.streams = named_streams(seed, ("order", "init", images, self._noise, *distils))
+        reveals = (f"reveals{own}",) if data.revealed else ()
+        self.streams = named_streams(
+            seed, ("order", "init", images, self._noise, *distils, *reveals)
+        )
         self.validation = open_data(data, "validation", seed=seed, num=recipe.schedule.evaluate_num)
         dataset = open_data(data, "train", seed=seed)
         self.stream = SampleStream(
             dataset,
             order=self.streams.numpy("order"),
             images=self.streams.numpy(images) if data.augment and not data.copies else None,
+            reveal=Reveal(data.revealed, self.streams.numpy(*reveals)) if reveals else None,
             rank=workers.rank,
             world=workers.size,
         )
         info = dataset.info
-        shape = TokenShape(
-            vocab_size=info.vocab_size,
-            num_positions=info.num_positions,
-            num_puzzles=info.num_puzzles,
-        )
+        shape = shape_of(info.domain, num_puzzles=info.num_puzzles)
         model = make_model(recipe, shape, self.streams.torch("init"))
         self.taught_by: dict[str, str] = {}
         """Hashes of the teacher and of its cache's manifest, for run.json."""
@@ -214,10 +214,7 @@ class SupervisedTraining(Trainee):
 
     def evaluate(self) -> dict[str, float]:
         """Validation examples, shared among the processes, with the running average if any."""
-        options = EvalOptions(
-            num=self.recipe.schedule.evaluate_num,
-            feeds="input" if self.recipe.dis is None else self.recipe.dis.feeds,
-        )
+        options = EvalOptions(num=self.recipe.schedule.evaluate_num, **self.recipe.as_trained)
         swapped = self.average.in_place() if self.average else contextlib.nullcontext()
         with self.setting.placement.autocast(), swapped:
             found = evaluate(self.model, self.validation, options, workers=self.setting.workers)

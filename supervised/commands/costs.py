@@ -45,10 +45,11 @@ def costs_of(recipe: SupervisedRecipe, shape: TokenShape) -> Costs:
     model = make_model(recipe, shape, torch.Generator())
     schedule = recipe.recursion
     call = call_flops(model)
-    heads = 2 * shape.num_positions * model.readout.weight.numel()
-    heads += 0 if model.halt is None else 2 * model.halt.weight.numel()
-    forward = schedule.calls_per_step * call + heads
-    backward = schedule.gradient_calls_per_step * call * (3 if recipe.recompute else 2) + 2 * heads
+    heads = _head_flops(model)
+    early = len(schedule.supervised_unrolls)
+    forward = (schedule.calls_per_step + early) * call + (1 + early) * heads
+    graded = schedule.gradient_calls_per_step + early
+    backward = graded * call * (3 if recipe.recompute else 2) + 2 * (1 + early) * heads
     if recipe.act is not None and recipe.act.continue_loss:
         forward += schedule.calls_per_step * call + heads
     updates = schedule.supervision if recipe.dis and recipe.dis.updates == "sum" else 1
@@ -69,10 +70,12 @@ def costs_of(recipe: SupervisedRecipe, shape: TokenShape) -> Costs:
 
 
 def call_flops(model: TokenModel) -> int:
-    """FLOPs of one call of a network on one sample."""
-    places = model.config.prefix + model.shape.num_positions
-    width = model.config.width
+    """FLOPs of one call of a network on one sample; relational: with all variables open."""
+    places, width = model.num_places, model.config.width
     total = 0
+    for name, weight in model.net_l.named_parameters():
+        if name.startswith("map."):
+            total += 2 * places * weight.numel()
     for name, layer in model.net_l.named_modules():
         if isinstance(layer, nn.Linear):
             # The mixer's SwiGLU over the places is applied once a channel.
@@ -81,6 +84,15 @@ def call_flops(model: TokenModel) -> int:
     if model.config.mixing == "attention":
         total += model.config.layers * 4 * places * places * width
     return total
+
+
+def _head_flops(model: TokenModel) -> int:
+    """FLOPs of the heads for one sample."""
+    halting = 0 if model.halt is None else 2 * model.halt.weight.numel()
+    if model.variables is None:
+        return 2 * model.shape.num_positions * model.readout.weight.numel() + halting
+    layers = (model.variables.hidden, model.variables.out)
+    return 2 * model.num_places * sum(layer.weight.numel() for layer in layers) + halting
 
 
 def activation_bytes(model: TokenModel) -> int:
@@ -96,7 +108,7 @@ def activation_bytes(model: TokenModel) -> int:
         return tensor
 
     alive: list[Tensor] = []
-    inputs = torch.zeros(1, model.shape.num_positions, dtype=torch.long)
+    inputs = torch.ones(1, model.shape.num_positions, dtype=torch.long)
     rows = model.puzzle_rows(torch.zeros(1, dtype=torch.long))
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         model(model.start(1), inputs, rows, step=1)

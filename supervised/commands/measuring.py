@@ -73,12 +73,15 @@ def evaluate_run(
     from supervised.data_sets.folders import open_dataset
     from supervised.measures.evaluation import EvalOptions, evaluate
     from supervised.models import RUN_KIND, load_model, open_data
+    from supervised.recipe import SupervisedRecipe
     from trm.runs.run import Run
 
     run = Run.open(run_path, kind=RUN_KIND)
-    model, recipe = load_model(run, step=step, placement=placement)
+    recipe = run.load_recipe(SupervisedRecipe)
+    domain = None
     if folder is not None:
         dataset = open_dataset(folder, split)
+        domain = dataset.info.domain if recipe.model.on_graph else None
         if dataset.info.domain == "arc" and recipe.data.folder is not None:
             from supervised.data_sets.arc_guards import check_arc_evaluation
 
@@ -86,15 +89,14 @@ def evaluate_run(
     else:
         num = 1000 if num is None else num
         dataset = open_data(recipe.data, split, seed=run.info.seed, num=num)
+    model, _ = load_model(run, step=step, placement=placement, domain=domain)
     info = dataset.info
     if (info.vocab_size, info.num_positions) != (model.shape.vocab_size, model.shape.num_positions):
         raise ValueError(
             f"{folder}: {info.num_positions} positions of {info.vocab_size} tokens, the run's model"
             f" takes {model.shape.num_positions} of {model.shape.vocab_size}"
         )
-    plain = EvalOptions(
-        steps=steps, feeds="input" if recipe.dis is None else recipe.dis.feeds, num=num
-    )
+    plain = EvalOptions(steps=steps, num=num, **recipe.as_trained)
     options = dataclasses.replace(plain, **asked)
     with placement.autocast():
         found = evaluate(model, dataset, options, generator=torch.Generator().manual_seed(seed))

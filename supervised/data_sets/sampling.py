@@ -6,12 +6,31 @@ generators; output: `TokenBatch`es for `supervised.objectives`.
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from supervised.data_sets.datasets import TokenBatch, TokenDataset
+from trm.nn.variable_tokens import BLANK, FIRST_VALUE
+
+
+@dataclass(frozen=True)
+class Reveal:
+    """Shows a share of the label's values in a sample's blanks, drawn for each from 0 to `most`."""
+
+    most: float
+    rng: np.random.Generator
+
+    def __call__(self, batch: TokenBatch) -> TokenBatch:
+        """The batch with other inputs."""
+        labels, size = batch.labels, batch.inputs.shape
+        share = self.most * self.rng.random((size[0], 1), np.float32)
+        drawn = torch.from_numpy(self.rng.random(size, np.float32) < share)
+        shown = drawn & (batch.inputs == BLANK) & (labels >= FIRST_VALUE)
+        return replace(batch, inputs=torch.where(shown, labels, batch.inputs))
 
 
 class SampleStream:
@@ -23,6 +42,7 @@ class SampleStream:
         *,
         order: np.random.Generator,
         images: np.random.Generator | None = None,
+        reveal: "Reveal | None" = None,
         rank: int = 0,
         world: int = 1,
     ) -> None:
@@ -32,12 +52,14 @@ class SampleStream:
             dataset: at least `world` examples.
             order: shuffles each pass; must be in the same state in every process.
             images: draws an image of each sample under the rules' symmetries; None = as stored.
+            reveal: writes a part of each sample's label into its input.
             rank: this process.
             world: number of processes.
         """
         if len(dataset) < world:
             raise ValueError(f"data: {len(dataset)} examples are too few for {world} processes")
         self.dataset, self._order, self._images = dataset, order, images
+        self._reveal = reveal
         self._rank, self._world = rank, world
         self._pass: NDArray[np.int64] = np.zeros(0, np.int64)
         self._position = 0
@@ -57,7 +79,8 @@ class SampleStream:
             self._position += len(part)
             self.drawn += len(part)
             count -= len(part)
-        return self.dataset.batch(np.concatenate(chosen or [self._pass[:0]]), self._images)
+        batch = self.dataset.batch(np.concatenate(chosen or [self._pass[:0]]), self._images)
+        return batch if self._reveal is None else self._reveal(batch)
 
     def state(self) -> dict[str, Any]:
         """How far the stream is; whoever made the generators saves them."""

@@ -19,11 +19,9 @@ from plan_envs.queens.rules import Queens
 from supervised.data_sets.codecs import codec_of
 from supervised.data_sets.datasets import TokenBatch, TokenDataset
 from supervised.measures.evaluation import EvalOptions, unroll_steps
-from trm.nn.stablemax import stablemax_probabilities
+from supervised.objectives.losses import probabilities
 from trm.nn.token_model import TokenModel
-
-BLANK = 1
-"""Token of a position that is still to be written."""
+from trm.nn.variable_tokens import BLANK
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -67,7 +65,7 @@ def commit_decode(
         part = dataclasses.replace(batch, inputs=board).rows(rows)
         for readout in unroll_steps(model, part, options):
             logits = readout.guided
-        probability = stablemax_probabilities(logits)[..., BLANK + 1 :]
+        probability = probabilities(logits, kind=options.loss)[..., BLANK + 1 :]
         free = (part.inputs == BLANK)[..., None]
         best = probability.masked_fill(~free, -1.0).flatten(1).argmax(dim=1)
         choices = probability.shape[-1]

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from supervised.data_sets.datasets import TokenBatch, TokenDataset
 from supervised.measures.guidance import advantage_margin, guided_logits, hamming_distance
-from supervised.objectives.losses import exact, sample_losses, token_accuracy
+from supervised.objectives.losses import LossKind, exact, sample_losses, token_accuracy
 from trm.compute.workers import ALONE, Workers
 from trm.experiments.sections import check_at_least
 from trm.nn.recursion import Latents
@@ -40,6 +40,8 @@ class EvalOptions:
     checker."""
     feeds: Literal["input", "prediction"] = "input"
     """What later steps embed, as in training."""
+    loss: LossKind = "stablemax"
+    """What the model was trained with, hence which token commit decoding holds most certain."""
     batch_size: int = 256
     num: int | None = None
     """Examples, the first ones; None = all."""
@@ -190,7 +192,7 @@ def unroll_steps(
     latents = model.start(len(batch.inputs))
     inputs, rows = batch.inputs, model.puzzle_table[batch.puzzle]
     for step in range(1, (options.steps or model.schedule.supervision) + 1):
-        reference = model.read(latents)
+        reference = model.read(latents, inputs)
         out = model(latents, inputs, rows, step=step)
         guided = guided_logits(reference, out.logits, weight=options.guidance)
         yield Readout(

@@ -18,7 +18,8 @@ GUIDANCES: Final = (0.5, 1.0, 2.0)
 
 COMMITTED: Final = ("sudoku4x4", "queens")
 """Domains, as their names begin, whose boards may have several completions, so that a single pass
-mixes them; commit decoding takes a pass for every blank, too many for a larger board's record."""
+mixes them; commit decoding takes a pass for every blank, too many for a larger board's record but
+for the relational models, whose passes are small."""
 
 
 def make_record(folder: Path, num: int) -> dict[str, Any]:
@@ -45,17 +46,15 @@ def make_record(folder: Path, num: int) -> dict[str, Any]:
     model, recipe = load_model(run, placement=placement)
     _check_spent(folder, recipe, checkpoint.step, checkpoint.state["train_seconds"])
     dataset = open_data(recipe.data, "test", seed=run.info.seed, num=num)
-    feeds = "input" if recipe.dis is None else recipe.dis.feeds
+    plainly = EvalOptions(num=num, **recipe.as_trained)
     found = {
-        weight: evaluate(model, dataset, EvalOptions(guidance=weight, feeds=feeds, num=num))
+        weight: evaluate(model, dataset, dataclasses.replace(plainly, guidance=weight))
         for weight in ((1.0,) if recipe.dis is None else GUIDANCES)
     }
     plain = found[1.0]
     committed = None
-    if run.info.env.startswith(COMMITTED):
-        committed = dataclasses.asdict(
-            evaluate_commit(model, dataset, EvalOptions(feeds=feeds, num=num))
-        )
+    if run.info.env.startswith(COMMITTED) or recipe.model.mixing == "relational":
+        committed = dataclasses.asdict(evaluate_commit(model, dataset, plainly))
     metrics = run.read_metrics()
     evaluated = [line for line in metrics if "exact" in line]
     best = max(evaluated, key=lambda line: line["exact"], default=None)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from supervised.data_sets.datasets import TokenBatch
 from supervised.data_sets.sampling import SampleStream
-from supervised.objectives.losses import exact, sample_losses, token_accuracy
+from supervised.objectives.losses import LossKind, exact, step_losses, token_accuracy
 from supervised.objectives.supervision_step import CarriedBatch, Step
 from supervised.planner.distill import Distillation
 from trm.experiments.sections import check_within
@@ -33,7 +33,6 @@ class ActConfig:
     """The `act` section of a recipe."""
 
     RETIRED: ClassVar[Mapping[str, Retired]] = {
-        "loss": Retired("stablemax", "The loss of the tokens is StableMax cross-entropy."),
         "halting_weight": Retired(0.5, "The halting loss has the official weight, 0.5."),
     }
 
@@ -43,6 +42,8 @@ class ActConfig:
     """HRM: a second logit is regressed on the value of going on, which costs one more forward pass
     a step, and a sequence halts once halting has the larger value. False: it halts on a positive
     logit."""
+    loss: LossKind = "stablemax"
+    """The loss of the tokens; the papers' is StableMax cross-entropy."""
 
     def __post_init__(self) -> None:
         check_within(self, "act", "[0, 1]", "exploration")
@@ -93,7 +94,7 @@ class ActObjective:
         self.steps = self.steps + 1
         predicted = out.logits.detach().argmax(dim=-1)
         right = exact(predicted, batch.labels)
-        token_loss = sample_losses(out.logits, batch.labels, kind="stablemax")
+        token_loss = step_losses(out, batch.labels, kind=self.config.loss)
         halting_loss = _binary(out.halting[:, 0], right.float())
         self.halted = self._decide(out.halting.detach())
         auxiliary = halting_loss

@@ -16,7 +16,13 @@ from torch import Tensor
 from supervised.data_sets.codecs import codec_of
 from supervised.data_sets.datasets import TokenDataset
 from supervised.data_sets.sampling import SampleStream
-from supervised.objectives.losses import LossKind, exact, sample_losses, token_accuracy
+from supervised.objectives.losses import (
+    LossKind,
+    exact,
+    sample_losses,
+    step_losses,
+    token_accuracy,
+)
 from supervised.objectives.supervision_step import CarriedBatch, Step
 from supervised.objectives.targets import (
     CorruptedAs,
@@ -134,9 +140,9 @@ class DisObjective:
         rows = self.model.puzzle_rows(batch.puzzle)
         out = self.model(before, inputs, rows, step=self._step)
         self.carried.latents = out.latents.detach()
-        losses = sample_losses(out.logits, frames[self._step], kind=config.loss)
+        losses = step_losses(out, frames[self._step], kind=config.loss)
         if config.terms == "dual":
-            anchor = self.model.read(before)
+            anchor = self.model.read(before, inputs)
             losses = losses + sample_losses(anchor, frames[self._step - 1], kind=config.loss)
         predicted = out.logits.detach().argmax(dim=-1)
         if config.feeds == "prediction":

@@ -19,6 +19,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from supervised.cli import supervised
 from supervised.commands.costs import call_flops, costs_of
 from supervised.commands.official import import_model, our_name
+from supervised.data_sets.board_plans import sudoku_plan
+from supervised.data_sets.building import build_dataset
 from supervised.models import RUN_KIND, load_model
 from supervised.recipe import RECIPES, SupervisedRecipe, token_shape
 from supervised.trainer import resume, train
@@ -42,11 +44,21 @@ schedule: {steps: 10, log_every: 2, evaluate_every: 5, evaluate_num: 20, checkpo
 ACT = "act: {exploration: 0.5}\n"
 DIS = "dis: {targets: nested, corrupted_as: input}\n"
 SUM = "dis: {targets: independent, updates: sum, terms: dual}\n"
+GRAPH = "act: {exploration: 0.5, loss: bce}\n"
 
 
 def recipe_file(folder: Path, method: str) -> Path:
     path = folder / "recipe.yaml"
     path.write_text(SMALL + method)
+    if method == GRAPH:
+        path.write_text(
+            "data: {task: sudoku4x4-hard, num: 50, revealed: 0.5}\n"
+            "model: {mixing: relational, positions: none, width: 8, layers: 1, heads: 1,\n"
+            "  prefix: 0, puzzle_channels: 0, tied_groups: [[row, column]], radius: 2.0}\n"
+            "recursion: {cycles: 1, inner: 3, supervision: 3, supervised_unrolls: [2]}\n"
+            + SMALL[SMALL.index("optimiser:") :]
+            + method
+        )
     return path
 
 
@@ -54,7 +66,9 @@ def weights_of(run: Run, step: int | None = None) -> dict[str, torch.Tensor]:
     return run.load_checkpoint(step).weights
 
 
-@pytest.mark.parametrize("method", [ACT, DIS, SUM], ids=["act", "dis", "dis-sum"])
+@pytest.mark.parametrize(
+    "method", [ACT, DIS, SUM, GRAPH], ids=["act", "dis", "dis-sum", "relational"]
+)
 def test_a_resumed_run_equals_one_that_never_stopped(tmp_path: Path, method: str) -> None:
     path = recipe_file(tmp_path, method)
     whole = train(recipe_path=path, out=tmp_path / "whole", placement=HERE, seed=3).run
@@ -203,6 +217,12 @@ def test_a_full_recipe_builds_the_model_of_the_papers(name: str, parameters: int
         (ACT, "batch_size: 4", "batch_size: 0", "batch_size must be at least 1, got 0"),
         (ACT, "task: sudoku4x4-hard, num: 50", "folder: nowhere, domain: sudoku4x4", "nowhere"),
         (ACT, "width: 16", "widthh: 16", "did you mean model.width"),
+        (GRAPH, "[row, column]", "[row, rows]", "tied_groups names 'rows'"),
+        (GRAPH, "revealed: 0.5", "revealed: 1.5", r"data.revealed must .* \[0, 1\], got 1.5"),
+        (GRAPH, "task: sudoku4x4-hard", "task: maze10", "data.revealed is for Sudoku and N-Queens"),
+        (GRAPH, "mixing: relational", "mixing: neighbour", "needs mixing 'relational'"),
+        (GRAPH, "act: {exploration: 0.5, loss: bce}", "dis: {feeds: prediction}", "dis.feeds must"),
+        (GRAPH, "act: {exploration: 0.5, loss: bce}", "dis: {}", "dis.corrupted_as 'mask'"),
     ],
 )
 def test_a_bad_recipe_ends_in_one_line(
@@ -240,6 +260,19 @@ def test_flops_of_a_call_are_those_that_torch_counts(mixing: Any) -> None:
     with plain, FlopCounterMode(display=False) as counter, torch.no_grad():
         model._update(model.net_l)(z, z)
     assert call_flops(model) * 3 == counter.get_total_flops()
+
+
+def test_flops_of_a_relational_call_are_those_of_an_empty_board() -> None:
+    recipe = load_recipe(SupervisedRecipe, RECIPES.find("trm-sudoku9x9-relational"))
+    model = TokenModel(
+        token_shape(recipe), recipe.model, recipe.recursion, generator=torch.Generator()
+    )
+    inputs, rows = torch.ones(3, 81, dtype=torch.long), torch.zeros(3, 0)
+    calls = []
+    model.net_l.register_forward_pre_hook(lambda *_: calls.append(counter.get_total_flops()))
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(model.start(3), inputs, rows, step=1)
+    assert calls[1] - calls[0] == 3 * call_flops(model)
 
 
 def test_recomputing_keeps_less_and_costs_a_third_more_of_the_graded_calls() -> None:
@@ -333,6 +366,21 @@ def test_train_and_eval_from_the_command_line(tmp_path: Path) -> None:
     assert {"exact", "token_accuracy", "valid", "margin", "hamming"} <= set(record)
     mixed = runner.invoke(supervised, ["train", "--resume", str(run), "--seed", "1"])
     assert mixed.exit_code == 2 and "--seed can't be combined with --resume" in mixed.output
+
+
+def test_a_relational_run_is_evaluated_on_boards_of_another_size(tmp_path: Path) -> None:
+    runner, run, boards = CliRunner(), tmp_path / "run", tmp_path / "boards"
+    train(recipe_path=recipe_file(tmp_path, GRAPH), out=run, placement=HERE)
+    build_dataset(boards, sudoku_plan(side=6, train=1, validation=0, test=4))
+    command = ["eval", str(run), "--data", str(boards), "--commit", "--json"]
+    shown = runner.invoke(supervised, command)
+    assert shown.exit_code == 0, shown.output
+    record = json.loads(shown.stdout.splitlines()[-1])
+    assert record["num"] == 4 and 0 <= record["commit"]["valid"] <= 1
+    train(recipe_path=recipe_file(tmp_path, ACT), out=tmp_path / "act", placement=HERE)
+    command[1] = str(tmp_path / "act")
+    refused = runner.invoke(supervised, command)
+    assert "36 positions of 8 tokens, the run's model takes 16 of 6" in str(refused.exception)
 
 
 def test_info_counts_what_a_recipe_costs() -> None:

@@ -8,6 +8,7 @@ Sec. 4), u is free.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -316,6 +317,17 @@ class MLPMap(nn.Module):
     ) -> Float[Tensor, "batch width"]:
         """One latent update."""
         return torch.relu(z @ self.first + injection) @ self.second
+
+
+def name_sets(given: Sequence[Any]) -> tuple[tuple[str, ...], ...]:
+    """Sets of names, from a list of lists or from one flat list."""
+    sets = [given] if given and all(isinstance(item, str) for item in given) else given
+    for names in sets:
+        if not isinstance(names, list | tuple) or not all(isinstance(n, str) for n in names):
+            raise ValueError(
+                f"model.tied_groups must be a list of lists of names, got {list(given)}"
+            )
+    return tuple(tuple(names) for names in sets)
 
 
 def _weight_classes(structure: GroupStructure, tied: Sequence[Sequence[str]]) -> list[int]:

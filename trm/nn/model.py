@@ -6,7 +6,7 @@ the update map on u, the heads read the last latent: V_psi(z^(n)) and one logit 
 Sec. 2, Fig. 1).
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal
 
@@ -21,6 +21,7 @@ from trm.nn.blocks import (
     MLPMap,
     RelationalMap,
     VariableBatch,
+    name_sets,
 )
 from trm.nn.cells import AttentionMap, CellReader, MixerMap, NeighbourMap, cell_pools
 from trm.nn.cells import linear as _linear
@@ -116,18 +117,7 @@ class ModelConfig:
         check_at_least(self, "model", 1, "channels", "head_width")
         check_at_least(self, "model", 0, "depth", "encoder_layers")
         check_positive(self, "model", "radius")
-        object.__setattr__(self, "tied_groups", _name_sets(self.tied_groups))
-
-
-def _name_sets(given: Sequence[Any]) -> tuple[tuple[str, ...], ...]:
-    """Sets of names, from a list of lists or from one flat list."""
-    sets = [given] if given and all(isinstance(item, str) for item in given) else given
-    for names in sets:
-        if not isinstance(names, list | tuple) or not all(isinstance(n, str) for n in names):
-            raise ValueError(
-                f"model.tied_groups must be a list of lists of names, got {list(given)}"
-            )
-    return tuple(tuple(names) for names in sets)
+        object.__setattr__(self, "tied_groups", name_sets(self.tied_groups))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

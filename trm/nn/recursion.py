@@ -132,9 +132,20 @@ class RecursionSchedule:
     gradient: Literal["last_cycle", "last_updates"] = "last_cycle"
     """What carries a gradient: the last cycle whole (TRM), or of it only the last update of z_L and
     that of z_H (HRM)."""
+    supervised_unrolls: tuple[int, ...] = ()
+    """Numbers of updates of z_L in the last cycle, below n, after which the answer is updated, read
+    and trained too (deep supervision within a step); each costs one more call in training."""
 
     def __post_init__(self) -> None:
         check_at_least(self, "recursion", 1, "cycles", "inner", "supervision")
+        marks = self.supervised_unrolls
+        if sorted(set(marks) & set(range(1, self.inner))) != list(marks):
+            raise ValueError(
+                "recursion.supervised_unrolls must ascend within 1..inner - 1 ="
+                f" {self.inner - 1}, got {list(marks)}"
+            )
+        if marks and self.gradient != "last_cycle":
+            raise ValueError("recursion.supervised_unrolls needs gradient 'last_cycle'")
 
     @property
     def calls_per_step(self) -> int:
@@ -160,6 +171,9 @@ class Latents:
     """The answer: what the heads read."""
     z_l: Float[Tensor, "batch place channel"]
     """The scratch pad."""
+    early: tuple[Float[Tensor, "batch place channel"], ...] = ()
+    """z_H that would follow from fewer updates of z_L, one for each of the schedule's
+    `supervised_unrolls`; in training alone."""
 
     def detach(self) -> "Latents":
         """The same values without their gradient."""
@@ -196,6 +210,8 @@ def recur_pair(
         schedule: T, n and which calls carry a gradient; the others run under `no_grad`.
     """
     z_h, z_l = latents.z_h, latents.z_l
+    early: list[Tensor] = []
+    marks = schedule.supervised_unrolls if torch.is_grad_enabled() else ()
     for cycle in range(schedule.cycles):
         last_cycle = cycle == schedule.cycles - 1
         for update in range(schedule.inner):
@@ -203,13 +219,15 @@ def recur_pair(
             graded = last_update or (last_cycle and schedule.gradient == "last_cycle")
             with _gradient(graded):
                 z_l = update_l(z_l, z_h + injection)
+            if last_cycle and update + 1 in marks:
+                early.append(update_h(z_h, z_l))
         with _gradient(last_cycle):
             z_h = update_h(z_h, z_l)
         if torch.is_autocast_enabled(z_h.device.type):
             # Autocast remembers the weights that it has cast: those cast under no_grad would cut
             # the gradient off from the calls that follow.
             torch.clear_autocast_cache()
-    return Latents(z_h=z_h, z_l=z_l)
+    return Latents(z_h=z_h, z_l=z_l, early=tuple(early))
 
 
 def _gradient(wanted: bool) -> torch.set_grad_enabled:

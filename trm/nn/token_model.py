@@ -5,20 +5,26 @@ and z_L recur on it (`recursion.recur_pair`); z_H is read out as one distributio
 halting logit (REFERENCE.md A). TRM with attention, TRM with mlp_t, HRM (two networks) and the
 models of DIS are configurations. Input comes from a learner as integer tokens, output goes back as
 logits and the next latents; nothing here knows a puzzle or a loss.
+
+Where the data has constraint groups or neighbours, the update maps of the plan-editing learners
+serve as networks under the same recursion and heads: `RelationalMap` on one latent a (position,
+value) variable (`variable_tokens`), `NeighbourMap` on one latent a position.
 """
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from trm.nn.cells import SwiGLU, attend, linear, rms_norm, rotary_table
-from trm.nn.recursion import Latents, PairUpdate, RecursionSchedule, recur_pair
+from trm.nn.blocks import GroupStructure, RelationalMap, VariableBatch, name_sets
+from trm.nn.cells import NeighbourMap, SwiGLU, attend, linear, rms_norm, rotary_table
+from trm.nn.recursion import Latents, PairUpdate, RecursionSchedule, project_ball, recur_pair
+from trm.nn.variable_tokens import FIRST_VALUE, VariableTokens
 from trm.ranges import check_at_least, check_positive
 
 HALT_BIAS = -5.0
@@ -35,15 +41,22 @@ class TokenShape:
     """Tokens of a sequence, always all of them."""
     num_puzzles: int = 1
     """Puzzle identifiers 0..num_puzzles - 1."""
+    groups: Mapping[str, Int[Tensor, " variable"]] = field(default_factory=dict)
+    """Constraint groups as partitions of the (position, value) variables, name -> label; see
+    `variable_tokens`."""
+    neighbours: Int[Tensor, "position direction"] | None = None
+    """Positions next to each position, -1 for none."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TokenModelConfig:
     """The `model` section of a supervised recipe."""
 
-    mixing: Literal["attention", "mixer"] = "attention"
-    """How places exchange what they know: self-attention (TRM-Att), or a SwiGLU over the sequence
-    (TRM-MLP, official: mlp_t)."""
+    mixing: Literal["attention", "mixer", "relational", "neighbour"] = "attention"
+    """How places exchange what they know: self-attention (TRM-Att); a SwiGLU over the sequence
+    (TRM-MLP, official: mlp_t); sums over the constraint groups, one place a (position, value)
+    variable; or the maximum over the positions next to each one. The last two are the update maps
+    of the plan-editing learners, without normalisation, and serve boards of every size."""
     positions: Literal["rotary", "learned", "none"] = "rotary"
     """How places are told apart: rotary angles inside attention, a table added to the embedding,
     or not at all, which is enough for the mixer."""
@@ -68,9 +81,27 @@ class TokenModelConfig:
     """Two logits read from the first place: halt, and continue (HRM only)."""
     step_embedding: bool = False
     """Whether an embedding of the supervision step, an integer, is added to every place (DIS)."""
+    tied_groups: tuple[Any, ...] = ()
+    """relational: sets of kinds of groups that share weights, e.g. [[row, column]]."""
+    radius: float | None = None
+    """relational, neighbour: R of the ball that every place's latent is projected into after an
+    update; null = none. The other networks normalise."""
 
     def __post_init__(self) -> None:
         """Check ranges and combinations."""
+        object.__setattr__(self, "tied_groups", name_sets(self.tied_groups))
+        check_positive(self, "model", "radius")
+        if self.on_graph:
+            for name, only in (("positions", "none"), ("prefix", 0), ("layers", 1)):
+                if getattr(self, name) != only:
+                    raise ValueError(
+                        f"model.{name} must be {only!r} with mixing {self.mixing!r},"
+                        f" got {getattr(self, name)!r}"
+                    )
+        elif self.radius is not None:
+            raise ValueError("model.radius needs mixing 'relational' or 'neighbour'")
+        if self.tied_groups and self.mixing != "relational":
+            raise ValueError("model.tied_groups needs mixing 'relational'")
         check_at_least(self, "model", 1, "width", "layers", "heads", "inner_multiple")
         check_at_least(self, "model", 0, "prefix", "puzzle_channels")
         check_positive(self, "model", "expansion")
@@ -86,8 +117,13 @@ class TokenModelConfig:
             )
         if self.mixing == "mixer" and self.positions == "rotary":
             raise ValueError("model.positions 'rotary' needs mixing 'attention'")
-        if self.halting_head and self.prefix == 0:
+        if self.halting_head and self.prefix == 0 and not self.on_graph:
             raise ValueError("model.halting_head reads the prefix, but model.prefix is 0")
+
+    @property
+    def on_graph(self) -> bool:
+        """Whether places mix along the puzzle's own graph, so that weights fit every size of it."""
+        return self.mixing in ("relational", "neighbour")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -99,6 +135,8 @@ class StepOutput:
     logits: Float[Tensor, "batch position vocab"]
     halting: Float[Tensor, "batch two"] | None
     """Logits of halting and of continuing, float32; None without a halting head."""
+    early_logits: tuple[Float[Tensor, "batch position vocab"], ...] = ()
+    """Logits of `latents.early`."""
 
 
 class TokenModel(nn.Module):
@@ -128,20 +166,36 @@ class TokenModel(nn.Module):
         width = config.width
         places = config.prefix + shape.num_positions
         self.scale = math.sqrt(width)
+        if config.mixing == "relational" and not shape.groups:
+            raise ValueError("model.mixing 'relational' needs a domain with constraint groups")
+        if config.mixing == "neighbour" and shape.neighbours is None:
+            raise ValueError("model.mixing 'neighbour' needs a domain with neighbours")
 
         def table(rows: int) -> nn.Parameter:
             return nn.Parameter(truncated_normal((rows, width), generator) / self.scale)
 
-        self.token_table = table(shape.vocab_size)
+        self.variables: VariableTokens | None = None
+        if config.mixing == "relational":
+            places = shape.num_positions * (shape.vocab_size - FIRST_VALUE)
+            structure = GroupStructure(shape.groups, places)
+            self.variables = VariableTokens(
+                structure, shape.vocab_size, width, tied=config.tied_groups, generator=generator
+            )
+        else:
+            self.token_table = table(shape.vocab_size)
+        self.num_places = places
         self.position_table = table(places) if config.positions == "learned" else None
         # One row more than steps 0..N_sup, as in the authors' code.
         self.step_table = table(schedule.supervision + 2) if config.step_embedding else None
-        self.net_l = _Network(config, places, generator)
-        self.net_h = _Network(config, places, generator) if config.networks == "separate" else None
-        self.readout = linear(width, shape.vocab_size, generator, bias=False, draw=truncated_normal)
+        self.net_l = self._network(generator)
+        self.net_h = self._network(generator) if config.networks == "separate" else None
+        if self.variables is None:
+            self.readout = linear(
+                width, shape.vocab_size, generator, bias=False, draw=truncated_normal
+            )
         self.halt: nn.Linear | None = None
         if config.halting_head:
-            self.halt = linear(width, 2, generator)
+            self.halt = linear(2 * width if config.on_graph else width, 2, generator)
             nn.init.zeros_(self.halt.weight)
             nn.init.constant_(self.halt.bias, HALT_BIAS)
         self.register_buffer("puzzle_table", torch.zeros(shape.num_puzzles, config.puzzle_channels))
@@ -154,6 +208,15 @@ class TokenModel(nn.Module):
         """Whether the backward pass computes activations again instead of keeping them."""
         self._run: Callable[..., Tensor] = _run
 
+    def _network(self, generator: torch.Generator) -> "Network":
+        config = self.config
+        if self.variables is not None:
+            return _RelationalNetwork(config, self.variables.structure, generator)
+        if config.mixing == "neighbour":
+            assert self.shape.neighbours is not None
+            return _NeighbourNetwork(config, self.shape.neighbours, generator)
+        return _Network(config, self.num_places, generator)
+
     @property
     def num_parameters(self) -> int:
         """Trainable parameters; the puzzle table is not among them, as in the papers' counts."""
@@ -161,7 +224,7 @@ class TokenModel(nn.Module):
 
     def start(self, batch: int) -> Latents:
         """The latents before the first step: the same at every place."""
-        size = (batch, self.config.prefix + self.shape.num_positions, self.config.width)
+        size = (batch, self.num_places, self.config.width)
         return Latents(z_h=self.start_h.expand(size), z_l=self.start_l.expand(size))
 
     def puzzle_rows(self, puzzle: Int[Tensor, " batch"]) -> Float[Tensor, "batch puzzle_channel"]:
@@ -175,21 +238,25 @@ class TokenModel(nn.Module):
         *,
         step: int | None = None,
     ) -> Float[Tensor, "batch place channel"]:
-        """The injection x: prefix, then tokens, times sqrt(D).
+        """The injection x of a sequence: prefix, then tokens, times sqrt(D).
 
         `step` counts supervision steps from 1; beyond N_sup it stays at N_sup.
         """
         config = self.config
         room = config.prefix * config.width - puzzle_rows.shape[1]
-        prefix = nn.functional.pad(puzzle_rows, (0, room)).view(-1, config.prefix, config.width)
+        prefix = nn.functional.pad(puzzle_rows, (0, room))
+        prefix = prefix.view(len(inputs), config.prefix, config.width)
         x = torch.cat((prefix, nn.functional.embedding(inputs, self.token_table)), dim=1)
         if self.position_table is not None:
             x = math.sqrt(0.5) * (x + self.position_table)
-        if self.step_table is not None:
-            if step is None or step < 1:
-                raise ValueError(f"step must count from 1 with a step embedding, got {step}")
-            x = x + self.step_table[min(step, self.schedule.supervision)]
-        return x * self.scale
+        return self._with_step(x, step) * self.scale
+
+    def _with_step(self, x: Tensor, step: int | None) -> Tensor:
+        if self.step_table is None:
+            return x
+        if step is None or step < 1:
+            raise ValueError(f"step must count from 1 with a step embedding, got {step}")
+        return x + self.step_table[min(step, self.schedule.supervision)]
 
     def forward(
         self,
@@ -200,26 +267,52 @@ class TokenModel(nn.Module):
         step: int | None = None,
     ) -> StepOutput:
         """One supervision step: T cycles of the recursion, then the heads."""
-        x = self.embed(inputs, puzzle_rows, step=step)
+        variables, before = None, latents
+        if self.variables is None:
+            x = self.embed(inputs, puzzle_rows, step=step)
+        else:
+            variables = self.variables.open(inputs)
+            x = self._with_step(self.variables.injection(variables)[None], step)
+            before = _rows_of(latents, variables)
         after = recur_pair(
-            latents,
+            before,
             x,
-            update_l=self._update(self.net_l),
-            update_h=self._update(self.net_l if self.net_h is None else self.net_h),
+            update_l=self._update(self.net_l, variables),
+            update_h=self._update(self.net_l if self.net_h is None else self.net_h, variables),
             schedule=self.schedule,
         )
-        return StepOutput(latents=after, logits=self.read(after), halting=self.read_halting(after))
+        logits, *early = (self._logits(z_h, variables, inputs) for z_h in (after.z_h, *after.early))
+        if variables is not None:
+            after = _put_back(after, variables, into=latents)
+        return StepOutput(
+            latents=after,
+            logits=logits,
+            halting=self.read_halting(after),
+            early_logits=tuple(early),
+        )
 
-    def read(self, latents: Latents) -> Float[Tensor, "batch position vocab"]:
+    def read(
+        self, latents: Latents, inputs: Int[Tensor, "batch position"]
+    ) -> Float[Tensor, "batch position vocab"]:
         """Token logits of z_H, prefix dropped."""
-        out: Tensor = self.readout(latents.z_h[:, self.config.prefix :])
+        if self.variables is None:
+            return self._logits(latents.z_h, None, inputs)
+        variables = self.variables.open(inputs)
+        return self._logits(_rows_of(latents, variables).z_h, variables, inputs)
+
+    def _logits(self, z_h: Tensor, variables: VariableBatch | None, inputs: Tensor) -> Tensor:
+        if self.variables is not None and variables is not None:
+            return self.variables.read(z_h[0], variables, inputs)
+        out: Tensor = self.readout(z_h[:, self.config.prefix :])
         return out
 
     def read_halting(self, latents: Latents) -> Float[Tensor, "batch two"] | None:
-        """Halting logits of z_H at the first place, float32."""
+        """Halting logits of z_H at the first place, on a graph of its mean and maximum; float32."""
         if self.halt is None:
             return None
-        out: Tensor = self.halt(latents.z_h[:, 0])
+        z_h = latents.z_h
+        pooled = torch.cat((z_h.mean(1), z_h.amax(1)), 1) if self.config.on_graph else z_h[:, 0]
+        out: Tensor = self.halt(pooled)
         return out.float()
 
     def compile_networks(
@@ -228,16 +321,17 @@ class TokenModel(nn.Module):
         """Let `compiled` (a `Placement.compiled`) wrap the network that the recursion calls."""
         self._run = compiled(_run)
 
-    def _update(self, network: "_Network") -> PairUpdate:
+    def _update(self, network: "Network", variables: VariableBatch | None = None) -> PairUpdate:
         rotary = (self.cosine, self.sine) if self.config.positions == "rotary" else None
+        context = rotary if variables is None else variables
 
         def update(z: Tensor, injection: Tensor) -> Tensor:
             if self.recompute and torch.is_grad_enabled():
                 out: Tensor = checkpoint(
-                    self._run, network, z, injection, rotary, use_reentrant=False
+                    self._run, network, z, injection, context, use_reentrant=False
                 )
                 return out
-            return self._run(network, z, injection, rotary)
+            return self._run(network, z, injection, context)
 
         return update
 
@@ -245,9 +339,26 @@ class TokenModel(nn.Module):
 Rotary = tuple[Tensor, Tensor] | None
 
 
-def _run(network: "_Network", z: Tensor, injection: Tensor, rotary: Rotary) -> Tensor:
-    out: Tensor = network(z, injection, rotary)
+def _run(
+    network: "Network", z: Tensor, injection: Tensor, context: Rotary | VariableBatch
+) -> Tensor:
+    out: Tensor = network(z, injection, context)
     return out
+
+
+def _rows_of(latents: Latents, variables: VariableBatch) -> Latents:
+    """The latents of some variables, as the places of a single board."""
+    z_h, z_l = (z[variables.state, variables.variable][None] for z in (latents.z_h, latents.z_l))
+    return Latents(z_h=z_h, z_l=z_l)
+
+
+def _put_back(rows: Latents, variables: VariableBatch, *, into: Latents) -> Latents:
+    """Every variable's latent again; those that took no part keep theirs."""
+    index = (variables.state, variables.variable)
+    return Latents(
+        z_h=into.z_h.index_put(index, rows.z_h[0].to(into.z_h.dtype)),
+        z_l=into.z_l.index_put(index, rows.z_l[0].to(into.z_l.dtype)),
+    )
 
 
 class _Network(nn.Module):
@@ -263,6 +374,45 @@ class _Network(nn.Module):
         for block in self.blocks:
             hidden = block(hidden, rotary)
         return hidden
+
+
+class _RelationalNetwork(nn.Module):
+    """f(z, u) = Pi_R(relu(W_z z + sum_g sqrt(k) W_g P_g z + u)) on the open variables of a batch.
+
+    For a fixed u it is Lipschitz in z with the constant that `upi_trm.contraction` computes of
+    `map`.
+    """
+
+    def __init__(
+        self, config: TokenModelConfig, structure: GroupStructure, generator: torch.Generator
+    ) -> None:
+        super().__init__()
+        self.radius = config.radius
+        self.map = RelationalMap(
+            structure, config.width, tied=config.tied_groups, generator=generator
+        )
+
+    def forward(self, z: Tensor, injection: Tensor, variables: VariableBatch) -> Tensor:
+        return project_ball(self.map(z[0], injection[0], variables), self.radius)[None]
+
+
+class _NeighbourNetwork(nn.Module):
+    """f(z, u) = Pi_R(relu(W_z z + W_m max_{neighbours} z + u)), one place a position."""
+
+    def __init__(
+        self, config: TokenModelConfig, neighbours: Tensor, generator: torch.Generator
+    ) -> None:
+        super().__init__()
+        self.radius = config.radius
+        self.map = NeighbourMap(neighbours, config.width, generator=generator)
+
+    def forward(self, z: Tensor, injection: Tensor, context: None) -> Tensor:
+        out: Tensor = self.map(z.flatten(0, 1), injection.flatten(0, 1))
+        return project_ball(out, self.radius).view_as(z)
+
+
+Network = _Network | _RelationalNetwork | _NeighbourNetwork
+"""f(z, u) of the recursion."""
 
 
 class _AttentionBlock(nn.Module):

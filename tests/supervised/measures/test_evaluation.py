@@ -1,5 +1,6 @@
 """Guidance, margin and curves: autograd, worked numbers, and predictors whose figures are known."""
 
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -215,6 +216,31 @@ def test_commit_decoding_places_one_queen_a_pass_until_the_board_is_full() -> No
         found.append(int(passes))
     assert found == (8 - given).tolist()
     assert sum(model.asked) == 2 * sum(found)
+
+
+class TwoMinds(TokenModel):
+    """One square is the likeliest among its own tokens, another has the better odds."""
+
+    def forward(self, latents: Any, inputs: Any, puzzle_rows: Any, *, step: Any = None) -> Any:
+        out = super().forward(latents, inputs, puzzle_rows, step=step)
+        logits = torch.zeros(*inputs.shape, 3)
+        logits[:, 0] = torch.tensor([-9.0, -9.0, 1.0])  # likely among its tokens, odds of e
+        logits[:, 7] = torch.tensor([2.0, 2.0, 2.0])  # a third among its tokens, odds of e^2
+        return type(out)(latents=out.latents, logits=logits, halting=out.halting)
+
+
+@pytest.mark.parametrize(("loss", "first"), [("stablemax", 0), ("softmax", 0), ("bce", 7)])
+def test_commit_decoding_is_sure_by_the_probabilities_that_were_trained(
+    loss: Any, first: int
+) -> None:
+    task = resolve_task("nqueens8")
+    data = BoardDataset.of(task.domain, task.instances("test", num=1))
+    model = model_for(data)
+    model.__class__ = TwoMinds
+    batch = data.batch([0])
+    empty = dataclasses.replace(batch, inputs=torch.ones_like(batch.inputs))
+    board, _ = commit_decode(model, empty, EvalOptions(steps=1, loss=loss), writes=1)
+    assert (board[0] == 2).nonzero().flatten().tolist() == [first]
 
 
 def test_a_committed_board_is_judged_by_the_checker_and_among_the_unique_ones() -> None:

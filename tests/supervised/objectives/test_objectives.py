@@ -1,5 +1,6 @@
 """Streamed ACT and DIS: which samples, which steps, which targets, and the official numbers."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -10,15 +11,16 @@ from golden_cases import Golden
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from plan_envs.catalogue import resolve_task
 from plan_envs.domain import Verdict
-from supervised.data_sets.datasets import DatasetInfo, TokenBatch
-from supervised.data_sets.sampling import SampleStream
+from supervised.data_sets.datasets import BoardDataset, DatasetInfo, TokenBatch
+from supervised.data_sets.sampling import Reveal, SampleStream
 from supervised.objectives.act import ActConfig, ActObjective
 from supervised.objectives.dis import DisConfig, DisObjective
-from supervised.objectives.losses import sample_losses
-from trm.nn.recursion import RecursionSchedule
+from supervised.objectives.losses import probabilities, sample_losses, step_losses
+from trm.nn.recursion import Latents, RecursionSchedule
 from trm.nn.stablemax import IGNORE
-from trm.nn.token_model import TokenModel, TokenModelConfig, TokenShape
+from trm.nn.token_model import StepOutput, TokenModel, TokenModelConfig, TokenShape
 
 TINY: dict[str, Any] = {"width": 16, "heads": 2, "layers": 1, "prefix": 2, "puzzle_channels": 16}
 
@@ -306,7 +308,7 @@ def test_the_dual_loss_adds_the_anchor_of_the_readout_before_the_step() -> None:
     single, dual = (dis(rows(), terms=terms, weights="uniform") for terms in ("single", "dual"))
     difference = float(dual.step().loss.detach() - single.step().loss.detach())
     state = dual.state()
-    anchor = dual.model.read(dual.model.start(3))
+    anchor = dual.model.read(dual.model.start(3), TokenBatch(**state["batch"]).inputs)
     expected = sample_losses(anchor, state["frames"][0], kind="stablemax").mean()
     assert difference == pytest.approx(float(expected.detach()), rel=1e-6)
 
@@ -334,6 +336,57 @@ def test_an_objective_goes_on_from_its_state_bit_by_bit(kind: str) -> None:
         a, b = first.step(), second.step()
         assert torch.equal(a.loss, b.loss) and torch.equal(a.rows, b.rows)
     assert first.figures.take() == second.figures.take()
+
+
+def test_the_binary_loss_asks_every_token_of_the_vocabulary_by_itself() -> None:
+    logits = torch.tensor([[[2.0, -1.0, 0.0], [5.0, 5.0, 5.0]]])
+    labels = torch.tensor([[0, IGNORE]])
+    # -log sigmoid(2) - log sigmoid(1) - log sigmoid(0)
+    expected = math.log1p(math.exp(-2)) + math.log1p(math.exp(-1)) + math.log(2)
+    (ours,) = sample_losses(logits, labels, kind="bce").tolist()
+    assert ours == pytest.approx(expected, rel=1e-6)
+    assert torch.equal(probabilities(logits, kind="bce"), logits.sigmoid())
+    for kind in ("softmax", "stablemax"):
+        total = probabilities(logits, kind=kind).sum(dim=-1)  # type: ignore[arg-type]
+        assert total.flatten().tolist() == pytest.approx([1.0, 1.0])
+
+
+def test_a_step_is_trained_on_the_mean_of_all_that_it_read() -> None:
+    draws = torch.Generator().manual_seed(0)
+    logits = [torch.randn(2, 3, 4, generator=draws) for _ in range(3)]
+    labels = torch.tensor([[1, IGNORE, 2], [3, 0, 0]])
+    zero = torch.zeros(2, 1, 1)
+    out = StepOutput(
+        latents=Latents(z_h=zero, z_l=zero),
+        logits=logits[0],
+        halting=None,
+        early_logits=tuple(logits[1:]),
+    )
+    each = torch.stack([sample_losses(one, labels, kind="stablemax") for one in logits])
+    torch.testing.assert_close(step_losses(out, labels, kind="stablemax"), each.mean(dim=0))
+
+
+def test_revealing_writes_labels_into_blanks_alone_and_in_every_share() -> None:
+    data = BoardDataset.of(*_queens(200))
+    plain = SampleStream(data, order=np.random.default_rng(0)).take(200)
+    reveal = Reveal(1.0, np.random.default_rng(1))
+    shown = SampleStream(data, order=np.random.default_rng(0), reveal=reveal).take(200)
+    assert torch.equal(plain.labels, shown.labels) and torch.equal(plain.example, shown.example)
+    changed = plain.inputs != shown.inputs
+    assert bool((plain.inputs[changed] == 1).all())
+    assert torch.equal(shown.inputs[changed], plain.labels[changed])
+    missing = ((plain.labels == 2) & (plain.inputs == 1)).sum(dim=1)
+    share = changed.sum(dim=1) / missing
+    # Uniform from 0 to 1: its mean is a half, and all and none of the queens occur.
+    assert float(share.mean()) == pytest.approx(0.5, abs=0.1)
+    assert float(share.min()) == 0.0 and float(share.max()) == 1.0
+    none = Reveal(0.0, np.random.default_rng(1))(plain)
+    assert torch.equal(none.inputs, plain.inputs)
+
+
+def _queens(num: int) -> Any:
+    task = resolve_task("nqueens8")
+    return task.domain, task.instances("test", num=num)
 
 
 def test_softmax_losses_are_those_of_torch_per_sample() -> None:
