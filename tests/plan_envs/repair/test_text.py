@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from plan_envs.hub import read_instances
 from plan_envs.repair.instances import read_repair_text, repair_instances
 from plan_envs.repair.language import LIST, NAMES, ZERO
 from plan_envs.repair.rules import Repair
@@ -84,7 +85,11 @@ def test_a_file_holds_instances_one_a_line_or_apart(tmp_path: Path) -> None:
     assert len(found) == 2 and found.ratings.tolist() == [1, 1]
     assert DOMAIN.check(found.instances, found.solutions).solved.all()
     assert [line for line, _ in texts_of(file.read_text())] == [2, 4]
-    assert len(read_repair_text(file, domain=DOMAIN, limit=1)) == 1
+    few = read_instances(file, domain=DOMAIN, limit=1)
+    assert np.array_equal(few.instances, found.instances[:1])
+    found.save(tmp_path / "programs.npz")
+    again = read_instances(tmp_path / "programs.npz", domain=DOMAIN)
+    assert np.array_equal(again.keys, found.keys)
 
 
 @pytest.mark.parametrize(
