@@ -169,4 +169,5 @@ def _solution(domain: Repair, instance: Int8Array, fixed: Int8Array | None) -> I
     plan = start
     for action in edits[0][edits[0] >= 0]:
         plan = domain.edit(instance[None], plan, np.array([action], np.int32))
-    return plan[0]
+    repaired: Int8Array = plan[0]
+    return repaired
