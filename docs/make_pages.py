@@ -679,7 +679,10 @@ def _card_task(env: str) -> str:
 def _card_training(record: Mapping[str, Any], run: Mapping[str, Any], recipe: Any) -> str:
     """The table of how a run came to be."""
     pool = recipe.get("instances", {})
-    options = ", ".join(f"{key} {value}" for key, value in pool.get("options", {}).items())
+    options = ", ".join(
+        f"{key} {' to '.join(map(str, value)) if isinstance(value, list) else value}"
+        for key, value in pool.get("options", {}).items()
+    )
     modulus = recipe.get("contraction", {}).get("modulus")
     model = recipe["model"]
     packages = run["provenance"]["packages"]
