@@ -648,8 +648,9 @@ def main(words: list[str]) -> int:
         scratch = Path(name)
         count_on(scratch / "counted")
         made = {folder.name: scratch / folder.name for folder in FOLDERS}
+        wanted = {"report": "upi"}.get(options.only, options.only)
         for folder in FOLDERS:
-            if options.only in (None, folder.name):
+            if wanted in (None, folder.name):
                 folder.make(made[folder.name])
         runs = {learner: made[learner] for learner in LEARNERS if made[learner].exists()}
         for number, (key, (writer, part, whole)) in enumerate(
