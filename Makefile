@@ -8,6 +8,7 @@ TORCH ?= $(shell sed -n 's/^\(torch==[^ ]*\).*/\1/p' constraints.txt)
 ENV ?= sudoku4x4
 TRAIN_ARGS ?=
 DOCS_ARGS ?=
+BENCH_ARGS ?=
 # A file's tests go to one worker, since they share what it has trained; tests/conftest.py orders the files.
 PYTEST_ARGS ?= -n 2 --dist loadfile --no-loadscope-reorder
 SWEEPS ?= table2-upi table2 table2-nqueens8 table2-9x9
@@ -18,7 +19,7 @@ export TORCH
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help train compare test test-fast bounds faults fuzz lint types imports format check docs wheel clean FORCE
+.PHONY: help train compare bench test test-fast bounds faults fuzz lint types imports format check docs wheel clean FORCE
 
 help: ## say what the targets do
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 18
@@ -29,6 +30,9 @@ train: $(VENV)/.installed ## set up, train on 4x4 Sudoku, print the evaluation t
 compare: $(VENV)/.installed-baselines ## train what is missing of SWEEPS (UPI-TRM and the baselines, hours), print the table
 	set -e; for sweep in $(SWEEPS); do $(BIN)/upi-trm sweep $$sweep; done
 	$(BIN)/upi-trm compare $(addprefix runs/,$(SWEEPS)) --plot runs/compare.png
+
+bench: $(VENV)/.installed-baselines ## speed of everything as ratios (half an hour, Ctrl-C keeps what there is); flags what fell by 20%
+	$(BIN)/python benchmarks/bench.py $(BENCH_ARGS)
 
 test: $(VENV)/.installed-test ## set up with the test extra and run the test suite
 	$(BIN)/python -m pytest $(PYTEST_ARGS)

@@ -26,11 +26,11 @@ from trm.nn.blocks import (
 from trm.nn.cells import AttentionMap, CellReader, MixerMap, NeighbourMap, cell_pools
 from trm.nn.cells import linear as _linear
 from trm.nn.group_ops import group_spread, group_sums
-from trm.nn.recursion import unroll
+from trm.nn.recursion import project_ball, unroll
 from trm.ranges import check_at_least, check_positive
 
 Step = Callable[["TinyRecursiveModel", Tensor, "Encoding"], Tensor]
-"""One latent update f(z, u) of a model, before projection."""
+"""One latent update Pi_R(f(z, u)) of a model."""
 
 _ATTENTION_HEADS = 4
 
@@ -274,7 +274,7 @@ class TinyRecursiveModel(nn.Module):
                 self.pool_out = _linear(hidden, int((cell < 0).sum()), generator, gain=0.1)
         self.value_out = _linear(hidden, 1, generator, gain=0.1)
         # Not bound to this model, so that a deep copy steps with its own weights.
-        self._step: Step = TinyRecursiveModel.step
+        self._step: Step = TinyRecursiveModel.projected_step
 
     def _cell_map(self, generator: torch.Generator) -> NeighbourMap | MixerMap | AttentionMap:
         shape, config = self.shape, self.config
@@ -357,9 +357,9 @@ class TinyRecursiveModel(nn.Module):
         # How constrained a variable is: its share of each of its groups, 1 where it stands alone.
         shares = self.embed.over_classes(variables.shares())
         features = torch.cat([flags, shares], dim=1)
-        hidden = torch.relu(self.embed(features, variables))
+        hidden = self.embed(features, variables, rectify=True)
         for layer in self.deeper:
-            hidden = hidden + torch.relu(layer(hidden, variables))
+            hidden = hidden + layer(hidden, variables, rectify=True)
         state, set_cell = states.plan.nonzero(as_tuple=True)
         set_variable = set_cell * self.shape.num_values + states.plan[state, set_cell].long() - 1
         return Encoding(
@@ -379,9 +379,20 @@ class TinyRecursiveModel(nn.Module):
             out = self.update(z, encoding.injection)
         return out
 
+    def projected_step(
+        self, z: Float[Tensor, "row channel"], encoding: Encoding
+    ) -> Float[Tensor, "row channel"]:
+        """One latent update Pi_R(f(z, u))."""
+        if isinstance(self.update, RelationalMap):
+            out: Tensor = self.update(
+                z, encoding.injection, encoding.variables, radius=self.config.radius
+            )
+            return out
+        return project_ball(self.step(z, encoding), self.config.radius)
+
     def compile_step(self, compiled: Callable[[Step], Step]) -> None:
         """Let `compiled` (a `Placement.compiled`) wrap the latent update that `recur` iterates."""
-        self._step = compiled(TinyRecursiveModel.step)
+        self._step = compiled(TinyRecursiveModel.projected_step)
 
     def recur(
         self, encoding: Encoding, *, depth: int | None = None
@@ -395,7 +406,6 @@ class TinyRecursiveModel(nn.Module):
             lambda z: self._step(self, z, encoding),
             self._start(encoding),
             depth=self.config.depth if depth is None else depth,
-            radius=self.config.radius,
         )
 
     def _start(self, encoding: Encoding) -> Float[Tensor, "row channel"]:
