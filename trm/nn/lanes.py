@@ -117,11 +117,11 @@ def scaled(typing_context, lanes, number):
 @intrinsic
 @no_type_check
 def where_positive(typing_context, condition, lanes):
-    """`lanes` where the condition is > 0, else 0."""
+    """`lanes` where the condition is > 0 or NaN, as torch's relu has it, else 0."""
 
     def generate(context, builder, signature, args):
         zero = context.get_value_type(signature.return_type)(None)
-        return builder.select(builder.fcmp_ordered(">", args[0], zero), args[1], zero)
+        return builder.select(builder.fcmp_unordered(">", args[0], zero), args[1], zero)
 
     return lanes(condition, lanes), generate
 

@@ -139,3 +139,11 @@ def test_no_rows_give_no_rows() -> None:
     assert out.shape == (0, 8)
     for gradient in torch.autograd.grad(out.sum(), (rows, added)):
         assert not gradient.any()
+
+
+@finishes
+def test_what_is_not_a_number_is_never_hidden(finish: dict[str, Any]) -> None:
+    rows, added, weight, groups, _ = case(4, 5, 8)
+    weight[0, 2, 3] = torch.nan
+    out = group_linear(rows, added, weight, groups, classes=CLASSES, **finish)
+    assert out[:, 3].isnan().all()
