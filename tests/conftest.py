@@ -64,15 +64,13 @@ def pytest_configure(config: pytest.Config) -> None:
         config.pluginmanager.register(FailuresAtOnce(terminal), "failures-at-once")
 
 
-# What imports leave is no garbage, but numba and torch make and drop so many other objects that
-# walking it again and again took up to a fifth of the time of a test.
-gc.disable()
+# Numba and torch make and drop so many objects that collecting garbage took up to a fifth of the
+# time of a test, most of it for walking what imports have left, which is none.
+gc.set_threshold(10_000, 20, 20)
 
 
 def pytest_collection_finish() -> None:
-    """From here on, collect garbage, though more seldom than usual, and only that of tests."""
-    gc.enable()
-    gc.set_threshold(10_000, 20, 20)
+    """From here on, only what tests leave is looked at for garbage."""
     gc.freeze()
 
 
