@@ -447,7 +447,7 @@ def writers(runs: dict[str, Path], counted: Path) -> dict[str, tuple[Writer, int
     if "upi" in runs:
         whole_page = "the old page or the new one, and the same command writes it"
         prepare = partial(prepare_report, runs["upi"])
-        found["report"] = (Writer("report", whole_page, prepare, write_report, check_report), 61, 5)
+        found["report"] = (Writer("report", whole_page, prepare, write_report, check_report), 0, 61)
     for name, path in runs.items():
         go_on = partial(train_on, *LEARNERS[name])
         check = partial(weights_equal, whole=weights_in(path), go_on=go_on)
