@@ -307,7 +307,7 @@ def run_sweep_here(path: Path) -> str:
     ):
         states = sweep_run.run_sweep(sweep)
     manifest = json.loads((path / "manifest.json").read_bytes())
-    records = [json.loads(file.read_bytes()) for file in sorted((path / "records").iterdir())]
+    records = [json.loads(file.read_bytes()) for file in sorted((path / "records").glob("*.json"))]
     lines = [(point["name"], point["state"], point["success_rate"]) for point in manifest["points"]]
     return repr((states, lines, [repr(parse_record(one, source="here")) for one in records]))
 
@@ -315,7 +315,7 @@ def run_sweep_here(path: Path) -> str:
 def check_sweep(path: Path) -> None:
     found = run_sweep_here(path)
     assert found.count("'finished'") == 4, found
-    assert len(list((path / "records").iterdir())) == 2
+    assert len(list((path / "records").glob("*.json"))) == 2
 
 
 SHIPPED_RECORD = ROOT / "trm/experiments/pretrained/sudoku4x4/eval.json"
