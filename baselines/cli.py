@@ -11,6 +11,7 @@ import click
 
 from trm.experiments import options
 from trm.experiments.use_cli import show_scoreboard
+from trm.runs.shipped import ShippedFiles
 
 
 @click.group()
@@ -21,11 +22,11 @@ def baselines() -> None:
 @baselines.command()
 @click.option("--algo", help="ppo, a2c, dqn or maskable-ppo.  [default: that of the recipe]")
 @options.env_option
-@click.option(
-    "--recipe",
-    help="Name of a shipped recipe, or a YAML file.  [default: ALGO-ENV, or the algorithm's"
-    " defaults]",
+@options.recipe_option(
+    ShippedFiles(Path(__file__).resolve().parent, "baselines"),
+    "Name of a shipped recipe, or a YAML file.  [default: ALGO-ENV, or the algorithm's defaults]",
 )
+@options.any_recipe_option
 @options.overrides_option
 @options.edits_option
 @options.run_options
@@ -41,6 +42,7 @@ def train(
     algo: str | None,
     env: str | None,
     recipe: str | None,
+    any_recipe: bool,
     steps: int | None,
     resume: Path | None,
     eval_num: int,
@@ -56,6 +58,7 @@ def train(
     """
     # --algo may be given with --resume: a sweep's command may hold it.
     options.refuse_mixed_resume(ctx, resume=resume, env=env)
+    options.refuse_foreign_recipe(recipe, env, asked=any_recipe)
     require_sb3()
     placement = options.ready_placement(**where, resumed=resume is not None)
     from baselines import trainer
@@ -74,8 +77,9 @@ def train(
             out=out,
             placement=placement,
         )
-    if not outcome.finished:
-        return  # the training has said how to go on
+    options.end_unfinished(outcome)
+    if not outcome.trained:
+        return
     run = outcome.run
     if eval_num:
         show_scoreboard(run, placement=placement, num=eval_num)

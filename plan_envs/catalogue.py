@@ -192,6 +192,23 @@ def resolve_task(name: str, **options: Any) -> Task:
     )
 
 
+def make_call(name: str) -> str:
+    """The line of Python that makes the environment of a name.
+
+    Gymnasium knows one id a family; the call for another size passes it, as in
+    `gym.make("plan_envs:PlanEdit/NQueens8-v0", n=12)`.
+
+    Raises:
+        ValueError: as `resolve_task`.
+    """
+    task, module = _find(name), name.rpartition(":")[0] or "plan_envs"
+    if TASKS.get(task.name) == task:
+        return f'gym.make("{module}:{task.env_id}")'
+    option, _ = _FAMILIES[type(task.domain)]
+    listed = next(one for one in TASKS.values() if type(one.domain) is type(task.domain))
+    return f'gym.make("{module}:{listed.env_id}", {option}={getattr(task.domain, option)})'
+
+
 def register_task(task: Task) -> None:
     """Make a task known by its name and its Gymnasium id, as the tasks of this package are.
 
@@ -232,7 +249,7 @@ def _find(name: str) -> Task:
         if key in (task.name.lower(), task.env_id.lower()):
             return task
     known = [*TASKS, *(task.env_id for task in TASKS.values())]
-    raise ValueError(f"unknown task {name!r}{_nearest(bare, known)}")
+    raise ValueError(f"unknown task {name!r}{_why_not_that_size(key) or _nearest(bare, known)}")
 
 
 def _other_sizes(key: str) -> Iterator[Task]:
@@ -242,6 +259,18 @@ def _other_sizes(key: str) -> Iterator[Task]:
         if number is not None:
             with contextlib.suppress(ValueError):
                 yield build(int(number[0]))
+
+
+def _why_not_that_size(key: str) -> str:
+    """What the rules say of the size in a name, where its letters are those of a family."""
+    number = re.search(r"\d+", key)
+    for family, (_, build) in _FAMILIES.items():
+        if number is not None and family.__name__.lower() in key:
+            try:
+                build(int(number[0]))
+            except ValueError as error:
+                return f": {error}"
+    return ""
 
 
 def _resized(task: Task, options: Mapping[str, Any]) -> Task:

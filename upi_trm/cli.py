@@ -12,13 +12,16 @@ import click
 
 from trm.experiments import options
 from trm.experiments.use_cli import show_scoreboard
+from trm.runs.shipped import ShippedFiles
 
 
 @click.command()
 @options.env_option
-@click.option(
-    "--recipe", help="Name of a shipped recipe, or a YAML file.  [default: that of the env]"
+@options.recipe_option(
+    ShippedFiles(Path(__file__).resolve().parent, "upi"),
+    "Name of a shipped recipe (`upi-trm recipes`), or a YAML file.  [default: that of the env]",
 )
+@options.any_recipe_option
 @options.overrides_option
 @options.edits_option
 @options.run_options
@@ -31,6 +34,7 @@ def train(
     *,
     env: str | None,
     recipe: str | None,
+    any_recipe: bool,
     overrides: tuple[str, ...],
     steps: int | None,
     seed: int,
@@ -46,6 +50,7 @@ def train(
     """
     options.refuse_mixed_resume(ctx, resume=resume, env=env)
     _refuse_shipped(resume)
+    options.refuse_foreign_recipe(recipe, env, asked=any_recipe)
     placement = options.ready_placement(resumed=resume is not None, **place)
     from plan_envs.catalogue import resolve_task
     from upi_trm import trainer
@@ -64,8 +69,9 @@ def train(
             out=out,
             placement=placement,
         )
-    if not (outcome.finished and outcome.is_main):
-        return  # the training has said how to go on, process 0 of several says the rest
+    options.end_unfinished(outcome)
+    if not (outcome.trained and outcome.is_main):
+        return
     if eval_num:
         show_scoreboard(outcome.run, placement=placement, num=eval_num)
     _show_next_steps(outcome.run)
@@ -81,6 +87,12 @@ def _refuse_shipped(resume: Path | None) -> None:
         )
 
 
+def twice_about(step: int) -> int:
+    """A round number of edits near 2 `step` and at least that, of two digits that are not 0."""
+    unit: int = 10 ** max(0, len(str(2 * step)) - 2)
+    return -(-2 * step // unit) * unit
+
+
 def _show_next_steps(run: Any) -> None:
     """Commands to try, ready to be copied: the puzzle is an unseen one of the run's task."""
     from trm.experiments.learners import task_of
@@ -93,8 +105,9 @@ def _show_next_steps(run: Any) -> None:
         puzzle = write(task.instances("test", num=1, seed=1).instances[0])
         words = f"solve {shlex.quote(puzzle)} --run {path}"
         further[f"{program} {words}"] = "one of them; or a puzzle of yours"
+    twice = twice_about(run.checkpoint_steps()[-1])
     further |= {
-        f"{program} train --resume {path} --steps {2 * run.checkpoint_steps()[-1]}": "train on",
+        f"{program} train --resume {path} --steps {twice}": "train on",
         f"{options.program_path('tensorboard')} --logdir {path}": "curves",
     }
     click.echo(f"\nThe run is in {path}. Where to look next:")

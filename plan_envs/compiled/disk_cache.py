@@ -1,24 +1,33 @@
-"""Whether numba has compiled the kernels on this machine before, and a word to users if not.
+"""A word to users while numba compiles kernels, which happens once on a machine.
 
 Numba keeps the machine code of a kernel in files beside the source, or where NUMBA_CACHE_DIR says.
-The first use of the environments fills these files, which takes about half a minute.
+The first use of an environment fills these files: half a minute for boards, a minute for ARC.
 """
 
 import sys
-from pathlib import Path
-from typing import Any
 
-from plan_envs.instances import hash_rows
+from numba.core import event
 
 
-def in_disk_cache(kernel: Any = hash_rows) -> bool:
-    """Whether numba keeps machine code of a kernel that every use of an instance set compiles."""
-    source = Path(kernel.py_func.__code__.co_filename).stem
-    index_files = f"{source}.{kernel.py_func.__qualname__}-*.nbi"
-    return any(Path(kernel.stats.cache_path).glob(index_files))
+class _Announcer(event.Listener):  # type: ignore[misc]  # numba has no annotations
+    """Says on stderr, once, that kernels are being compiled."""
+
+    def __init__(self) -> None:
+        self.said = False
+
+    def on_start(self, event: event.Event) -> None:
+        """A kernel that is not in the cache is about to be compiled."""
+        if not self.said:
+            print("compiling the environments' kernels, once on this machine...", file=sys.stderr)
+        self.said = True
+
+    def on_end(self, event: event.Event) -> None:
+        """Nothing is said of the end."""
+
+
+_ANNOUNCER = _Announcer()
 
 
 def announce_compilation() -> None:
-    """Say on stderr that the first use takes half a minute, on a machine where it is the first."""
-    if not in_disk_cache():
-        print("compiling the environments' kernels, once on this machine...", file=sys.stderr)
+    """From now on, say on stderr when kernels must be compiled; what the cache has is not."""
+    event.register("numba:compile", _ANNOUNCER)

@@ -131,7 +131,7 @@ _add(
         show_default=True,
         help="How test boards are kept apart; random is the paper's.",
     ),
-    _range("--given", "Range of given queens.  [default: 1 7]"),
+    _range("--given", "Range of given queens.  [default: 1 to N - 1]"),
     *_sizes(train=7200, validation=200, test=200),
 )
 _add(

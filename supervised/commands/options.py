@@ -3,16 +3,21 @@
 import functools
 import json
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import click
 
-from trm.experiments.options import CheckpointName, Decorator, make_placement, placement_options
+from trm.experiments.options import (
+    CheckpointName,
+    Decorator,
+    RunPath,
+    make_placement,
+    placement_options,
+)
 
 RECIPE_HELP = "Name of a shipped recipe, or a YAML file."
 
-run_argument: Decorator = click.argument("run_path", metavar="RUN", type=click.Path(path_type=Path))
+run_argument: Decorator = click.argument("run_path", metavar="RUN", type=RunPath())
 steps_option: Decorator = click.option(
     "--steps", type=click.IntRange(1), help="Optimiser steps.  [default: the recipe's]"
 )

@@ -14,19 +14,25 @@ import click
 
 from supervised.commands.options import RECIPE_HELP, placed, show_record, steps_option
 from trm.experiments.options import (
+    end_unfinished,
     json_option,
     make_placement,
     out_option,
     overrides_option,
     placement_options,
+    recipe_option,
     refuse_with_resume,
     run_options,
     seed_option,
 )
+from trm.runs.shipped import ShippedFiles
+
+_RECIPES = ShippedFiles(Path(__file__).resolve().parents[1], "supervised")
+"""As `supervised.recipe.RECIPES`, without its imports."""
 
 
 @click.command()
-@click.option("--recipe", help=RECIPE_HELP)
+@recipe_option(_RECIPES, RECIPE_HELP)
 @overrides_option
 @steps_option
 @run_options
@@ -64,7 +70,7 @@ def train(
 
 @click.command()
 @click.argument("teacher", metavar="TEACHER", type=click.Path(path_type=Path))
-@click.option("--recipe", required=True, help=RECIPE_HELP)
+@recipe_option(_RECIPES, RECIPE_HELP, required=True)
 @click.option("--cache", "folder", type=click.Path(path_type=Path), help="Cache of the teacher.")
 @overrides_option
 @steps_option
@@ -145,6 +151,7 @@ def _train(path: Path, overrides: Sequence[str], **options: Any) -> None:
 
 def _say_where(outcome: Any) -> None:
     """Where the run is, in the process that wrote it."""
+    end_unfinished(outcome)
     if outcome.is_main:
         path = outcome.run.path
         click.echo(f"The run is in {path}; upi-trm supervised eval {path} measures it")

@@ -105,7 +105,7 @@ def queens_plan(
     *,
     n: int = 8,
     hold_out: str = "random",
-    given: tuple[int, int] = (1, 7),
+    given: tuple[int, int] | None = None,
     **examples: Unpack[Examples],
 ) -> BuildPlan:
     """N-Queens with some queens given (DIS, Sec. 5.1), held out in one of three ways.
@@ -120,7 +120,7 @@ def queens_plan(
     Args:
         n: rows of the board; 4..12.
         hold_out: how splits are kept apart.
-        given: range of the number of given queens, drawn uniformly.
+        given: range of the number of given queens, drawn uniformly; None for 1 to n - 1.
         **examples: see `Examples`.
 
     Raises:
@@ -128,6 +128,7 @@ def queens_plan(
     """
     if hold_out not in HOLD_OUTS:
         raise ValueError(f"hold_out must be one of {', '.join(HOLD_OUTS)}, got {hold_out!r}")
+    given = (1, n - 1) if given is None else given
     if not 0 <= given[0] <= given[1] < n:
         raise ValueError(f"given must be (low, high) with 0 <= low <= high < {n}, got {given}")
     options: dict[str, Any] = {"n": n, "hold_out": hold_out, "given": given}

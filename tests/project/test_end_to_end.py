@@ -29,9 +29,9 @@ def _start(*words: str | Path) -> subprocess.Popen[str]:
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
-def _finish(process: subprocess.Popen[str]) -> tuple[str, str]:
+def _finish(process: subprocess.Popen[str], *, code: int = 0) -> tuple[str, str]:
     out, err = process.communicate()
-    assert process.returncode == 0, err
+    assert process.returncode == code, err
     return out, err
 
 
@@ -108,7 +108,7 @@ def test_sigterm_saves_and_ends_cleanly_and_the_run_goes_on(tmp_path: Path) -> N
         assert process.poll() is None, process.communicate()[1]
         time.sleep(0.05)
     process.send_signal(signal.SIGTERM)
-    out, err = _finish(process)
+    out, err = _finish(process, code=130)
     assert out == ""
     assert f"--resume {path}" in err
     saved = Run.open(path).checkpoint_steps()[-1]

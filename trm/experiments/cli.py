@@ -11,13 +11,16 @@ import sys
 from collections.abc import Sequence
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
 from typing import Any
 
 import click
 
 from trm.experiments.envs_cli import envs
+from trm.experiments.lists_cli import recipes, runs
 from trm.experiments.options import EXIT_INTERRUPTED
 from trm.experiments.play_cli import play
+from trm.experiments.shipped_runs import FOLDER, PREFIX
 from trm.experiments.sweep_cli import compare, sweep
 from trm.experiments.use_cli import evaluate, solve
 from trm.experiments.viewing.cli import report
@@ -28,7 +31,7 @@ PLUGIN_GROUP = "upi_trm.commands"
 _SECTIONS = {
     "Learn": ["train", "sweep"],
     "Measure and use": ["eval", "solve", "compare", "report", "drift", "bounds"],
-    "Look around": ["envs", "play"],
+    "Look around": ["envs", "recipes", "runs", "play"],
 }
 
 _EXIT_USER_ERROR = 2
@@ -100,7 +103,7 @@ def cli(settings: Any, debug: bool) -> None:
         settings.shown = True
 
 
-for _command in (sweep, evaluate, solve, compare, report, envs, play):
+for _command in (sweep, evaluate, solve, compare, report, envs, recipes, runs, play):
     cli.add_command(_command)
 
 
@@ -146,4 +149,10 @@ def _one_line(error: Exception) -> str:
         message = error.format_message() if isinstance(error, click.ClickException) else str(error)
     if isinstance(error, click.UsageError) and error.ctx is not None:
         message += f" (see {error.ctx.command_path} --help)"
-    return " ".join(message.split()) or type(error).__name__
+    return _named_as_users_do(" ".join(message.split())) or type(error).__name__
+
+
+def _named_as_users_do(message: str) -> str:
+    """A message without the folder that this program is installed in: shipped runs by name."""
+    installed = f"{Path(__file__).resolve().parents[2]}/"
+    return message.replace(f"{FOLDER}/", PREFIX).replace(installed, "")

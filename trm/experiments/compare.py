@@ -183,8 +183,10 @@ def learning_curve(records: Sequence[Record], label: str) -> Curve | None:
 def _row(records: Sequence[Record], label: str) -> Row:
     rates = [record.success_rate for record in records]
     first, several = records[0], len(records) > 1
+    # Seeds that agree say nothing of their spread: the puzzles still do.
+    spread = several and len(set(rates)) > 1
     low, high = (
-        student_t_interval(rates) if several else wilson_interval(rates[0], first.num_instances)
+        student_t_interval(rates) if spread else wilson_interval(rates[0], first.num_instances)
     )
     return Row(
         method=first.method,
@@ -194,7 +196,7 @@ def _row(records: Sequence[Record], label: str) -> Row:
         success_rate_std=statistics.stdev(rates) if several else None,
         success_rate_low=max(0.0, low),
         success_rate_high=min(1.0, high),
-        interval="student-t" if several else "wilson",
+        interval="student-t" if spread else "wilson",
         mean_score=_over_seeds(statistics.mean, records, "mean_score"),
         improvement=_over_seeds(statistics.mean, records, "improvement"),
         parameters=_over_seeds(max, records, "parameters"),

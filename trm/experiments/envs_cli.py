@@ -24,7 +24,7 @@ def envs(*, name: str | None, measure: bool, num: int) -> None:
         _print_env_list([resolve_task(task) for task in TASKS])
         return
     task = resolve_task(name)
-    _print_env(task)
+    _print_env(task, name)
     if measure:
         _print_references(task, num=num)
 
@@ -43,30 +43,38 @@ def _print_env_list(tasks: Iterable[Any]) -> None:
     )
 
 
-def _print_env(task: Any) -> None:
-    """Everything about one environment, and the options that `gym.make` takes for it."""
+def _print_env(task: Any, name: str) -> None:
+    """Everything about one environment, and the options that `gym.make` takes for it.
+
+    Args:
+        task: what `name` stands for.
+        name: as the user wrote it, with the module that registers the task.
+    """
     import inspect
+
+    from plan_envs.catalogue import make_call
 
     domain, spec = task.domain, task.domain.spec
     kinds = [int((spec.action_kind == kind).sum()) for kind in range(len(spec.kind_names))]
     actions = ", ".join(f"{n} {kind}" for n, kind in zip(kinds, spec.kind_names, strict=True) if n)
     generator = set(inspect.signature(task.generator).parameters)
     further = sorted(generator - {"split", "num", "seed", "progress"} - set(_own_fields(domain)))
+    module = name.rpartition(":")[0]
+    known = f"{module}:{task.name}" if module else task.name
     facts = {
-        "id": task.env_id,
         "grid": "{} x {}, values 1-{}".format(*spec.grid_shape, spec.num_values),
         "actions": f"{spec.num_actions} ({actions})",
         "horizon": f"{spec.horizon} edits",
         "score": f"{spec.max_score:g} when solved",
         "rules": _settings(_own_fields(domain)),
         "puzzles": _settings(task.instance_options) + f"; further options {', '.join(further)}",
-        "make": f'gym.make("plan_envs:{task.env_id}")',
-        "play": f"{program_path()} play {task.name}",
-        "train": f"{program_path()} train --env {task.name}",
+        "make": make_call(name),
+        "play": f"{program_path()} play {known}",
+        "train": f"{program_path()} train --env {known}",
     }
     click.echo(task.name)
-    for name, fact in facts.items():
-        click.echo(f"  {name:<8} {fact}")
+    for heading, fact in facts.items():
+        click.echo(f"  {heading:<8} {fact}")
     click.echo(f"\n{inspect.getdoc(type(domain))}")
 
 

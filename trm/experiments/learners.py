@@ -6,6 +6,7 @@ find it here and know no learner by name. A learner whose dependencies are an ex
 them when it is asked for something.
 """
 
+import contextlib
 import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
-from plan_envs.catalogue import Task, resolve_task
+from plan_envs.catalogue import TASKS, Task, resolve_task
 from plan_envs.domain import Int8Array, PlanDomain
 from plan_envs.evaluation import Policy
 from trm.compute.device import Placement
@@ -220,6 +221,28 @@ def task_of(run: Run) -> Task:
 def load_policy(run: Run, *, placement: Placement, step: int | str | None = None) -> Policy:
     """The greedy policy of a checkpoint of any learner; see `Learner.load_policy`."""
     return learner_of(run).load_policy(run, placement=placement, step=step)
+
+
+def recipe_is_for(name: str) -> str | None:
+    """The task that a shipped recipe's name begins or ends with; None of a file or another name."""
+    if Path(name).is_file():
+        return None
+    stem = name.removesuffix(".yaml")
+    named = [
+        task
+        for task in TASKS
+        if stem == task or stem.startswith(f"{task}-") or stem.endswith(f"-{task}")
+    ]
+    return max(named, key=len, default=None)
+
+
+def all_learners() -> list[Learner]:
+    """Every installed learner that loads, by its kind."""
+    found = []
+    for _, point in sorted(_learners().items()):
+        with contextlib.suppress(ImportError):
+            found.append(point.load())
+    return found
 
 
 def _learners() -> dict[str, EntryPoint]:

@@ -13,11 +13,43 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.shell_completion import CompletionItem
+
+from trm.runs.shipped import ShippedFiles
 
 EXIT_FAILED, EXIT_INTERRUPTED = 1, 130
-"""Exit codes of commands that run many jobs: one of them failed; a signal ended them early."""
+"""Exit codes: one of many jobs failed; a signal ended the command early."""
 
 Decorator = Callable[[Any], Any]
+
+
+class RunPath(click.Path):
+    """A run folder, or pretrained:NAME; the shell completes both."""
+
+    def __init__(self) -> None:
+        super().__init__(path_type=Path)
+
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> list[CompletionItem]:
+        """Runs and folders that may hold some, and the shipped runs."""
+        from trm.experiments.shipped_runs import PREFIX, pretrained_names
+
+        above, _, begun = incomplete.rpartition("/")
+        found = []
+        for path in sorted(Path(f"{above}/" if "/" in incomplete else ".").glob(f"{begun}*")):
+            if path.is_dir():
+                found.append(str(path) if (path / "run.json").is_file() else f"{path}/")
+        found += [PREFIX + name for name in pretrained_names()]
+        return [CompletionItem(one) for one in found if one.startswith(incomplete)]
+
+
+def _complete_env(
+    ctx: click.Context, param: click.Parameter, incomplete: str
+) -> list[CompletionItem]:
+    from plan_envs.catalogue import TASKS
+
+    return [CompletionItem(name) for name in TASKS if name.startswith(incomplete)]
 
 
 class CheckpointName(click.ParamType):  # type: ignore[type-arg]  # generic only in new click
@@ -83,10 +115,15 @@ precision_option: Decorator = click.option(
     help="Precision of matrix products.",
 )
 env_option: Decorator = click.option(
-    "--env", help="sudoku4x4, ... or any PlanEdit id; `upi-trm envs` lists them."
+    "--env",
+    shell_complete=_complete_env,
+    help="sudoku4x4, ... or any PlanEdit id; `upi-trm envs` lists them.",
 )
 edits_option: Decorator = click.option(
-    "--steps", type=click.IntRange(0), help="Edits over all parallel plans, never exceeded."
+    "--steps", type=click.IntRange(1), help="Edits over all parallel plans, never exceeded."
+)
+any_recipe_option: Decorator = click.option(
+    "--any-recipe", is_flag=True, help="Take a shipped recipe that is for another environment."
 )
 eval_num_option: Decorator = click.option(
     "--eval-num",
@@ -95,6 +132,17 @@ eval_num_option: Decorator = click.option(
     show_default=True,
     help="Unseen puzzles to evaluate on at the end; 0 = none.",
 )
+
+
+def recipe_option(recipes: ShippedFiles, help: str, **more: Any) -> Decorator:
+    """`--recipe`, whose shipped names the shell completes."""
+
+    def complete(
+        ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> list[CompletionItem]:
+        return [CompletionItem(name) for name in recipes.names() if name.startswith(incomplete)]
+
+    return click.option("--recipe", help=help, shell_complete=complete, **more)
 
 
 def seed_option(help: str) -> Decorator:
@@ -121,7 +169,7 @@ def run_options(command: Any) -> Any:
         click.option(
             "--resume",
             metavar="RUN",
-            type=click.Path(path_type=Path),
+            type=RunPath(),
             help="Go on with a run that stopped.",
         ),
     )
@@ -255,6 +303,12 @@ def played_options(command: Any) -> Any:
     )
 
 
+def end_unfinished(outcome: Any) -> None:
+    """End the program as a signal does where a training stopped early; it has said how to go on."""
+    if not outcome.finished:
+        sys.exit(EXIT_INTERRUPTED)
+
+
 def program_path(name: str = "upi-trm") -> str:
     """How the user can call a program of this environment from where they are."""
     if shutil.which(name):
@@ -267,6 +321,23 @@ def program_path(name: str = "upi-trm") -> str:
 
 
 # --- Flags that exclude each other
+
+
+def refuse_foreign_recipe(recipe: str | None, env: str | None, *, asked: bool) -> None:
+    """A shipped recipe that is named after another environment must be asked for twice.
+
+    Raises:
+        click.UsageError: names both environments and the second word, --any-recipe.
+    """
+    from plan_envs.catalogue import resolve_task
+    from trm.experiments.learners import recipe_is_for
+
+    made_for = None if recipe is None or env is None else recipe_is_for(recipe)
+    if made_for is None or asked or resolve_task(str(env)).name == made_for:
+        return
+    raise click.UsageError(
+        f"--recipe {recipe} is for {made_for}, --env is {env}; add --any-recipe if that is meant"
+    )
 
 
 def refuse_mixed_resume(ctx: click.Context, *, resume: Path | None, env: str | None) -> None:

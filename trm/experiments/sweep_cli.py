@@ -94,7 +94,7 @@ def _show_plan(planned: Any, only: tuple[str, ...]) -> None:
     metavar="RUN|DIR|RECORD.json...",
     nargs=-1,
     required=True,
-    type=click.Path(path_type=Path),
+    type=options.RunPath(),
 )
 @options.json_option
 @options.plot_option

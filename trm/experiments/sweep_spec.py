@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from trm.experiments.learners import SweepCommand, find_command
+from trm.experiments.learners import SweepCommand, find_command, recipe_is_for
 from trm.ranges import check_at_least
 from trm.runs.shipped import ShippedFiles, nearest_hint
 
@@ -305,7 +305,10 @@ def _find_recipe(
     beside = spec_path.parent / name
     if beside.is_file():
         return str(beside), beside
-    return name, command.recipes.find(name)
+    found = command.recipes.find(name)
+    # A spec that names a recipe of another environment means it; `--recipe` takes a file as it is.
+    foreign = env is not None and recipe_is_for(name) not in (None, env)
+    return (str(found) if foreign else name), found
 
 
 def _short_names(fields: Sequence[str]) -> dict[str, str]:

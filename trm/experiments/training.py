@@ -70,6 +70,8 @@ class Outcome:
     has said so."""
     is_main: bool
     """Whether this process speaks for all."""
+    trained: bool = True
+    """Whether there was anything left to train; otherwise the loop has said so."""
 
 
 class Trainee(ABC):
@@ -171,7 +173,13 @@ class Trainee(ABC):
             RunError: the folder exists and is not empty, or can't be written.
         """
         budget = [] if steps is None else [f"schedule.{cls.unit}={steps}"]
-        recipe = cls.read_recipe(recipe_path, [*overrides, *budget], **choice)
+        try:
+            recipe = cls.read_recipe(recipe_path, [*overrides, *budget], **choice)
+        except ValueError as error:
+            refused = str(error).partition(f"schedule.{cls.unit} must be")[2]
+            if steps is None or not refused:
+                raise
+            raise ValueError(f"--steps must be{refused}") from error
         env, usual_name = cls.subject(env, recipe)
         if out is None:
             time_of_day = time.strftime("%Y%m%d-%H%M%S")
@@ -331,7 +339,7 @@ class _Loop:
         trainee, workers = self.trainee, self.workers
         of_recipe: int = getattr(trainee.recipe.schedule, trainee.unit)
         budget = of_recipe if steps is None else steps
-        spent = trainee.spent(budget)
+        spent = was_spent = trainee.spent(budget)
         with (
             graceful_stop() as stop,
             TrainingProgress(
@@ -360,6 +368,11 @@ class _Loop:
                     raise self._stopped_at(problem) from error
             if self.saved_at != trainee.done:
                 self._save()
+            if was_spent:
+                progress.note(
+                    f"{self.run.path} is finished: {trainee.done} {trainee.unit} were made, the"
+                    f" budget is {budget}; --steps N with a larger N trains on"
+                )
             if not spent:
                 callback = "the callback" if self.called_off else None
                 who = stop.signal_name or callback or "another process"
@@ -368,7 +381,7 @@ class _Loop:
                     f" {trainee.unit}; go on with upi-trm {trainee.command} --resume"
                     f" {self.run.path}"
                 )
-        return Outcome(run=self.run, finished=spent, is_main=workers.is_main)
+        return Outcome(run=self.run, finished=spent, is_main=workers.is_main, trained=not was_spent)
 
     def _after(self, before: int, spent: bool, progress: TrainingProgress) -> None:
         """Log, evaluate and save what is due after the trainee advanced from `before`."""
@@ -390,7 +403,6 @@ class _Loop:
             self.run.log(trainee.done, metrics)
             if self.callback is not None and self.callback(trainee.done, metrics) is False:
                 self.called_off = True
-        progress.update(trainee.done)
         if evaluation:
             shown = {heading: figure for heading, (figure, _) in trainee.columns.items()}
             progress.report(
@@ -398,6 +410,8 @@ class _Loop:
             )
             if evaluation[trainee.best_by] > self.best:
                 self.best, tag = evaluation[trainee.best_by], "best"
+        else:
+            progress.update(trainee.done)
         if tag or due(schedule.checkpoint_every):
             self._save(tag)
 

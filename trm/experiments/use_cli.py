@@ -49,7 +49,7 @@ def _more_compute_options(command: Any) -> Any:
 
 
 @click.command("eval")
-@click.argument("run_path", metavar="RUN", type=click.Path(path_type=Path))
+@click.argument("run_path", metavar="RUN", type=options.RunPath())
 @click.option(
     "--instances",
     "source",
@@ -100,7 +100,7 @@ def evaluate(
     "--run",
     "run_path",
     metavar="RUN",
-    type=click.Path(path_type=Path),
+    type=options.RunPath(),
     help="Run folder of a trained model, or pretrained:NAME.  [default: the pretrained one that"
     " fits the puzzle]",
 )
@@ -238,10 +238,13 @@ def show_scoreboard(
             instances = read_instances(source, domain=task.domain, limit=num, on_invalid=on_invalid)
     else:
         instances = task.instances("test", num=num or _DEFAULT_NUM, seed=seed)
-    with Console(stderr=True).status("evaluating") as status:
+    console = Console(stderr=True)
+    with console.status("evaluating") as status:
 
         def announce(name: str) -> None:
             status.update(f"evaluating: {name}")
+            if not console.is_terminal:  # a status line is for those who look on
+                click.echo(f"evaluating: {name}", err=True)
 
         board = model.evaluate(instances, seed=seed, announce=announce)
         more: dict[str, Any] = {"seed": seed, "samples": samples, "search": search}

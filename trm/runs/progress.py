@@ -44,10 +44,12 @@ class TrainingProgress:
         self._total = total
         self._columns = dict(columns)
         self._unit = unit
-        self._step = self._start = start
+        self._step = start
         self._console = console or Console(stderr=True)
         self._rows: deque[tuple[int, Mapping[str, SupportsFloat]]] = deque(maxlen=_ROWS)
-        self._began = self._last_line = time.monotonic()
+        self._last_line = time.monotonic()
+        # At the start, and after the first steps of this session, which wait for compilers.
+        self._marks = [(start, self._last_line)]
         self._bar = Progress(
             TextColumn("[bold]{task.description}"),
             BarColumn(),
@@ -65,7 +67,8 @@ class TrainingProgress:
 
     def __enter__(self) -> "TrainingProgress":
         """Start the clock and the display."""
-        self._began = self._last_line = time.monotonic()
+        self._last_line = time.monotonic()
+        self._marks = [(self._step, self._last_line)]
         if self._live is not None:
             self._live.start()
         return self
@@ -78,9 +81,15 @@ class TrainingProgress:
 
     @property
     def rate(self) -> float:
-        """Steps per second of this session."""
-        seconds = time.monotonic() - self._began
-        return (self._step - self._start) / seconds if seconds > 0 else 0.0
+        """Steps per second of this session; the first ones count until there are others."""
+        step, then = self._marks[-1 if self._under_way else 0]
+        seconds = time.monotonic() - then
+        return (self._step - step) / seconds if seconds > 0 else 0.0
+
+    @property
+    def _under_way(self) -> bool:
+        """Whether there are steps after the first ones."""
+        return len(self._marks) > 1 and self._step > self._marks[-1][0]
 
     def update(self, step: int) -> None:
         """The run has reached this step. Cheap; call it every iteration."""
@@ -102,6 +111,8 @@ class TrainingProgress:
         self._console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def _move_to(self, step: int) -> None:
+        if len(self._marks) == 1 and step > self._step:
+            self._marks.append((step, time.monotonic()))
         self._step = step
         self._bar.update(self._task, completed=step, rate=f"{self.rate:,.0f} {self._unit}/s")
 
@@ -119,7 +130,7 @@ class TrainingProgress:
     def _print_line(self, figures: Mapping[str, SupportsFloat]) -> None:
         self._last_line = time.monotonic()
         rate = self.rate
-        left = _clock((self._total - self._step) / rate) if rate > 0 else "?"
+        left = _clock((self._total - self._step) / rate) if rate > 0 and self._under_way else "?"
         head = f"{self._unit} {self._step:,}/{self._total:,}  {rate:,.0f}/s  {left} left"
         shown = (
             f"{name} {self._format(name, figures)}" for name in self._columns if name in figures

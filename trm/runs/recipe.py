@@ -151,7 +151,7 @@ class _Draft:
         self.origins[name] = source
 
     def _unknown(self, key: str, hints: Mapping[str, object], prefix: str) -> str:
-        near = difflib.get_close_matches(key, hints, n=1)
+        near = difflib.get_close_matches(key, hints, n=1, cutoff=0.75)
         if near:
             return f"unknown field; did you mean {prefix}{near[0]}?"
         for name in _all_names(self.cls):

@@ -1,50 +1,64 @@
-"""Whether numba keeps machine code on the disk, asked of the kernels themselves."""
+"""What users are told while numba compiles a kernel that is not on the disk."""
 
 import importlib.util
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
+from numba.core import event
 
 from plan_envs.compiled import disk_cache
-from plan_envs.instances import content_keys
-from plan_envs.sudoku import kernels as sudoku_kernels
 from plan_envs.sudoku.rules import Sudoku
 
 
-def test_a_kernel_that_was_compiled_is_in_the_disk_cache() -> None:
-    board = np.zeros((1, 81), np.int8)
-    content_keys(board)
-    Sudoku(9).action_mask(board, board)
-    assert disk_cache.in_disk_cache()
-    assert disk_cache.in_disk_cache(sudoku_kernels.write_masks)
+@pytest.fixture(autouse=True)
+def announced(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A command that has just begun."""
+    monkeypatch.setattr(disk_cache, "_ANNOUNCER", disk_cache._Announcer())
+    disk_cache.announce_compilation()
+    yield
+    event.unregister("numba:compile", disk_cache._ANNOUNCER)
 
 
-def test_a_kernel_that_was_never_compiled_is_not(tmp_path: Path) -> None:
-    source = tmp_path / "fresh.py"
-    source.write_text(
-        "from numba import njit\n\n\n@njit(cache=True)\ndef double(x):\n    return 2 * x\n"
-    )
+def loaded(source: Path) -> ModuleType:
     spec = importlib.util.spec_from_file_location("fresh", source)
     assert spec is not None and spec.loader is not None
-    fresh = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(fresh)
-    assert not disk_cache.in_disk_cache(fresh.double)
-    assert fresh.double(2) == 4
-    assert disk_cache.in_disk_cache(fresh.double)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
-def test_the_first_use_on_a_machine_is_announced(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_compiling_is_announced_once_and_loading_from_the_disk_is_not(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    disk_cache.announce_compilation()
+    source = tmp_path / "fresh.py"
+    source.write_text(
+        "from numba import njit\n\n\n@njit(cache=True)\ndef double(x):\n    return 2 * x\n\n\n"
+        "@njit(cache=True)\ndef half(x):\n    return x / 2\n"
+    )
+    fresh = loaded(source)
     assert capsys.readouterr().err == ""
-    monkeypatch.setattr(disk_cache, "in_disk_cache", lambda: False)
-    disk_cache.announce_compilation()
-    assert "compiling the environments' kernels" in capsys.readouterr().err
+    assert (fresh.double(2), fresh.half(2)) == (4, 1)
+    assert capsys.readouterr().err.count("compiling the environments' kernels") == 1
+    disk_cache._ANNOUNCER.said = False
+    assert loaded(source).double(2) == 4
+    assert capsys.readouterr().err == ""
+
+
+def test_kernels_that_were_used_before_are_not_announced(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    board = np.zeros((1, 81), np.int8)
+    Sudoku(9).action_mask(board, board)
+    disk_cache._ANNOUNCER.said = False
+    capsys.readouterr()
+    Sudoku(9).action_mask(board, board)
+    assert capsys.readouterr().err == ""
 
 
 KEYS = "import numpy as np; from plan_envs.instances import content_keys; "

@@ -72,7 +72,7 @@ def write_csv(path: Path, num: int = 40, split: str = "train", **changes: str) -
         lambda seed: small_sudoku(seed=seed),
         lambda seed: sudoku_plan(side=9, givens=(40, 50), seed=seed, **SMALL),
         lambda seed: maze_plan(size=6, seed=seed, **SMALL),
-        lambda seed: queens_plan(n=6, given=(1, 5), seed=seed, **SMALL),
+        lambda seed: queens_plan(n=6, seed=seed, **SMALL),
         lambda seed: queens_plan(hold_out="class", seed=seed, images=2, **SMALL),
     ],
 )
@@ -138,6 +138,10 @@ def test_a_killed_build_makes_no_piece_twice(tmp_path: Path) -> None:
         build_dataset(tmp_path / "d", slow)
     build_dataset(tmp_path / "d", slow)
     assert made == ["train-00000", "killed", "validation-00000", "test-00000"]
+
+
+def test_the_range_of_given_queens_follows_the_size() -> None:
+    assert [queens_plan(n=n).options["given"] for n in (6, 8)] == [(1, 5), (1, 7)]
 
 
 def test_a_complete_data_set_is_left_alone_and_another_one_refused(tmp_path: Path) -> None:

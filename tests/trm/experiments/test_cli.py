@@ -4,30 +4,36 @@ Training and loading a policy have stand-ins here, so that each test takes milli
 and environments are the real ones. test_end_to_end.py has the real trainer.
 """
 
+import io
 import json
+import shlex
 import subprocess
 import sys
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any
 
 import click
+import gymnasium
 import numpy as np
 import pytest
-from click.testing import CliRunner
+from click.shell_completion import ShellComplete
 
 import upi_trm
-from plan_envs.catalogue import resolve_task
+from plan_envs.catalogue import TASKS, resolve_task
 from plan_envs.compiled import disk_cache
 from plan_envs.evaluation import random_legal
 from plan_envs.sudoku.instances import solve
 from trm.experiments import cli, learners
+from trm.experiments.shipped_runs import FOLDER
 from trm.experiments.training import Outcome as Trained
 from trm.runs.files import RunError
 from trm.runs.run import Run
+from upi_trm.cli import twice_about
+from upi_trm.recipe import RECIPES
 
 EASY_4X4 = "12.4 3412 2143 4321"
 LINE_9X9 = "..2...4..5....6......5......7......635..81.....1.7...3.9...3.612......3.6..74..9."
@@ -47,8 +53,8 @@ Call = Callable[..., Outcome]
 
 @pytest.fixture
 def call(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Call:
-    """Run `upi-trm` with some words in this process, as if all kernels were compiled already."""
-    monkeypatch.setattr(disk_cache, "in_disk_cache", lambda: True)
+    """Run `upi-trm` with some words in this process; nothing is said of kernels to compile."""
+    monkeypatch.setattr(disk_cache, "announce_compilation", lambda: None)
 
     def run(*words: str | Path) -> Outcome:
         with pytest.raises(SystemExit) as stop:
@@ -89,6 +95,7 @@ class StandIns:
         self.calls: list[dict[str, Any]] = []
         self.policy: Any = _solver
         self.error: Exception | None = None
+        self.trained = True
 
     def train(self, **arguments: Any) -> Trained:
         self.calls.append(arguments)
@@ -102,7 +109,8 @@ class StandIns:
     def resume(self, path: Path, **arguments: Any) -> Trained:
         self.calls.append({"resume": path, **arguments})
         finished = (arguments["steps"] or 40) <= 40  # this stand-in stays at 40
-        return Trained(run=Run.open(path), finished=finished, is_main=True)
+        run = Run.open(path)
+        return Trained(run=run, finished=finished, is_main=True, trained=self.trained)
 
     def load_policy(self, run: Run, *, placement: object, step: int | None = None) -> Any:
         self.calls.append({"load": run.path, "step": step})
@@ -212,7 +220,14 @@ def test_a_learners_command_that_does_not_load_is_an_error_of_one_line(
         (["eval"], "RUN"),
         (["solve", EASY_4X4, "--search", "5", "--samples", "5"], "--search"),
         (["solve", EASY_4X4, "--run", "nowhere"], "nowhere"),
-        (["envs", "sudoku5x5"], "sudoku5x5"),
+        (["envs", "sudoku5x5"], "'sudoku5x5': side must be one of [4, 6, 9, 16], got 5"),
+        (["train", "--env", "nqueens3"], "'nqueens3': n must lie in 4..32, got 3"),
+        (["train", "--env", "sudoku4x4", "--steps", "0"], "0 is not in the range x>=1"),
+        (
+            ["train", "--env", "maze10", "--recipe", "sudoku4x4-contraction"],
+            "is for sudoku4x4, --env is maze10; add --any-recipe",
+        ),
+        (["runs", "nowhere"], "nowhere: no such folder"),
     ],
 )
 def test_a_mistake_is_one_line_that_names_it(
@@ -221,6 +236,13 @@ def test_a_mistake_is_one_line_that_names_it(
     outcome = call(*words)
     assert named in _error(outcome)
     assert outcome.out == ""
+
+
+def test_a_message_names_no_folder_that_the_program_is_installed_in() -> None:
+    error = ValueError(f"{FOLDER / 'maze10' / 'run.json'}: damaged")
+    assert cli._one_line(error) == "pretrained:maze10/run.json: damaged"
+    recipe = RECIPES.find("maze10")
+    assert not cli._one_line(ValueError(f"{recipe}: no")).startswith("/")
 
 
 def test_an_error_of_several_lines_is_told_in_one(
@@ -285,10 +307,10 @@ def test_train_hands_its_words_to_the_trainer_and_shows_where_to_look_next(
 def test_resume_hands_the_run_and_the_new_total_to_the_trainer(
     call: Call, stand_ins: StandIns, run_4x4: Path
 ) -> None:
-    outcome = call("train", "--resume", run_4x4, "--steps", "45", "--eval-num", "0")
+    outcome = call("train", "--resume", run_4x4, "--steps", "35", "--eval-num", "0")
     assert outcome.code == 0
     assert stand_ins.calls[0]["resume"] == run_4x4
-    assert stand_ins.calls[0]["steps"] == 45
+    assert stand_ins.calls[0]["steps"] == 35
 
 
 def test_one_thread_is_the_default_but_a_resumed_run_keeps_its_own_count(
@@ -304,8 +326,31 @@ def test_a_training_that_a_signal_stopped_ends_without_evaluation(
     call: Call, stand_ins: StandIns, run_4x4: Path
 ) -> None:
     outcome = call("train", "--resume", run_4x4, "--steps", "400")  # the stand-in stays at 40
-    assert outcome.code == 0
+    assert outcome.code == 130
     assert outcome.out == ""
+
+
+def test_a_resumed_run_that_was_finished_is_not_evaluated_again(
+    call: Call, stand_ins: StandIns, run_4x4: Path
+) -> None:
+    stand_ins.trained = False
+    outcome = call("train", "--resume", run_4x4)
+    assert (outcome.code, outcome.out) == (0, "")
+
+
+@pytest.mark.parametrize(
+    ("step", "twice"), [(4992, 10_000), (11_968, 24_000), (99_968, 200_000), (40, 80), (3, 6)]
+)
+def test_the_budget_that_a_hint_names_is_round(step: int, twice: int) -> None:
+    assert twice_about(step) == twice
+
+
+def test_a_recipe_of_another_environment_is_taken_when_asked_for_twice(
+    call: Call, stand_ins: StandIns, tmp_path: Path
+) -> None:
+    words = ["train", "--env", "sudoku6x6", "--recipe", "sudoku4x4", "--eval-num", "0"]
+    assert call(*words, "--any-recipe", "--out", tmp_path / "run").code == 0
+    assert stand_ins.calls[0]["recipe_path"].name == "sudoku4x4.yaml"
 
 
 # Eval.
@@ -517,10 +562,110 @@ def test_envs_describes_one_and_measures_the_references(call: Call) -> None:
     assert "singles" in out
 
 
-def test_a_cold_kernel_cache_is_announced_and_a_warm_one_is_not(
+# Every line that is printed can be run.
+
+OWN_TASK = """from plan_envs.catalogue import Task, register_task
+from plan_envs.sudoku.rules import Sudoku
+
+options = {"side": 4, "blanks": (1, 4), "unique": False}
+register_task(Task("mine4", "PlanEdit/Mine4-v0", Sudoku(side=4), options))
+"""
+
+
+@pytest.fixture
+def own_task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """A task of the user's own, as it is named."""
+    (tmp_path / "task_of_mine.py").write_text(OWN_TASK)
+    monkeypatch.syspath_prepend(tmp_path)
+    yield "task_of_mine:mine4"
+    TASKS.pop("mine4", None)
+    gymnasium.registry.pop("PlanEdit/Mine4-v0", None)
+    sys.modules.pop("task_of_mine", None)
+
+
+@pytest.mark.parametrize("name", ["sudoku4x4", "nqueens12", "maze15", "nqueens8-classes", "own"])
+def test_every_line_that_envs_prints_can_be_run(
+    call: Call,
+    stand_ins: StandIns,
+    own_task: str,
+    tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
+    name: str,
 ) -> None:
-    for warm, said in ((False, True), (True, False)):
-        monkeypatch.setattr(disk_cache, "in_disk_cache", lambda warm=warm: warm)
-        result = CliRunner().invoke(cli.cli, ["eval", "no-such-run"])
-        assert ("compiling the environments' kernels" in result.stderr) is said
+    name = own_task if name == "own" else name
+    described = call("envs", name).out.partition("\n\n")[0].splitlines()
+    facts = dict(line.split(maxsplit=1) for line in described[1:])
+    env = eval(facts["make"], {"gym": gymnasium})
+    assert env.unwrapped.task.domain.spec.name == resolve_task(name).domain.spec.name
+    monkeypatch.setattr(sys, "stdin", io.StringIO(""))
+    assert call(*shlex.split(facts["play"])[1:]).code == 0
+    words = [*shlex.split(facts["train"])[1:], "--eval-num", "0", "--out", tmp_path / "run"]
+    assert call(*words).code == 0
+    assert resolve_task(stand_ins.calls[-1]["env"]).name == resolve_task(name).name
+
+
+# Lists.
+
+
+def test_recipes_lists_those_of_every_learner_in_80_columns(call: Call) -> None:
+    lines = call("recipes").out.splitlines()
+    assert "upi-trm train --env ENV --recipe NAME" in lines
+    assert "upi-trm baselines train --env ENV --recipe NAME" in lines
+    assert "upi-trm supervised train --recipe NAME" in lines
+    assert max(map(len, lines)) <= 80
+    place = lines.index("  sudoku4x4-contraction")
+    assert lines[place + 1].startswith("      4x4 Sudoku, 1-4 blanks")
+
+
+def test_runs_says_what_a_run_trained_and_its_result(call: Call, run_4x4: Path) -> None:
+    head, story = call("runs", run_4x4.parent).out.splitlines()
+    assert head == str(run_4x4)
+    assert story.startswith("    UPI-TRM on sudoku4x4, 20")
+    assert story.endswith("40 edits: not evaluated yet")
+    (run_4x4 / "eval.json").write_text('{"success_rate": 0.934, "num_instances": 500}')
+    assert "93.4% solved of 500 unseen puzzles" in " ".join(call("runs", run_4x4).out.split())
+    (run_4x4 / "run.json").write_text("{}")
+    assert "cannot be read" in call("runs", run_4x4).out
+
+
+# Completion.
+
+
+@pytest.mark.parametrize(
+    ("words", "begun", "found"),
+    [
+        ([], "rec", ["recipes"]),
+        (["train", "--env"], "sudoku4", ["sudoku4x4", "sudoku4x4-hard"]),
+        (["train", "--recipe"], "maze", ["maze10"]),
+        (["eval"], "pretrained:m", ["pretrained:maze10"]),
+        (["train", "--resume"], "ru", ["run", "runs/"]),
+        (["solve", "123", "--run"], "runs/", ["runs/a"]),
+    ],
+)
+def test_the_shell_completes_names_and_run_folders(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    words: list[str],
+    begun: str,
+    found: list[str],
+) -> None:
+    for folder in ("run", "runs/a"):
+        (tmp_path / folder).mkdir(parents=True)
+        (tmp_path / folder / "run.json").touch()
+    monkeypatch.chdir(tmp_path)
+    complete = ShellComplete(cli.cli, {}, "upi-trm", "_UPI_TRM_COMPLETE")
+    assert [item.value for item in complete.get_completions(words, begun)] == found
+
+
+def test_completion_imports_no_torch() -> None:
+    code = (
+        "import os, sys\n"
+        "os.environ |= {'_UPI_TRM_COMPLETE': 'zsh_complete', 'COMP_CWORD': '2',"
+        " 'COMP_WORDS': 'upi-trm eval pre'}\n"
+        "from trm.experiments.cli import main\n"
+        "try: main([])\n"
+        "except SystemExit: print(*sys.modules, file=sys.stderr)"
+    )
+    run = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert "pretrained:maze10" in run.stdout
+    assert not {"torch", "numba", "numpy", "rich"} & set(run.stderr.split())

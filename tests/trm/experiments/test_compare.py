@@ -113,6 +113,13 @@ def test_one_seed_gets_the_interval_over_its_puzzles() -> None:
     assert row.success_rate_low == pytest.approx(0.23659, abs=1e-5)
 
 
+def test_seeds_that_agree_get_the_interval_of_one_of_them() -> None:
+    one = compare_records([_record(0, 1.0)]).rows[0]
+    row = compare_records([_record(seed, 1.0) for seed in range(3)]).rows[0]
+    assert (row.interval, row.success_rate_std) == ("wilson", 0.0)
+    assert row.success_rate_low == one.success_rate_low < 1.0
+
+
 def test_other_recipes_edits_methods_and_environments_are_rows_of_their_own() -> None:
     found = compare_records(
         [

@@ -89,6 +89,24 @@ def test_a_budget_is_extended_and_a_smaller_one_changes_nothing(tmp_path: Path) 
     assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == before
 
 
+def test_a_finished_run_says_so_when_it_is_resumed(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert begin(tmp_path / "run", units=4).trained
+    capfd.readouterr()
+    assert not Counting.resume(tmp_path / "run", placement=HERE).trained
+    said = " ".join(capfd.readouterr().err.split())
+    assert "is finished: 4 units were made, the budget is 4; --steps N with a larger N" in said
+
+
+def test_a_line_of_the_log_is_printed_once(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    begin(tmp_path / "run", units=9)
+    lines = capfd.readouterr().err.splitlines()
+    assert len(lines) == len({line.split("/")[0] for line in lines}) == 3
+
+
 def test_a_refused_trainee_leaves_no_folder_and_a_used_folder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="recipe: refused"):
         begin(tmp_path / "run", Refusing)

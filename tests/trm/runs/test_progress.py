@@ -40,9 +40,9 @@ def test_a_log_file_gets_one_line_per_report(clock: Clock) -> None:
         shown.report(2000, {"success": 0.25, "KL": 3e-4, "unnamed": 1})
         clock.now += 4
         shown.report(3000, {"success": 1})
-    # 1,000 edits in 4 seconds and 3,000 to go; the steps before the resume don't count as speed.
+    # 1,000 edits in 4 seconds; the steps before the resume don't count as speed.
     assert output.getvalue().splitlines() == [
-        "edits 2,000/5,000  250/s  0:12 left  success 25.0%  KL 3.0e-04",
+        "edits 2,000/5,000  250/s  ? left  success 25.0%  KL 3.0e-04",
         "edits 3,000/5,000  250/s  0:08 left  success 100.0%",
     ]
 
@@ -56,6 +56,19 @@ def test_without_reports_a_log_file_gets_a_line_every_ten_seconds(clock: Clock) 
     assert output.getvalue().splitlines() == [
         "steps 100/100,000  10/s  2:46:30 left",
         "steps 200/100,000  10/s  2:46:20 left",
+    ]
+
+
+def test_the_time_left_does_not_count_what_the_first_step_compiled(clock: Clock) -> None:
+    console, output = plain()
+    with TrainingProgress(100, COLUMNS, console=console) as shown:
+        for index, seconds in enumerate((90, 1, 1)):
+            clock.now += seconds
+            shown.report(10 * (1 + index), {})
+    assert output.getvalue().splitlines() == [
+        "edits 10/100  0/s  ? left",
+        "edits 20/100  10/s  0:08 left",
+        "edits 30/100  10/s  0:07 left",
     ]
 
 

@@ -5,11 +5,11 @@ from typing import Any
 
 import click
 
-from trm.experiments.options import placement_options, ready_placement, seed_option
+from trm.experiments.options import RunPath, placement_options, ready_placement, seed_option
 
 
 @click.command()
-@click.argument("paths", metavar="RUN...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.argument("paths", metavar="RUN...", nargs=-1, required=True, type=RunPath())
 @click.option(
     "--out",
     metavar="FILE",
