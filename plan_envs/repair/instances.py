@@ -160,6 +160,8 @@ def _solution(domain: Repair, instance: Int8Array, fixed: Int8Array | None) -> I
     if fixed is not None:
         if not domain.check(instance[None], fixed[None]).solved[0]:
             raise ValueError("the program behind 'fixed' fails a visible test")
+        if not domain.keeps_instance(instance[None], fixed[None])[0]:
+            raise ValueError("a token of the program behind 'fixed' does not find its operands")
         return fixed
     edits, _ = domain.first_repairs(instance[None], start, depth=2)
     if edits[0, 0] < 0:

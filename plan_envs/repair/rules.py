@@ -21,7 +21,15 @@ from plan_envs.evaluation import Policy
 from plan_envs.instances import InstanceSet, solutions_by_content
 from plan_envs.rendering import Picture
 from plan_envs.repair import kernels, search
-from plan_envs.repair.language import LIST, NAMES, NUM_TOKENS, WIDEST
+from plan_envs.repair.language import (
+    EMPTY,
+    LIST,
+    NAMES,
+    NUM_TOKENS,
+    WIDEST,
+    WRONG,
+    types_of,
+)
 from plan_envs.repair.picture import draw
 from plan_envs.repair.text import read_repair, write_repair
 
@@ -68,9 +76,9 @@ class Repair(KernelDomain):
     a token before a cell, or behind the program while there is room; then one a cell deletes its
     token and closes the gap; the last action stops. Under `mask="types"` an edit is legal if
     afterwards each token finds its operands on the stack, under "tokens" any edit that changes
-    something. Stopping is legal at any time. It means giving up: a program that passes ends the
-    episode by itself. The mask follows the program alone, never the tests. No edit is fatal: from
-    every program every other is reached.
+    something; "types" wants well-typed programs to start from. Stopping is legal at any time. It
+    means giving up: a program that passes ends the episode by itself. The mask follows the program
+    alone, never the tests. No edit is fatal: every program can be emptied and written anew.
 
     Score: the share of the visible tests that pass. A plan is solved when all do, whatever else it
     may compute, and violations are the visible tests that fail. No plan is dead.
@@ -151,6 +159,8 @@ class Repair(KernelDomain):
         program = instance[None, : self.length]
         if (program > NUM_TOKENS).any() or kernels.first_malformed(program) >= 0:
             return "the first board is no program: tokens, then blanks"
+        if not self.keeps_instance(instance[None], program)[0]:
+            return "a token of the program does not find its operands, which mask='types' wants"
         wrong = int(kernels.first_malformed_test(instance, self.length, self.tests + self.hidden))
         if wrong < self.tests + self.hidden:
             return f"test {wrong + 1} is no input with its output"
@@ -159,9 +169,13 @@ class Repair(KernelDomain):
         return None
 
     def keeps_instance(self, instances: Int8Array, plans: Int8Array) -> NDArray[np.bool_]:
-        """Any program belongs to any instance, shape [batch]."""
-        self._pair(instances, plans)
-        return np.ones(len(plans), np.bool_)
+        """Which programs may be edited, shape [batch]: under `mask="types"` the well-typed ones."""
+        _, plans = self._pair(instances, plans)
+        if self.mask == "tokens":
+            return np.ones(len(plans), np.bool_)
+        lengths = (plans > 0).sum(axis=1)
+        types = [types_of(plan, 0, n, EMPTY) for plan, n in zip(plans, lengths, strict=True)]
+        return np.array(types, np.int64) != WRONG
 
     def first_repairs(
         self, instances: Int8Array, plans: Int8Array, *, depth: int

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -312,6 +313,17 @@ def test_malformed_boards_are_refused_or_named() -> None:
     none[6:18] = 0
     assert domain.why_invalid(none) == "there is no visible test"
     assert not domain.check(none[None], plan).solved.any()
+
+
+def test_an_ill_typed_start_is_refused_where_the_mask_keeps_types() -> None:
+    text = "+ n | 4 [] -> 8 | 3 [1] -> 6"
+    with pytest.raises(ValueError, match="does not find its operands, which mask='types' wants"):
+        gym.make("PlanEdit/RepairTiny-v0").reset(options={"instance": text})
+    env = gym.make("PlanEdit/RepairTiny-v0", mask="tokens")
+    observation, _ = env.reset(options={"instance": text})
+    domain = env.unwrapped.task.domain  # type: ignore[attr-defined]
+    assert write_program(observation["plan"]) == "+ n"
+    assert domain.keeps_instance(domain.read_instance(text)[None], observation["plan"][None]).all()
 
 
 def test_a_program_is_edited_with_words() -> None:
