@@ -87,7 +87,7 @@ def _milestone(records: Sequence[Record], level: float) -> Milestone:
         level=level,
         reached=len(edits),
         seeds=len(records),
-        edits=statistics.mean(edits) if edits else None,
-        cpu_seconds=statistics.mean(known) if edits and len(known) == len(edits) else None,
+        edits=statistics.fmean(edits) if edits else None,
+        cpu_seconds=statistics.fmean(known) if edits and len(known) == len(edits) else None,
         estimated=estimated,
     )
