@@ -175,7 +175,8 @@ class Repair(KernelDomain):
             return np.ones(len(plans), np.bool_)
         lengths = (plans > 0).sum(axis=1)
         types = [types_of(plan, 0, n, EMPTY) for plan, n in zip(plans, lengths, strict=True)]
-        return np.array(types, np.int64) != WRONG
+        typed: NDArray[np.bool_] = np.array(types, np.int64) != WRONG
+        return typed
 
     def first_repairs(
         self, instances: Int8Array, plans: Int8Array, *, depth: int
