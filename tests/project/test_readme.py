@@ -77,7 +77,8 @@ def test_a_command_of_a_page_parses(line: str) -> None:
 
 
 def _flat(value: object) -> list[object]:
-    return list(value) if isinstance(value, tuple) else [value]
+    """The words that a value may have come from: `4,8` becomes a tuple, and so do two words."""
+    return [*value, ",".join(map(str, value))] if isinstance(value, tuple | list) else [value]
 
 
 def _find(words: list[str]) -> tuple[click.Command, str, list[str]]:
