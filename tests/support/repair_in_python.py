@@ -52,8 +52,8 @@ def run_in_python(words: Sequence[str], n: int, xs: list[int]) -> Value | None:
         kinds = "".join("l" if isinstance(value, list) else "i" for value in taken)
         if kinds != OPERANDS[word]:
             continue
-        pushed = {"n": n, "xs": xs, "0": 0, "1": 1, "2": 2}
-        value = pushed[word] if word in pushed else MEANING[word](*taken)
+        pushed: dict[str, Value] = {"n": n, "xs": xs, "0": 0, "1": 1, "2": 2}
+        value: Value = pushed[word] if word in pushed else MEANING[word](*taken)
         stack[len(stack) - count :] = [value]
     return stack[-1] if stack else None
 
