@@ -32,7 +32,7 @@ POOLS: dict[Repair, InstanceSet] = {}
 def pool_of(domain: Repair) -> InstanceSet:
     """Some instances; made once."""
     if domain not in POOLS:
-        room = {"length": domain.length, "tests": domain.tests, "hidden": domain.hidden}
+        room: Any = {"length": domain.length, "tests": domain.tests, "hidden": domain.hidden}
         POOLS[domain] = repair_instances(**room, num=12, tokens=(3, 5), faults=(1, 2))
     return POOLS[domain]
 
@@ -255,7 +255,7 @@ def test_ranges_that_hold_nothing_are_refused() -> None:
             repair_instances(num=1, **options)  # type: ignore[arg-type]
     for field in ({"length": 5}, {"tests": 0}, {"hidden": 17}, {"mask": "none"}):
         with pytest.raises(ValueError, match=next(iter(field))):
-            Repair(**field)  # type: ignore[arg-type]
+            Repair(**field)
 
 
 def test_the_reference_policies_do_what_they_say() -> None:

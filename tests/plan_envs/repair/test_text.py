@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -36,7 +37,7 @@ def test_a_text_becomes_the_program_and_a_board_for_each_input_and_output() -> N
 @given(seed=st.integers(0, 1000))
 def test_what_is_written_is_read_back(seed: int) -> None:
     for domain in (Repair(), Repair(7, 3, 0)):
-        room = {"length": domain.length, "tests": domain.tests, "hidden": domain.hidden}
+        room: Any = {"length": domain.length, "tests": domain.tests, "hidden": domain.hidden}
         (instance,) = repair_instances(**room, num=1, seed=seed, tokens=(3, 6)).instances
         again = domain.read_instance(domain.write_instance(instance))
         assert np.array_equal(again, instance)
