@@ -7,7 +7,7 @@ into what a checkpoint holds. `trainer.py` adds the run folder, evaluation and t
 import contextlib
 from collections import deque
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -136,6 +136,8 @@ class UpiLearner:
             workers: the processes that train together.
         """
         self.domain, self.config, self.device = domain, config, device
+        self._dead_end: DeadEnd = dead_end
+        self._lessons = lessons
         shape = model_shape(domain.spec)
         self.evaluator, self.phi = (
             TinyRecursiveModel(shape, config.model, generator=init).to(device) for _ in range(2)
@@ -202,6 +204,40 @@ class UpiLearner:
             actions=actions,
             lessons=np.random.default_rng(seed),
         )
+
+    def beside(self, domain: PlanDomain) -> "UpiLearner":
+        """A learner in another domain whose networks and optimisers are the ones of this learner.
+
+        Its rollouts, replay and certificates are its own. The bounds of both domains hold for the
+        weights that they share.
+
+        Raises:
+            ValueError: a weight depends on the size of the domain; names it.
+        """
+        parts = self.parts
+        other = UpiLearner(
+            domain,
+            self.config,
+            dead_end=self._dead_end,
+            device=self.device,
+            init=torch.Generator(),
+            noise=parts.noise,
+            actions=parts.actions,
+            lessons=self._lessons,
+            workers=parts.workers,
+        )
+        for name, module in self.modules.items():
+            _share_weights(module, other.modules[name])
+        self.clamps.extend(other.clamps)
+        self.certificates.extend(other.certificates)
+        other.clamps, other.certificates = self.clamps, self.certificates
+        self._clamp()
+        other.parts = replace(
+            other.parts,
+            value_optimiser=parts.value_optimiser,
+            policy_optimiser=parts.policy_optimiser,
+        )
+        return other
 
     def iterate(self, roller: Rollout, *, steps: int) -> dict[str, float]:
         """One iteration with `steps` edits of every plan; returns its metrics."""
@@ -350,20 +386,43 @@ class UpiLearner:
         pi.load({part: part_of(weights, part) for part in pi.parts})
 
     def state(self) -> dict[str, Any]:
-        """Optimisers and replay; the generators belong to whoever passed them in."""
+        """Optimisers and memory; the generators belong to whoever passed them in."""
         return {
-            "carried": self.parts.actor.state(),
             "evaluator_optimiser": self.parts.value_optimiser.state_dict(),
             "policy_optimiser": self.parts.policy_optimiser.state_dict(),
-            "replay": [past.state() for past in self.parts.replay],
-            "edit_values": self.parts.edit_values.state(),
+            **self.memory(),
         }
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Counterpart of `state`."""
-        self.parts.actor.load_state(state.get("carried", {}))
         self.parts.value_optimiser.load_state_dict(state["evaluator_optimiser"])
         self.parts.policy_optimiser.load_state_dict(state["policy_optimiser"])
+        self.load_memory(state)
+
+    def memory(self) -> dict[str, Any]:
+        """What is kept of rollouts: carried latents, replay, certificates."""
+        return {
+            "carried": self.parts.actor.state(),
+            "replay": [past.state() for past in self.parts.replay],
+            "edit_values": self.parts.edit_values.state(),
+        }
+
+    def load_memory(self, state: Mapping[str, Any]) -> None:
+        """Counterpart of `memory`."""
+        self.parts.actor.load_state(state.get("carried", {}))
         self.parts.replay.clear()
         self.parts.replay.extend(Transitions.from_state(past) for past in state["replay"])
         self.parts.edit_values.load_state(state.get("edit_values", {}))
+
+
+def _share_weights(owner: nn.Module, taker: nn.Module) -> None:
+    """Make the parameters of one module those of another of the same recipe, not copies of them."""
+    for name, weight in owner.named_parameters():
+        path, _, leaf = name.rpartition(".")
+        had = taker.get_parameter(name)
+        if had.shape != weight.shape:
+            raise ValueError(
+                f"the weight {name} depends on the size of the environment: {tuple(weight.shape)}"
+                f" and {tuple(had.shape)}"
+            )
+        setattr(taker.get_submodule(path), leaf, weight)

@@ -4,13 +4,13 @@ Input: an environment's name and a recipe. Output: a `Run` folder that `upi-trm 
 take. Several processes share the recipe's plans and minibatches; process 0 evaluates.
 """
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
 from gymnasium.vector import AutoresetMode
 
-from plan_envs.catalogue import resolve_task
+from plan_envs.catalogue import Task
 from plan_envs.instances import InstanceSet
 from plan_envs.vector_env import PlanEditVectorEnv
 from trm.compute.streams import named_streams
@@ -52,6 +52,16 @@ def share_of(recipe: UpiRecipe, workers: Workers) -> UpiRecipe:
     )
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Other:
+    """A further environment of `instances.also`: its learner shares the networks of the first."""
+
+    task: Task
+    learner: UpiLearner
+    roller: Rollout
+    validation: InstanceSet
+
+
 class UpiTraining(Trainee):
     """The learner, the plans that it edits, and their random streams."""
 
@@ -80,12 +90,12 @@ class UpiTraining(Trainee):
         self.metrics: dict[str, float] = {}
         workers, placement = setting.workers, setting.placement
         mine = share_of(recipe, workers)
-        self.task = resolve_task(setting.env)
         self.streams = named_streams(setting.seed, member=workers.rank)
         # The same weights everywhere to begin with; all other draws are a process's own.
         init = self.streams if workers.is_main else named_streams(setting.seed)
-        self.validation = self.task.instances("validation", num=recipe.schedule.evaluate_num)
-        pool = recipe.instances.pool(self.task, seed=setting.seed)
+        (self.task, instances), *others = recipe.instances.tasks(setting.env)
+        self.validation = self._validation(self.task)
+        pool = instances.pool(self.task, seed=setting.seed)
         self.learner = UpiLearner(
             self.task.domain,
             mine,
@@ -97,35 +107,56 @@ class UpiTraining(Trainee):
             lessons=self.streams.numpy("noise"),
             workers=workers,
         )
-        self.roller = self._roller(mine, pool)
-        self.learner.compile_steps(placement)
+        self.roller = self._roller(mine, self.task, self.learner, pool)
+        self.others = [
+            self._other(mine, task, one.pool(task, seed=setting.seed)) for task, one in others
+        ]
+        for learner in [self.learner, *(one.learner for one in self.others)]:
+            learner.compile_steps(placement)
 
     @classmethod
     def pieces(cls, recipe: UpiRecipe) -> tuple[int, int]:
         """An edit of every plan, and a rollout."""
         return recipe.rollout.plans, recipe.rollout.plans * recipe.rollout.steps
 
-    def _roller(self, mine: UpiRecipe, pool: InstanceSet) -> Rollout:
+    def _validation(self, task: Task) -> InstanceSet:
+        return task.instances("validation", num=self.recipe.schedule.evaluate_num)
+
+    def _other(self, mine: UpiRecipe, task: Task, pool: InstanceSet) -> "_Other":
+        try:
+            learner = self.learner.beside(task.domain)
+        except ValueError as error:
+            raise ValueError(f"instances.also {task.name}: {error}") from error
+        roller = self._roller(mine, task, learner, pool)
+        return _Other(task=task, learner=learner, roller=roller, validation=self._validation(task))
+
+    def _roller(
+        self, mine: UpiRecipe, task: Task, learner: UpiLearner, pool: InstanceSet
+    ) -> Rollout:
         draws = self.streams.numpy("instances")
         if mine.rollout.actor == "search":
-            values = self.learner.parts.edit_values
             return SearchRoller(
-                self.task.domain,
+                task.domain,
                 pool,
                 mine.rollout,
                 gamma=mine.evaluator.gamma,
-                led=lambda: values.ready,
+                led=self._leads,
                 generator=draws,
             )
         env = PlanEditVectorEnv(
-            self.task,
+            task,
             num_envs=mine.rollout.plans,
             instances=pool,
             gamma=mine.evaluator.gamma,
             autoreset_mode=AutoresetMode.DISABLED,
         )
-        curriculum = Curriculum(self.task.domain, pool, mine.curriculum, draws)
+        curriculum = Curriculum(task.domain, pool, mine.curriculum, draws)
         return Roller(env, curriculum, seed=int(draws.integers(2**31)))
+
+    def _leads(self) -> bool:
+        """Whether the networks have learned anything that can lead a search, of any size."""
+        learners = [self.learner, *(one.learner for one in self.others)]
+        return any(learner.parts.edit_values.ready for learner in learners)
 
     def spent(self, budget: int) -> bool:
         """Whether the budget has no edit left for every plan."""
@@ -136,23 +167,34 @@ class UpiTraining(Trainee):
         plans, final = self.recipe.rollout.plans, self.recipe.schedule.final_learning_rate
         steps = min(self.recipe.rollout.steps, (budget - self.done) // plans)
         self.learner.scale_learning_rates(1.0 - (1.0 - final) * self.done / budget)
+        turns = [(self.learner, self.roller), *((one.learner, one.roller) for one in self.others)]
+        learner, roller = turns[self.done // (plans * self.recipe.rollout.steps) % len(turns)]
         self.done += steps * plans
         with self.setting.placement.autocast():
-            self.metrics = self.learner.iterate(self.roller, steps=steps)
+            self.metrics = learner.iterate(roller, steps=steps) | roller.figures()
 
     def figures(self) -> dict[str, float]:
         """Metrics of the last iteration."""
-        return self.metrics | self.roller.figures()
+        return self.metrics
 
     def evaluate(self) -> dict[str, float]:
-        """Greedy success on validation puzzles."""
+        """Greedy success on validation puzzles; the mean over the environments, where several."""
         found = None
         if self.setting.workers.is_main:
-            deployed, domain = self.learner.deployed, self.task.domain
-            policy = greedy_policy(deployed, domain, self.setting.placement)
-            found = training.play_validation(policy, self.task, self.validation)
+            found = self._played(self.task, self.learner, self.validation)
+            if self.others:
+                rates = {self.task.name: found["success_rate"]}
+                for one in self.others:
+                    played = self._played(one.task, one.learner, one.validation)
+                    rates[one.task.name] = played["success_rate"]
+                found["success_rate"] = sum(rates.values()) / len(rates)
+                found |= {f"success_rate_{name}": rate for name, rate in rates.items()}
         figures: dict[str, float] = self.setting.workers.from_main(found)
         return figures
+
+    def _played(self, task: Task, learner: UpiLearner, validation: InstanceSet) -> dict[str, float]:
+        policy = greedy_policy(learner.deployed, task.domain, self.setting.placement)
+        return training.play_validation(policy, task, validation)
 
     def weights(self) -> dict[str, torch.Tensor]:
         """Of every network."""
@@ -172,6 +214,10 @@ class UpiTraining(Trainee):
             "edits": self.done,
             "learner": self.learner.state(),
             "roller": self.roller.state(),
+            "also": {
+                one.task.name: {"learner": one.learner.memory(), "roller": one.roller.state()}
+                for one in self.others
+            },
             "streams": self.streams.state_dict(),
         }
         if self.setting.workers.size > 1:
@@ -186,6 +232,10 @@ class UpiTraining(Trainee):
         self.learner.load_weights(checkpoint.weights)
         self.learner.load_state(state["learner"])
         self.roller.load_state(state["roller"])
+        for one in self.others:
+            kept = state["also"][one.task.name]
+            one.learner.load_memory(kept["learner"])
+            one.roller.load_state(kept["roller"])
         self.streams.load_state_dict(state["streams"])
 
 

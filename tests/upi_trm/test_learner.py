@@ -1,4 +1,4 @@
-"""What a recipe of the learner refuses, and what became of fields that it once had."""
+"""What a recipe refuses, what became of old fields, and learners that share weights."""
 
 import math
 from dataclasses import replace
@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from learner_cases import EVALUATOR, IMPROVEMENT, PAPER, SMALL
+from learner_cases import EVALUATOR, IMPROVEMENT, PAPER, SMALL, make
 
+from plan_envs.catalogue import resolve_task
 from trm.runs.recipe import load_recipe
-from upi_trm.contraction import ContractionConfig
+from upi_trm.contraction import Certificate, ContractionConfig
 from upi_trm.learner import LearnerConfig
 
 
@@ -61,3 +62,34 @@ def test_a_retired_field_is_refused_and_an_older_run_that_asks_for_nothing_else_
     recipe.write_text(f"{section}:\n  {name}: 0.123\n")
     with pytest.raises(ValueError, match=rf"{field} = 0\.123: it was removed"):
         load_recipe(LearnerConfig, recipe, of_run=True)
+
+
+def test_learners_of_several_sizes_train_the_same_weights_within_the_bounds_of_all() -> None:
+    clamped = replace(
+        SMALL,
+        contraction=ContractionConfig(modulus=0.5),
+        improvement=replace(IMPROVEMENT, distil_kl=1e-9),
+    )
+    learner, roller = make(clamped, env="nqueens5")
+    other = learner.beside(resolve_task("nqueens7").domain)
+    for name, module in learner.modules.items():
+        shared = dict(other.modules[name].named_parameters())
+        assert all(shared[key] is weight for key, weight in module.named_parameters())
+    before = {name: weight.clone() for name, weight in other.weights().items()}
+    for _ in range(3):
+        learner.iterate(roller, steps=4)
+    moved = {name for name, weight in other.weights().items() if not weight.equal(before[name])}
+    assert {name.split(".")[0] for name in moved} == set(learner.modules)
+    bounds = [
+        Certificate(module.update).bound()
+        for one in (learner, other)
+        for module in (one.evaluator, one.phi)
+    ]
+    assert max(bounds) <= 0.5
+    assert len(set(bounds)) > 2  # they are bounds of different maps
+
+
+def test_an_environment_whose_actions_need_other_weights_cannot_be_trained_beside() -> None:
+    learner, _ = make(SMALL, env="sudoku4x4")
+    with pytest.raises(ValueError, match=r"edit_out\.weight depends on the size"):
+        learner.beside(resolve_task("sudoku6x6").domain)

@@ -59,6 +59,11 @@ VARIANTS = {
         *("rollout.actor=search", "rollout.search_budget=10"),
         *("improvement.trunk=shared", "improvement.deploy=improved"),
     ),
+    "certified search, two environments, clamped": (
+        *CERTIFIED,
+        *("rollout.actor=search", "rollout.search_budget=10", "contraction.modulus=0.7"),
+        "instances.also={sudoku4x4: {blanks: [4, 8]}}",
+    ),
     "certified samples, curriculum": (
         *CERTIFIED,
         *("curriculum.kind=adaptive", "curriculum.start=1", "curriculum.step=1"),
