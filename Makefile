@@ -7,6 +7,8 @@ VENV ?= .venv
 TORCH ?= $(shell sed -n 's/^\(torch==[^ ]*\).*/\1/p' constraints.txt)
 ENV ?= sudoku4x4
 TRAIN_ARGS ?=
+DOCS_ARGS ?=
+BENCH_ARGS ?=
 # A file's tests go to one worker, since they share what it has trained; tests/conftest.py orders the files.
 PYTEST_ARGS ?= -n 2 --dist loadfile --no-loadscope-reorder
 SWEEPS ?= table2-upi table2 table2-nqueens8 table2-9x9
@@ -17,7 +19,7 @@ export TORCH
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help train compare test test-fast bounds faults fuzz lint types imports format check wheel clean FORCE
+.PHONY: help train compare bench test test-fast bounds faults fuzz lint types imports format check docs wheel clean FORCE
 
 help: ## say what the targets do
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 18
@@ -28,6 +30,9 @@ train: $(VENV)/.installed ## set up, train on 4x4 Sudoku, print the evaluation t
 compare: $(VENV)/.installed-baselines ## train what is missing of SWEEPS (UPI-TRM and the baselines, hours), print the table
 	set -e; for sweep in $(SWEEPS); do $(BIN)/upi-trm sweep $$sweep; done
 	$(BIN)/upi-trm compare $(addprefix runs/,$(SWEEPS)) --plot runs/compare.png
+
+bench: $(VENV)/.installed-baselines ## speed of everything as ratios (half an hour, Ctrl-C keeps what there is); flags what fell by 20%
+	$(BIN)/python benchmarks/bench.py $(BENCH_ARGS)
 
 test: $(VENV)/.installed-test ## set up with the test extra and run the test suite
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
@@ -63,11 +68,14 @@ format: $(VENV)/.installed-dev ## let ruff rewrite what it can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+docs: $(VENV)/.installed-docs ## build the site into site/, warnings as errors; docs/make_pages.py makes its generated pages
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs --quiet build --strict $(DOCS_ARGS)
+
 wheel: $(VENV)/.installed-test ## build the wheel into dist/
 	$(BIN)/python -m hatchling build -t wheel -d dist
 
 clean: ## remove the virtual environment and what tools left (runs/ stays)
-	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) build dist site .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
 
 # Stamps. torch goes first and alone, so that the project's own install finds it there and leaves it.
 $(VENV)/.created:
@@ -99,3 +107,7 @@ $(VENV)/.installed-test: $(VENV)/.torch pyproject.toml
 $(VENV)/.installed-dev: $(VENV)/.torch pyproject.toml
 	$(PIP) install -c $(VENV)/constraints.txt -e '.[test,dev,render]'
 	@touch $(VENV)/.installed $(VENV)/.installed-test $@
+
+$(VENV)/.installed-docs: $(VENV)/.torch pyproject.toml
+	$(PIP) install -c $(VENV)/constraints.txt -e '.[docs]'
+	@touch $(VENV)/.installed $@

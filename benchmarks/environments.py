@@ -15,6 +15,8 @@ What is missing is skipped, with a line that says so.
     python benchmarks/environments.py                        everything, a few minutes
     python benchmarks/environments.py --quick --only Maze    rows whose names contain a text
     python benchmarks/environments.py --json FILE            the records as well
+
+Ctrl-C ends the measurement, and what was measured is shown and written.
 """
 
 import argparse
@@ -24,7 +26,7 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from functools import cache, partial
 from importlib import metadata
@@ -398,9 +400,8 @@ RACES = (
 
 def prepared(
     probes: Iterable[Probe], only: str, say: Callable[[str], None]
-) -> list[tuple[Probe, Measure]]:
+) -> Iterator[tuple[Probe, Measure]]:
     """The probes whose names contain `only`, ready to measure; says what is skipped, and why."""
-    ready = []
     for probe in probes:
         if only.lower() not in probe.name.lower() and probe.name != NULL:
             continue
@@ -410,15 +411,25 @@ def prepared(
             continue
         seconds = probe.prepare()
         seconds()
-        ready.append((probe, seconds))
-    return ready
+        yield probe, seconds
 
 
 def measure(
-    ready: list[tuple[Probe, Measure]], rounds: int
+    ready: list[tuple[Probe, Measure]], rounds: int, say: Callable[[str], None]
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """One record a probe, one a race: the fastest of the rounds, and their median beside it."""
-    times = np.array([[seconds() for _, seconds in ready] for _ in range(rounds)])
+    """One record a probe, one a race: the fastest of the rounds, and their median beside it.
+
+    Ctrl-C ends it with the rounds that are whole.
+    """
+    whole: list[list[float]] = []
+    try:
+        for _ in range(rounds):
+            whole.append([seconds() for _, seconds in ready])
+    except KeyboardInterrupt:
+        if not whole:
+            raise
+        say(f"stopped after {len(whole)} of {rounds} rounds")
+    times = np.array(whole)
     names = [probe.name for probe, _ in ready]
     fastest = dict(zip(names, times.min(axis=0).tolist(), strict=True))
     median = dict(zip(names, np.median(times, axis=0).tolist(), strict=True))
@@ -545,7 +556,14 @@ def main() -> None:
     if every_core:
         os.sched_setaffinity(0, {max(every_core)})
     probes = all_probes(0.1 if arguments.quick else 0.3)
-    records, races = measure(prepared(probes, arguments.only, say), rounds)
+    ready: list[tuple[Probe, Measure]] = []
+    try:
+        for one in prepared(probes, arguments.only, say):
+            ready.append(one)
+    except KeyboardInterrupt:
+        say(f"stopped while it got ready: one round of {len(ready)} rows")
+        rounds = 1
+    records, races = measure(ready, rounds, say)
     document = {
         "command": " ".join(["python", "benchmarks/environments.py", *sys.argv[1:]]),
         "machine": platform.machine(),

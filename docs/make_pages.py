@@ -1,5 +1,6 @@
-"""The pages of docs/environments and the gallery, made from docstrings, tables and measurements.
+"""The pages that the code knows best: environments, gallery, commands and model cards.
 
+They are made from docstrings, tables, measurements, `--help` texts and the records of shipped runs.
 `python docs/make_pages.py` writes them; a test compares the committed files with what this module
 makes, so that they cannot drift from the code. `--measure` plays the reference policies first and
 keeps their scores in docs/environments/references.json, `--pictures` draws docs/pictures anew.
@@ -16,7 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+import click
 import numpy as np
+import yaml
 from numpy.typing import NDArray
 
 from plan_envs import evaluation
@@ -26,7 +29,11 @@ from plan_envs.domain import DomainSpec, Int8Array
 from plan_envs.env import PlanEditEnv
 from plan_envs.maze import text as maze_text
 from plan_envs.queens import text as queens_text
+from plan_envs.repair import text as repair_text
 from plan_envs.sudoku import text as sudoku_text
+from trm.experiments import shipped_runs
+from trm.experiments.cli import cli
+from trm.experiments.intervals import wilson_interval
 
 FOLDER: Final = Path(__file__).parent
 """Where the pages are, in a checkout."""
@@ -96,6 +103,17 @@ PAGES: Final[Mapping[str, Page]] = {
         "`upi-trm supervised vote --submission` writes Kaggle's submission.",
         example="py",
     ),
+    "repair": Page(
+        title="Repair",
+        tagline="Edit a small program until it passes its unit tests.",
+        tasks=("repair", "repair-tiny"),
+        formats=repair_text.FORMATS,
+        signs="A program is the names of its tokens, `.` an empty one. A test is an integer, a "
+        "list, an arrow and the output; `hidden` before it keeps it from learners. `fixed` stands "
+        "before a program that works, which files may name and which is needed where one or two "
+        "edits repair nothing. What follows a `#` is a comment. In files instances stand one a "
+        "line, or have empty lines between them.",
+    ),
 }
 """Page name -> page; a new domain adds its own."""
 
@@ -119,7 +137,14 @@ def made_pages(folder: Path) -> dict[str, str]:
     file = folder / "environments" / "references.json"
     references = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
     pages = {f"environments/{name}.md": environment_page(name, references) for name in PAGES}
-    return {**pages, "gallery.md": gallery_page()}
+    cards = {f"models/{name}.md": model_card(name) for name in shipped_runs.pretrained_names()}
+    return {
+        **pages,
+        **cards,
+        "gallery.md": gallery_page(),
+        "models/README.md": models_page(),
+        "reference/commands.md": commands_page(),
+    }
 
 
 def environment_page(name: str, references: Mapping[str, Any]) -> str:
@@ -156,7 +181,7 @@ def environment_page(name: str, references: Mapping[str, Any]) -> str:
         "Reference Policies": [*_reference_policies(tasks, references), *said["details"]],
         "Version History": ["- v0: first version."],
     }
-    blocks = [f"# {page.title}", _MADE, page.tagline, _task_table(tasks)]
+    blocks = [f"# {page.title}", _MADE, f"{page.tagline} {_PURPOSE}", _task_table(tasks)]
     blocks.append(f"![{page.title}](../pictures/{name}.png)")
     for heading, parts in sections.items():
         blocks += [f"## {heading}", *parts]
@@ -164,6 +189,11 @@ def environment_page(name: str, references: Mapping[str, Any]) -> str:
 
 
 # ---- what the pages share
+
+_PURPOSE: Final = (
+    "Here you look up what you need to play it or to train on it: actions, observations, rewards, "
+    "options, files and reference scores."
+)
 
 _DESCRIPTION: Final = """\
 The state is an *instance*, which never changes, and a *plan*. Each action is one edit of the plan,
@@ -511,6 +541,196 @@ def _literal(value: Any) -> str:
     return f'"{value}"' if isinstance(value, str) else str(value)
 
 
+# ---- the commands
+
+
+def commands_page() -> str:
+    """Every command with the text of its `--help`, as a terminal of 80 columns shows it."""
+    blocks = [
+        "# Commands",
+        _MADE,
+        "Here you look up what a command takes: the text that `--help` prints, for every command.",
+    ]
+    for name, command in commands():
+        context = click.Context(command, info_name=name, terminal_width=80, max_content_width=80)
+        blocks += [f"## {name}", f"```text\n{command.get_help(context)}\n```"]
+    return "\n\n".join(blocks) + "\n"
+
+
+def commands(command: click.Command = cli, name: str = "upi-trm") -> Iterator[tuple[str, Any]]:
+    """A command and all below it, those of the learners too, each with its whole name."""
+    yield name, command
+    if isinstance(command, click.Group):
+        context = click.Context(command, info_name=name)
+        for word in command.list_commands(context):
+            below = command.get_command(context, word)
+            assert below is not None
+            yield from commands(below, f"{name} {word}")
+
+
+# ---- model cards
+
+_SHARES: Final = {
+    "success_rate": "solved, as the checker says",
+    "valid": "valid",
+    "shortest": "solved by a shortest path",
+    "label": "equal to the stored path",
+    "exact": "equal to the stored solution",
+    "commit_valid": "valid with commit decoding",
+}
+"""Figures of a record that are shares of its puzzles -> what a card calls them."""
+_LIMITS: Final[Mapping[str, Sequence[str]]] = {
+    "sudoku4x4": ("The task is easy: filling the cell with the fewest candidates solves it too.",),
+    "sudoku4x4-hard": (
+        "The task is easy: filling the cell with the fewest candidates solves it too.",
+    ),
+    "sudoku9x9": (
+        "Real puzzles are harder than generated ones: it solves 100.0% of easy_jumanji, 72.2% of "
+        "graded_kaggle, 73.8% of clue17, 25.2% of extreme_real and 4.2% of hard_forum "
+        "([record](../../results/certified-9x9-real.json)).",
+        "Networks of this recipe lose eight points when they are played with one unroll in place "
+        "of eight ([lab notes](../lab/sudoku9x9.md)).",
+    ),
+    "sudoku9x9-contraction": (
+        "Under the certificate the recursion adds nothing: one unroll plays as well as eight "
+        "([lab notes](../lab/sudoku9x9.md)).",
+    ),
+    "nqueens8": (
+        "Larger boards are outside its training: `--env nqueens12 --depth 8` solves 83 of 100 "
+        "([more compute](../algorithm.md#more-compute-at-test-time)).",
+    ),
+    "maze10": ("It was trained on squares of side 10 alone; other sides were not measured.",),
+}
+"""Shipped run -> what its user must know beside what holds for all."""
+
+
+def models_page() -> str:
+    """The table of the runs that ship."""
+    rows = []
+    for name in shipped_runs.pretrained_names():
+        record = _shipped(name, "eval.json")
+        shown = next(key for key in _SHARES if key in record)
+        rows.append(
+            (
+                f"[`pretrained:{name}`]({name}.md)",
+                f"`{record['env']}`",
+                _share(record[shown], record["num_instances"]),
+                f"{record['parameters']:,}",
+            )
+        )
+    blocks = [
+        "# Model cards",
+        _MADE,
+        "Here you choose among the trained runs that ship with the package, and read what each was "
+        "trained on, what it solves and where it ends. A name works wherever a RUN is taken.",
+        _table(("run", "task", "solved, 95% interval", "parameters"), rows),
+        "`python tools/ship_run.py RUN NAME` adds one; [CONTRIBUTING](../../CONTRIBUTING.md) says "
+        "when.",
+    ]
+    return "\n\n".join(blocks) + "\n"
+
+
+def model_card(name: str) -> str:
+    """What a user should know of a shipped run, from its run folder.
+
+    Args:
+        name: of the run, without `pretrained:`.
+    """
+    record, run = _shipped(name, "eval.json"), _shipped(name, "run.json")
+    recipe = yaml.safe_load((shipped_runs.FOLDER / name / "recipe.yaml").read_text("utf-8"))
+    env, count = record["env"], record["num_instances"]
+    sections = {
+        "Task": [_card_task(env), f"```sh\nupi-trm eval pretrained:{name} --num 100\n```"],
+        "Training": [_card_training(record, run, recipe)],
+        "Figures": [
+            f"The greedy policy, one pass, on {count} puzzles of `{record['instances']}`, which no "
+            "training saw; in brackets the 95% interval of Wilson.",
+            _card_figures(record),
+        ],
+        "Limits": ["\n".join(f"- {limit}" for limit in (*_LIMITS.get(name, ()), *_SHARED_LIMITS))],
+        "Licence": [
+            "MIT, like the code. Its training puzzles came from the package's own generator.",
+        ],
+    }
+    blocks = [
+        f"# pretrained:{name}",
+        _MADE,
+        f"Read here whether this trained run serves your puzzles: it solves "
+        f"{_share(record[next(key for key in _SHARES if key in record)], count)} of unseen ones.",
+    ]
+    for heading, parts in sections.items():
+        blocks += [f"## {heading}", *parts]
+    return "\n\n".join(blocks) + "\n"
+
+
+_SHARED_LIMITS: Final = (
+    "It is one run of one seed; [results](../results.md) has several of each recipe.",
+    "It is greedy: a wrong edit is not taken back. `solve` says so and exits with code 1; "
+    "`--search` and `--samples` spend more on a puzzle.",
+)
+
+
+def _card_task(env: str) -> str:
+    page = next((key for key, value in PAGES.items() if env in value.tasks), None)
+    where = f": see [{PAGES[page].title}](../environments/{page}.md)" if page else ""
+    return f"`{env}`{where}."
+
+
+def _card_training(record: Mapping[str, Any], run: Mapping[str, Any], recipe: Any) -> str:
+    """The table of how a run came to be."""
+    pool = recipe.get("instances", {})
+    options = ", ".join(
+        f"{key} {' to '.join(map(str, value)) if isinstance(value, list) else value}"
+        for key, value in pool.get("options", {}).items()
+    )
+    modulus = recipe.get("contraction", {}).get("modulus")
+    model = recipe["model"]
+    packages = run["provenance"]["packages"]
+    rows = [
+        ("command", f"`{record['command']}`"),
+        ("data", f"{pool.get('num', 'all')} training puzzles{f', {options}' if options else ''}"),
+        ("edits or steps", f"{record['step']:,}"),
+        ("network", f"{model.get('update_map', record['kind'])}, depth {model.get('depth', '-')}"),
+        ("parameters", f"{record['parameters']:,}"),
+        ("certified L_z", f"at most {modulus:g}" if modulus else "none"),
+        ("cost", f"{record['cpu_seconds']:.0f} CPU seconds, {_mebibytes(record)} of memory"),
+        ("seed", f"{record['seed']}"),
+        ("commit", f"`{record['commit']['commit'][:12]}`"),
+        ("made", f"{run['created'][:10]}, torch {packages['torch']}, numpy {packages['numpy']}"),
+    ]
+    return _table(("what", "value"), rows)
+
+
+def _card_figures(record: Mapping[str, Any]) -> str:
+    """The run and the reference policies on the same puzzles."""
+    keys = [key for key in _SHARES if key in record]
+    scored = [key for key in ("mean_score", "improvement") if key in record]
+    lines = {"**this run**": record, **record.get("reference", {})}
+    rows = [
+        (
+            policy,
+            *(_share(figures[key], figures["num_instances"]) for key in keys),
+            *(f"{figures[key]:.2f}" for key in scored),
+        )
+        for policy, figures in lines.items()
+    ]
+    return _table(("policy", *map(_SHARES.__getitem__, keys), *scored), rows)
+
+
+def _share(rate: float, count: int) -> str:
+    """A share in percent with its interval."""
+    low, high = wilson_interval(rate, count)
+    return f"{rate:.1%} ({low:.1%} to {high:.1%})"
+
+
+def _mebibytes(record: Mapping[str, Any]) -> str:
+    return f"{record['peak_memory_bytes'] / 2**20:.0f} MiB"
+
+
+def _shipped(name: str, file: str) -> Any:
+    return json.loads((shipped_runs.FOLDER / name / file).read_text("utf-8"))
+
+
 # ---- scores of the reference policies
 
 
@@ -603,6 +823,14 @@ SCENES: Final = (
         index=12,
         random=2,
     ),
+    Scene(
+        file="repair",
+        task="repair",
+        caption="Repair: a program above its tests: input, output, what the program makes of it.",
+        index=1,
+        random=1,
+    ),
+    Scene(file="repair-solved", task="repair", caption="Repair: all pass.", index=1, right=1.0),
 )
 
 
@@ -611,7 +839,8 @@ def gallery_page() -> str:
     blocks = [
         "# Gallery",
         _MADE,
-        'Frames of `render_mode="rgb_array"`; `ansi` draws the same as text.',
+        'Here you see what the environments look like: frames of `render_mode="rgb_array"`; '
+        "`ansi` draws the same as text.",
     ]
     for scene in SCENES:
         blocks.append(f"## {scene.caption}\n\n![{scene.caption}](pictures/{scene.file}.png)")
@@ -640,7 +869,8 @@ def _played(task: Task, instance: Int8Array, solution: Int8Array, scene: Scene) 
     plans = [domain.initial(boards)]
     while scene.right and not domain.check(boards, plans[-1]).solved[0]:
         mask = domain.action_mask(boards, plans[-1])
-        plans.append(domain.edit(boards, plans[-1], oracle(boards, plans[-1], mask, rng)))
+        seen = boards[:, : domain.spec.observed_size]
+        plans.append(domain.edit(boards, plans[-1], oracle(seen, plans[-1], mask, rng)))
     plan = plans[round(scene.right * (len(plans) - 1))]
     for _ in range(scene.random):
         mask = domain.action_mask(boards, plan)

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from plan_envs.instances import InstanceSet as InstanceSet
     from plan_envs.maze.rules import Maze as Maze
     from plan_envs.queens.rules import Queens as Queens
+    from plan_envs.repair.rules import Repair as Repair
     from plan_envs.sudoku.rules import Sudoku as Sudoku
     from plan_envs.vector_env import PlanEditVectorEnv as PlanEditVectorEnv
 
@@ -35,6 +36,7 @@ _HOMES = {
     "PlanEditEnv": "env",
     "PlanEditVectorEnv": "vector_env",
     "Queens": "queens.rules",
+    "Repair": "repair.rules",
     "Sudoku": "sudoku.rules",
     "Task": "catalogue",
     "evaluate_policy": "evaluation",

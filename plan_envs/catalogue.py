@@ -26,12 +26,14 @@ from plan_envs.maze.rules import Maze
 from plan_envs.queens.instances import queens_instances
 from plan_envs.queens.rules import Queens
 from plan_envs.registration import register_env
+from plan_envs.repair.instances import repair_instances
+from plan_envs.repair.rules import Repair
 from plan_envs.sudoku.instances import sudoku_instances
 from plan_envs.sudoku.rules import Sudoku
 
 TINY_DEMONSTRATIONS: Final = 6
 """Demonstrations that an instance of arc-tiny shows at most."""
-_RANGES: Final = ("givens", "blanks", "given", "path", "walls")
+_RANGES: Final = ("givens", "blanks", "given", "path", "walls", "tokens", "faults")
 """Instance options that are a range (low, high); a single number is that range alone."""
 
 
@@ -115,6 +117,11 @@ def _arc(name: str, env_id: str, domain: Arc, **options: Any) -> Task:
     return Task(name, f"PlanEdit/{env_id}-v0", domain, shapes | options, arc_instances, None)
 
 
+def _repair(name: str, env_id: str, domain: Repair, **options: Any) -> Task:
+    room = {"length": domain.length, "tests": domain.tests, "hidden": domain.hidden}
+    return Task(name, f"PlanEdit/{env_id}-v0", domain, room | options, repair_instances)
+
+
 _LISTED: Final = (
     # The paper's 4x4 tasks: solved grids with random blanks, which may have several completions.
     _sudoku(4, blanks=(1, 4), unique=False),
@@ -135,6 +142,8 @@ _LISTED: Final = (
         Arc(size=5, demonstrations=TINY_DEMONSTRATIONS, shaping="agreement"),
         tasks="arc-tiny",
     ),
+    _repair("repair", "Repair", Repair(), tokens=(4, 9), faults=(1, 2)),
+    _repair("repair-tiny", "RepairTiny", Repair(6, 4, 4), tokens=(3, 5), faults=(1, 1)),
 )
 
 TASKS: Final[dict[str, Task]] = {task.name: task for task in _LISTED}

@@ -14,7 +14,8 @@ The ways by which values from outside reach a kernel, and what checks them:
 - `set_state`: `PlanEditing.set_state`;
 - the instances of an `InstanceSet`: `InstanceSet.check_fits` when an environment is made; later
   nobody can change them, since sets and engines keep `frozen` arrays;
-- arguments of a domain's functions: `as_boards` and `as_actions` in `compiled.kernel_domain`.
+- arguments of a domain's functions: `as_boards` and `as_actions` in `compiled.kernel_domain`, and
+  what else is no plan in the domain's `_plans` (ARC: no canvas, Repair: no program).
 
 What goes out cannot come back in: observations are copies, or with `copy=False` read-only views.
 """

@@ -76,8 +76,9 @@ class DomainSpec:
     """Boards of an instance that only the checker reads."""
     num_instance_values: int = 0
     """Largest integer of an instance; 0 means `num_values`."""
-    symbols: str = ""
-    """One character for each of 0..num_values, for texts and pictures; "" means ".123..."."""
+    symbols: str | tuple[str, ...] = ""
+    """One character for each of 0..num_values, or a short word (Repair), for texts and pictures; ""
+    means ".123..."."""
 
     def __post_init__(self) -> None:
         """Fill in the defaults that depend on `num_values`; protect the tables, which all share."""

@@ -15,6 +15,7 @@ ENGINES: Final = {
     "Arc": "plan_envs.arc.engine:ArcEngine",
     "Maze": "plan_envs.maze.engine:MazeEngine",
     "Queens": "plan_envs.queens.engine:QueensEngine",
+    "Repair": "plan_envs.repair.engine:RepairEngine",
     "Sudoku": "plan_envs.sudoku.engine:SudokuEngine",
 }
 """Class of a domain of this package -> module and class of its engine."""

@@ -80,7 +80,7 @@ def evaluate_policy(
 
     Args:
         policy: chooses the actions; it sees at most `batch_size` plans at a time, fewer as episodes
-        end.
+            end.
         domain: the puzzle.
         instances: what to play.
         dead_end: "continue" or "absorb".
@@ -90,7 +90,7 @@ def evaluate_policy(
 
     Raises:
         ValueError: if the set is empty or does not fit the domain, or the policy returns an illegal
-        action.
+            action.
     """
     spec = domain.spec
     num = len(instances)

@@ -13,12 +13,15 @@ from plan_envs.maze.rules import SIZES, Maze
 from plan_envs.maze.text import VALUES, guess_size
 from plan_envs.queens.instances import SIDES
 from plan_envs.queens.rules import Queens
+from plan_envs.repair.rules import Repair
 from plan_envs.sudoku.rules import Sudoku
 from plan_envs.sudoku.text import guess_side
 from plan_envs.texts import content_lines, signs_of_line
 
 _QUEENS: Final = frozenset("Qq\u2655\u265b")
 _WALLS: Final = frozenset("#\u2588\u2593\u25a0\u2b1b")
+_TEST: Final = re.compile(r"\[[^\]]*\]\s*(->|\u2192)")
+"""A list and the arrow behind it: a unit test of a program."""
 _FEN: Final = re.compile(r"\d+(/\d+){3,}(\s.*)?", re.DOTALL)
 
 
@@ -27,6 +30,8 @@ def guess_domain(text: str) -> PlanDomain | None:
     text = text.removeprefix("\ufeff")
     if text.lstrip().startswith("{"):
         return Arc()
+    if _TEST.search(text):
+        return Repair()
     if _is_maze(text):
         size = guess_size(text)
         return Maze(size) if size in SIZES else None

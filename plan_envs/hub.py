@@ -63,9 +63,9 @@ def read_instances(
             format of the public sets or of Kaggle's, see `read_sudoku_csv` and `read_maze_csv`, of
             N-Queens as `read_queens_csv` wants it); a text with any other ending, in the forms that
             `plan_envs.sudoku.text`, `plan_envs.queens.text` and `plan_envs.maze.text` read (puzzles
-            may have several solutions); ARC tasks as `load_arc` reads them, whose test inputs are
-            taken; or a data set of the hub by its name, with ":test" or ":train" behind it (default
-            train).
+            may have several solutions), or in those of `plan_envs.repair.text`; ARC tasks as
+            `load_arc` reads them, whose test inputs are taken; or a data set of the hub by its
+            name, with ":test" or ":train" behind it (default train).
         domain: what the instances must be of.
         limit: read at most so many.
         on_invalid: called with what is wrong with an ARC task that cannot be read, which is then
@@ -118,6 +118,10 @@ def _read_file(
             data=path,
             on_invalid=on_invalid,
         )
+    if family == "repair":
+        from plan_envs.repair.instances import read_repair_text
+
+        return read_repair_text(path, domain=options, limit=limit)
     if on_invalid is not None:
         raise ValueError(f"{path}: only ARC tasks can be left out as invalid")
     size = spec.grid_shape[0]

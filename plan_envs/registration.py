@@ -16,6 +16,8 @@ ENV_IDS: Final = {
     "PlanEdit/Maze30-v0": ("maze30", 900),
     "PlanEdit/ARC-v0": ("arc", 903),
     "PlanEdit/ARCTiny-v0": ("arc-tiny", 28),
+    "PlanEdit/Repair-v0": ("repair", 24),
+    "PlanEdit/RepairTiny-v0": ("repair-tiny", 12),
 }
 """Environment id -> task of `plan_envs.catalogue` and horizon."""
 

@@ -42,9 +42,9 @@ class Picture:
     """
 
     symbols: NDArray[np.str_]
-    """Shape [row, column]: one character a cell, "" or " " for none. Text without colours shows
-    nothing else, so walls and colours need symbols too: where the ink equals the paper, a symbol
-    is seen in such text only. "." is a blank cell; frames leave it out."""
+    """Shape [row, column]: one character a cell, or a short word; "" or " " for none. Text without
+    colours shows nothing else, so walls and colours need symbols too: where the ink equals the
+    paper, a symbol is seen in such text only. "." is a blank cell; frames leave it out."""
     ink: NDArray[np.uint8]
     """Shape [row, column, 3]: colour of the symbol."""
     paper: NDArray[np.uint8]
@@ -66,6 +66,8 @@ def render_ansi(
     domain: PlanDomain | DomainSpec, instance: Int8Array, plan: Int8Array, *, color: bool = True
 ) -> str:
     """Draw a plan as text, each cell two characters wide so that it looks square.
+
+    Where a picture has words, each cell is one character wider than the longest.
 
     Args:
         domain: the rules; a bare `DomainSpec` gives the default picture.
@@ -136,7 +138,7 @@ def default_picture(spec: DomainSpec, instance: Int8Array, plan: Int8Array) -> P
 
 
 def draw_text(picture: Picture, *, color: bool = True, numbered: bool = False) -> str:
-    """A picture as lines of text: two characters a cell, `|`, `-` and `+` for thick lines.
+    """A picture as lines of text: `|`, `-` and `+` are thick lines; see `render_ansi`.
 
     `color` adds 24-bit ANSI colours, `numbered` the numbers of rows and columns, at the border.
     """
@@ -146,17 +148,19 @@ def draw_text(picture: Picture, *, color: bool = True, numbered: bool = False) -
     top, left = picture.origin
     height, width = (picture.extent or (rows, columns)) if numbered else (0, 0)
     margin = " " * 3 if numbered else ""
-    lines = [margin + line for line in _column_numbers(width, left, upright)]
+    letters = max(1, *map(len, picture.symbols.ravel().tolist()))
+    lines = [margin + line for line in _column_numbers(width, left, upright, letters)]
     for row in range(rows):
         number = row - top + 1
         label = f"{number:2} " if 1 <= number <= height else margin
         shown: list[tuple[str, _Style]] = []
         ruled: list[tuple[str, _Style]] = []
         for column in range(columns):
-            symbol = str(picture.symbols[row, column]) or " "
+            symbol = str(picture.symbols[row, column]).rjust(letters)
             ink, paper = (tuple(c[row, column].tolist()) for c in (picture.ink, picture.paper))
             shown.append((symbol + " ", (ink, paper, bool(picture.bold[row, column]))))
-            ruled.append(("--" if picture.rule_below[row, column] else "  ", _GROUND))
+            rule = "-" if picture.rule_below[row, column] else " "
+            ruled.append((rule * (letters + 1), _GROUND))
             if upright[column]:
                 shown.append(("| " if picture.rule_right[row, column] else "  ", _GROUND))
                 ruled.append((_corner(picture, row, column), _GROUND))
@@ -177,15 +181,17 @@ def _corner(picture: Picture, row: int, column: int) -> str:
     return "| " if upright and picture.rule_right[row, column] else "  "
 
 
-def _column_numbers(num: int, left: int, upright: list[bool]) -> list[str]:
+def _column_numbers(num: int, left: int, upright: list[bool], letters: int) -> list[str]:
     """One line of numbers above the columns, or two where they have two digits."""
     lines = []
+    pad = " " * (letters - 1)
     for digits in (10, 1) if num > 9 else (1,):
         line = ""
         for column, ruled in enumerate(upright):
             number = column - left + 1
             shown = digits <= number <= num
-            line += (str(number // digits % 10) if shown else " ") + "   "[: 3 if ruled else 1]
+            digit = str(number // digits % 10) if shown else " "
+            line += pad + digit + "   "[: 3 if ruled else 1]
         lines.append(line.rstrip())
     return lines if num else []
 
@@ -221,7 +227,8 @@ def draw_frame(picture: Picture, *, size: int = 576) -> NDArray[np.uint8]:
     surface.fill(tuple(picture.paper[0, 0].tolist()) if outside[0, 0] else PAPER)
     across = [round((side - pitch * columns) / 2 + pitch * line) for line in range(columns + 1)]
     down = [round((side - pitch * rows) / 2 + pitch * line) for line in range(rows + 1)]
-    font = pygame.font.Font(None, max(8, round(pitch * 0.86)))
+    words = np.unique(picture.symbols).tolist()
+    fonts = {word: _font(pygame, word, pitch) for word in words}
     for row in range(rows):
         for column in range(columns):
             symbol = str(picture.symbols[row, column])
@@ -230,12 +237,22 @@ def draw_frame(picture: Picture, *, size: int = 576) -> NDArray[np.uint8]:
             box = pygame.Rect(left, top, across[column + 1] - left, down[row + 1] - top)
             surface.fill(paper, box)
             if symbol.strip(" .") and ink != paper and pitch >= _LEAST_TEXT:
-                _draw_symbol(pygame, surface, font, symbol, ink, box)
+                _draw_symbol(pygame, surface, fonts[symbol], symbol, ink, box)
     thick = min(max(2, round(pitch / 16)), 5) if pitch >= _LEAST_TEXT else 1
     if pitch >= _LEAST_TEXT:
         _draw_thin_lines(surface, outside, across, down)
     _draw_rules(pygame, surface, picture, across, down, thick=thick, framed=not outside.any())
     return np.ascontiguousarray(pygame.surfarray.array3d(surface).swapaxes(0, 1), np.uint8)
+
+
+def _font(pygame: Any, word: str, pitch: float) -> Any:
+    """The font for a symbol in cells of `pitch` pixels; smaller for a word that would not fit."""
+    size = max(8, round(pitch * 0.86))
+    font = pygame.font.Font(None, size)
+    room = 0.86 * pitch / max(1, font.size(word)[0])
+    if len(word) == 1 or room >= 1:
+        return font
+    return pygame.font.Font(None, max(8, round(size * room)))
 
 
 _ARROWS: Final = {

@@ -3,6 +3,7 @@
 A failure is printed when it happens, not only at the end of the session.
 """
 
+import gc
 import os
 from pathlib import Path
 
@@ -63,11 +64,33 @@ def pytest_configure(config: pytest.Config) -> None:
         config.pluginmanager.register(FailuresAtOnce(terminal), "failures-at-once")
 
 
+# What imports leave is no garbage, but numba and torch make and drop so many other objects that
+# walking it again and again took up to a fifth of the time of a test.
+gc.disable()
+
+
+def pytest_collection_finish() -> None:
+    """From here on, collect garbage, though more seldom than usual, and only that of tests."""
+    gc.enable()
+    gc.set_threshold(10_000, 20, 20)
+    gc.freeze()
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files with slow tests come first; tests marked gpu are skipped on a machine without CUDA."""
-    # A worker of xdist gets one file at a time (--dist loadfile): a long one must not come last.
+    """The order of the files; tests marked gpu are skipped on a machine without CUDA."""
+    # A worker of xdist gets one file at a time (--dist loadfile): a long one must not come last,
+    # and two that compile the same kernels must not come at once. So the file that compiles those
+    # of all engines is first, and those that only play with them come after the other long ones.
     long = {item.path for item in items if "slow" in item.keywords}
-    items.sort(key=lambda item: item.path not in long)
+    tests = REPO / "tests"
+    first, players = tests / "plan_envs" / "test_boundary.py", tests / "baselines"
+
+    def turn(item: pytest.Item) -> int:
+        if item.path == first:
+            return 0
+        return 3 if item.path not in long else 2 if item.path.is_relative_to(players) else 1
+
+    items.sort(key=turn)
     marked = [item for item in items if "gpu" in item.keywords]
     if not marked:
         return

@@ -224,19 +224,17 @@ def latent_drift(
     reached = model.recur(encoding)
     blank = torch.zeros_like(encoding.injection)
     fixed = unroll_until(
-        lambda z: model.step(z, encoding),
+        lambda z: model.projected_step(z, encoding),
         blank,
         row_state=encoding.row_state,
         batch=encoding.batch,
         depth=most,
         tolerance=tolerance,
-        radius=model.config.radius,
     )
     again = unroll(
-        lambda z: model.step(z, encoding),
+        lambda z: model.projected_step(z, encoding),
         blank,
         depth=model.config.depth,
-        radius=model.config.radius,
     )
     assert encoding.start is not None
 

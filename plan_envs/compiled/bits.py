@@ -18,6 +18,9 @@ from plan_envs.instances import mix
 GAMMA: Final = np.uint64(0x9E3779B97F4A7C15)
 """The step of a splitmix64 state (Steele, Lea, Flood 2014)."""
 
+EVERY_BYTE: Final = np.uint64(0x0101010101010101)
+TOP_BITS: Final = np.uint64(0x8080808080808080)
+
 
 @intrinsic
 def popcount(typingctx, bits):
@@ -105,6 +108,44 @@ def count_ones(data, start, stop):
     for i in range(np.uint64(start), np.uint64(stop)):
         total += data[i]
     return total
+
+
+@intrinsic
+def word_at(typingctx, data, place):
+    """Eight bytes from a place on, the first of them lowest."""
+
+    def codegen(context, builder, signature, args):
+        first = context.make_array(signature.args[0])(context, builder, value=args[0]).data
+        word = builder.bitcast(builder.gep(first, [args[1]]), ir.IntType(64).as_pointer())
+        return builder.load(word, align=1)
+
+    return types.uint64(data, types.int64), codegen
+
+
+@intrinsic
+def ones_of(typingctx, word):
+    """Number of set bits of a word: of 0/1 bytes, how many are 1."""
+
+    def codegen(context, builder, signature, args):
+        return builder.ctpop(args[0])
+
+    return types.int64(types.uint64), codegen
+
+
+@njit(cache=True, forceinline=True)
+def word_before(data, place, end):
+    """Up to eight bytes from a place on, 0 from `end` on; eight bytes lie before the end."""
+    if place + 8 <= end:
+        return word_at(data, place)
+    return word_at(data, end - 8) >> np.uint64(8 * (place + 8 - end))
+
+
+@njit(cache=True, forceinline=True)
+def place_of_one(word, rank):
+    """Index of the byte of a word of 0/1 bytes that has `rank` ones before it and is 1."""
+    up_to = word * EVERY_BYTE  # byte j: ones in bytes 0..j, at most 8
+    beyond = ((up_to | TOP_BITS) - np.uint64(rank + 1) * EVERY_BYTE) & TOP_BITS
+    return 8 - ones_of(beyond)
 
 
 @njit(cache=True, forceinline=True)

@@ -30,7 +30,11 @@ from plan_envs.compiled.bits import (
     count_ones,
     folded,
     next_word,
+    ones_of,
+    place_of_one,
     prefetch,
+    word_at,
+    word_before,
 )
 from plan_envs.engine import FINISHED as REASON_FINISHED
 from plan_envs.engine import ILLEGAL, NEVER, NEXT_STEP, OUT_OF_RANGE, SAME_STEP
@@ -278,23 +282,36 @@ def fetch_nothing(head, data, at, autoreset, resets):
 def sample_all(head, data, actions):
     """Draw a legal action for every environment, uniformly; -1 where the episode is over."""
     head, data = borrowed(head), borrowed(data)
+    num_actions = head[ACTIONS]
+    up_to = np.zeros((num_actions + 63) // 64, np.int64)  # legal actions in blocks of 64, summed
     for env in range(len(actions)):
         at = env * head[WIDTH]
         mask = 8 * at + head[MASK]
-        end = mask + head[ACTIONS]
-        total = count_ones(data, mask, end)
+        end = mask + num_actions
+        total = 0
+        for block in range(len(up_to)):
+            first = mask + 64 * block
+            if first + 64 <= end:
+                for byte in range(first, first + 64, 8):
+                    total += ones_of(word_at(data, byte))
+            else:
+                for byte in range(first, end, 8):
+                    total += ones_of(word_before(data, byte, end))
+            up_to[block] = total
         rank = below(next_word(head, at + SAMPLER), max(total, 1))
         if total == 0 or head[at + FINISHED]:
             actions[env] = -1
             continue
-        first = mask
-        while True:  # skip blocks of 32 actions, then look for the action in its block
-            ones = count_ones(data, first, min(first + 32, end))
-            if rank < ones:
-                break
-            rank -= ones
-            first += 32
-        while rank > 0 or data[first] == 0:
-            rank -= data[first]
-            first += 1
-        actions[env] = first - mask
+        block = 0  # without branches, which nobody could predict
+        for other in range(len(up_to) - 1):
+            block += up_to[other] <= rank
+        if block > 0:
+            rank -= up_to[block - 1]
+        first, seen, before = mask + 64 * block, 0, 0
+        place = first
+        for byte in range(first, min(first + 56, end - 8), 8):
+            seen += ones_of(word_at(data, byte))
+            place += 8 * (seen <= rank)
+            before = seen if seen <= rank else before
+        word = word_before(data, place, end)
+        actions[env] = place - mask + place_of_one(word, rank - before)

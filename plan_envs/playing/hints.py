@@ -127,7 +127,8 @@ def help_text(at: Position) -> str:
     """How edits are typed, and the commands."""
     lines = {_typed(at, kind): kind.name for kind in at.kinds.values()}
     if at.main.has_value:
-        lines[_typed(at, at.main)] += ", e.g. 1 2 3"
+        third = at.spec.symbols[at.main.values[:3][-1]]
+        lines[_typed(at, at.main)] += f", e.g. 1 2 {third}"
     if at.head is not None:
         lines["u d l r"] = f"{at.main.name} up, down, left, right"
     lines |= {
@@ -153,7 +154,7 @@ def why_not(at: Position, action: int) -> str:
     place, shown = place_of(spec, cell), int(at.plan[cell])
     if _is_given(at, cell):
         return f"{place} is given"
-    if shown == value:
+    if shown == value and not (value and kind != at.main.name):
         look = "blank" if value == 0 else repr(spec.symbols[value])
         return f"{place} is {look} already"
     head = at.head

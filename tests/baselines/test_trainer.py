@@ -169,7 +169,7 @@ def test_a_finished_run_is_extended_and_counts_its_costs_together(tmp_path: Path
 
 
 @pytest.mark.parametrize("algorithm", METHODS)
-@pytest.mark.parametrize("steps", [8, 133])
+@pytest.mark.parametrize("steps", [8, 45])
 def test_the_budget_is_never_exceeded_and_used_up_to_a_last_edit_of_all_plans(
     algorithm: str, steps: int, tmp_path: Path
 ) -> None:

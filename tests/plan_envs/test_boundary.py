@@ -78,6 +78,7 @@ TASKS: dict[str, Callable[[], Task]] = {
     "nqueens8": lambda: resolve_task("nqueens8"),
     "maze10": lambda: resolve_task("maze10"),
     "arc-tiny": lambda: resolve_task("arc-tiny"),
+    "repair": lambda: resolve_task("repair-tiny"),
     "pair": pair_task,
 }
 STUCK = {"sudoku4x4-fill", "sudoku4x4-overwrite", "nqueens8", "maze10", "pair"}

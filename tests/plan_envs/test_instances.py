@@ -1,7 +1,9 @@
 """Instance sets of any domain: sizes, keys, files, memory."""
 
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,7 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from plan_envs.instances import InstanceSet, content_keys, stream_key
-from plan_envs.sudoku.instances import sudoku_instances
+from plan_envs.maze.instances import read_maze_csv
+from plan_envs.queens.instances import read_queens_csv
+from plan_envs.sudoku.instances import read_sudoku_csv, sudoku_instances
 from plan_envs.sudoku.rules import Sudoku
 
 
@@ -204,3 +208,30 @@ def test_what_is_no_npz_file_is_refused(tmp_path: Path) -> None:
         InstanceSet.load(path)
     with pytest.raises(FileNotFoundError):
         InstanceSet.load(tmp_path / "none.npz")
+
+
+@pytest.mark.parametrize(
+    ("rest", "reason"),
+    [
+        ('\n".Q.\n', ":2: not readable as CSV: unexpected end of data"),
+        ('\n".Q."x\n', ":2: not readable as CSV: ',' expected after '\"'"),
+        (f"\n{'.' * 131_073}\n", r":2: not readable as CSV: field larger than field limit"),
+        ('"\n', ":1: header must name|:1: not readable as CSV: "),
+        ("\n.\0Q.\n", ":2: "),
+        ("\n.Q\r.Q\n", ":2: "),
+        ("\n\xe9\n", ":1: not readable as CSV: 'utf-8' codec can't decode"),
+    ],
+    ids=["open quote", "closed too soon", "long field", "header", "NUL", "return", "not UTF-8"],
+)
+@pytest.mark.parametrize(
+    ("read", "column"),
+    [(read_queens_csv, "board"), (read_sudoku_csv, "question"), (read_maze_csv, "question")],
+)
+def test_what_pythons_csv_refuses_is_an_error_of_one_line_that_names_the_place(
+    read: Callable[[Path], Any], column: str, rest: str, reason: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "table.csv"
+    path.write_bytes(f"{column}{rest}".encode("latin-1"))
+    with pytest.raises(ValueError, match=rf"^.*table\.csv({reason})") as refusal:
+        read(path)
+    assert "\n" not in str(refusal.value)

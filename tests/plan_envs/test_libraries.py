@@ -262,6 +262,58 @@ def test_frames_of_sb3_stack_in_a_vector_of_single_environments_but_masks_do_not
     assert stacked.reset().shape == (1, 32)
 
 
+FORKED = "ignore:.*multi-threaded, use of fork"
+
+
+@pytest.mark.filterwarnings(FORKED)
+def test_environments_in_processes_of_their_own_play_as_those_of_this_one() -> None:
+    """Gymnasium's `AsyncVectorEnv` and SB3's `SubprocVecEnv`, beside the vector in one process."""
+    here, there = (
+        gym.make_vec(ENV_ID, num_envs=2, vectorization_mode=mode) for mode in ("sync", "async")
+    )
+    vec = pytest.importorskip("stable_baselines3.common.vec_env")
+    others = vec.SubprocVecEnv([lambda: gym.make(ENV_ID)] * 2, start_method="fork")
+    others.seed(7)
+    seen = [here.reset(seed=7)[0], there.reset(seed=7)[0], others.reset()]
+    for _ in range(8):
+        for name, boards in seen[0].items():
+            assert np.array_equal(boards, seen[1][name])
+            assert np.array_equal(boards, seen[2][name])
+        actions = seen[0]["action_mask"][:, :-1].argmax(axis=1)  # an edit, not STOP
+        stepped = [env.step(actions) for env in (here, there, others)]
+        over = stepped[0][2] | stepped[0][3]
+        assert np.array_equal(over, stepped[1][2] | stepped[1][3])
+        assert np.array_equal(over, stepped[2][2])
+        if over.any():  # from here on SB3 has reset, and Gymnasium does so in the next step
+            break
+        seen = [found[0] for found in stepped]
+    for env in (here, there, others):
+        env.close()
+
+
+class Masks(torch.utils.data.Dataset[torch.Tensor]):
+    """The legal edits of each puzzle of a pool, from kernels."""
+
+    def __init__(self) -> None:
+        self.task = plan_envs.resolve_task("sudoku4x4")
+        self.boards = self.task.instances("test", num=12).instances
+
+    def __len__(self) -> int:
+        return len(self.boards)
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        board = self.boards[index : index + 1]
+        return torch.from_numpy(self.task.domain.action_mask(board, board)[0])
+
+
+@pytest.mark.filterwarnings(FORKED)
+def test_workers_of_a_data_loader_compute_what_this_process_does() -> None:
+    masks = Masks()
+    truth = masks.task.domain.action_mask(masks.boards, masks.boards)
+    loaded = torch.utils.data.DataLoader(masks, batch_size=4, num_workers=2)
+    assert np.array_equal(torch.cat(list(loaded)).numpy(), truth)
+
+
 TORCHRL_IDS = ("PlanEdit/Sudoku4x4-v0", "PlanEdit/NQueens8-v0", "PlanEdit/ARCTiny-v0")
 
 

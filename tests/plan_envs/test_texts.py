@@ -14,6 +14,8 @@ from plan_envs.maze import text as maze_text
 from plan_envs.maze.rules import Maze
 from plan_envs.queens import text as queens_text
 from plan_envs.queens.rules import Queens
+from plan_envs.repair import text as repair_text
+from plan_envs.repair.rules import Repair
 from plan_envs.sudoku import text as sudoku_text
 from plan_envs.sudoku.rules import Sudoku
 from plan_envs.texts import content_lines, read_text
@@ -71,6 +73,8 @@ def test_frames_and_comments_are_left_out_and_lines_keep_their_numbers() -> None
         ("S #/# #/G  ", Maze(3)),
         ("S  # #  G", Maze(3)),
         ('{"train": []}', Arc()),
+        ("xs n + | 1 [2] -> 3", Repair()),
+        ("xs sort\n0 [2 1] \u2192 [1 2]", Repair()),
         ("12", None),
         ("nowhere", None),
         ("", None),
@@ -92,6 +96,7 @@ def test_every_form_that_a_page_lists_reads_as_the_same_instance() -> None:
         (Sudoku(4), sudoku_text.FORMATS),
         (Queens(4), queens_text.FORMATS),
         (Maze(3), maze_text.FORMATS),
+        (Repair(), repair_text.FORMATS),
     ):
         boards = [domain.read_instance(example).tolist() for example in formats.values()]
         expected = boards[0]

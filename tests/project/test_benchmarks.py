@@ -1,9 +1,11 @@
-"""The benchmark of the environments runs, keeps its promises about rows, and writes its records."""
+"""The benchmarks run, keep their promises about rows, write records, and flag what fell."""
 
+import importlib.util
 import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -63,3 +65,49 @@ def test_the_benchmark_of_a_supervision_step_measures_time_and_both_peaks(tmp_pa
     # CPU seconds, the least of three: of the step about half are its products. Memory: about half.
     assert 0 < record["float32"]["products"] < record["float32"]["step"]
     assert 0 < record["peak_mb"]["recomputed"] < record["peak_mb"]["kept"]
+
+
+@pytest.fixture
+def bench(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The module that runs all benchmarks; its scripts are not run."""
+    spec = importlib.util.spec_from_file_location("bench", BENCHMARK.with_name("bench.py"))
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "bench", module)
+    spec.loader.exec_module(module)
+    monkeypatch.setattr(module.signal, "signal", lambda *_: None)
+    return module
+
+
+def map_document(times_as_fast: float) -> dict[str, Any]:
+    return {"records": [{"name": "forward", "states": 32, "times_as_fast": times_as_fast}]}
+
+
+def test_a_ratio_that_fell_by_more_than_a_fifth_is_flagged(
+    bench: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    only = ["--only", "relational_map", "--record", str(tmp_path / "bench.json")]
+    statuses = []
+    for ratio in (3.0, 2.5, 1.9):  # 17% and 24% less than the one before
+        monkeypatch.setattr(bench, "run", lambda *_, ratio=ratio: (map_document(ratio), False))
+        statuses.append(bench.main(only))
+    assert statuses == [0, 0, 1]
+    assert "FELL by 24%" in capsys.readouterr().out
+    (kept,) = json.loads((tmp_path / "bench.json").read_text()).values()
+    assert (kept["ratio"], kept["more_is_faster"]) == (1.9, True)
+    assert "packages" in kept["measured"]
+
+
+def test_a_time_that_grew_is_a_loss_too(bench: Any) -> None:
+    assert bench.loss(1.0, 1.25, more_is_faster=False) == pytest.approx(0.2)
+    assert bench.loss(1.0, 0.8, more_is_faster=True) == pytest.approx(0.2)
+
+
+def test_what_was_measured_before_a_stop_is_kept(
+    bench: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(bench, "run", lambda *_: (map_document(3.0), True))
+    assert bench.main(["--record", str(tmp_path / "bench.json")]) == 0
+    assert "stopped: the rest was not measured" in capsys.readouterr().out
+    assert len(json.loads((tmp_path / "bench.json").read_text())) == 1

@@ -1,4 +1,4 @@
-"""The made pages of docs/: equal to what the code makes now, true of the environments, readable."""
+"""The made pages of docs/: equal to what the code makes now, true of what they describe."""
 
 import dataclasses
 import importlib.util
@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import click
 import numpy as np
 import pytest
 from PIL import Image
@@ -16,7 +17,10 @@ from plan_envs.arc.rules import Arc
 from plan_envs.catalogue import TASKS, resolve_task
 from plan_envs.env import PlanEditEnv
 from plan_envs.queens.rules import Queens
+from plan_envs.repair.rules import Repair
 from plan_envs.sudoku.rules import Sudoku
+from trm.experiments import shipped_runs
+from trm.experiments.intervals import wilson_interval
 
 SPEC = importlib.util.spec_from_file_location(
     "make_pages", Path(__file__).parents[2] / "docs" / "make_pages.py"
@@ -40,10 +44,12 @@ def rows_of(page: str, heading: str) -> list[list[str]]:
     return [[cell.strip() for cell in line.strip("|").split(" | ")] for line in lines[2:]]
 
 
-@pytest.mark.parametrize("path", [*(f"environments/{name}.md" for name in PAGES), "gallery.md"])
+MADE = made_pages(FOLDER)
+
+
+@pytest.mark.parametrize("path", MADE)
 def test_a_committed_page_is_what_the_code_makes(path: str) -> None:
-    made = made_pages(FOLDER)[path]
-    assert (FOLDER / path).read_text(encoding="utf-8") == made, (
+    assert (FOLDER / path).read_text(encoding="utf-8") == MADE[path], (
         "run `python docs/make_pages.py` and commit what it writes"
     )
 
@@ -76,6 +82,7 @@ def test_the_spaces_of_a_page_are_those_of_the_environment(name: str) -> None:
         (Sudoku(9), ["cell * 9 + value - 1"]),
         (Sudoku(4), ["cell * 6 + value + 1", "cell * 6 + 1", "cell * 6", "96"]),
         (Queens(5, edits="full"), ["cell", "cell + 25", "50"]),
+        (Repair(6), ["cell * 24 + value - 1", "cell * 24 + value + 143", "cell + 288", "294"]),
         (Arc(3), ["cell * 10 + value - 1", "value + 89", "value + 92", "96"]),
     ],
 )
@@ -169,7 +176,7 @@ def test_the_command_writes_the_pages_where_it_is_told(
 ) -> None:
     pages.main(["--docs", str(tmp_path)])
     written = capsys.readouterr().out.splitlines()
-    assert len(written) == len(PAGES) + 1
+    assert written == [str(tmp_path / path) for path in MADE]
     text = (tmp_path / "environments" / "maze.md").read_text()
     assert "Not measured yet." in text
     with pytest.raises(SystemExit):
@@ -187,3 +194,24 @@ def test_the_first_table_lists_the_tasks_with_their_sizes() -> None:
             assert cells[1] == task_name
             assert int(cells[2].replace(",", "")) == spec.num_actions
             assert int(cells[3]) == spec.horizon and float(cells[4]) == spec.max_score
+
+
+def test_every_command_has_its_help_on_the_page() -> None:
+    page = MADE["reference/commands.md"]
+    found = dict(pages.commands())
+    assert {"upi-trm solve", "upi-trm baselines tune", "upi-trm supervised cache build"} <= set(
+        found
+    )
+    for name, command in found.items():
+        assert f"\n## {name}\n\n```text\nUsage: {name} " in page
+        options = [one for one in command.params if isinstance(one, click.Option)]
+        assert all(name in page for option in options for name in option.opts)
+
+
+def test_every_shipped_run_has_a_card_with_the_interval_of_its_record() -> None:
+    names = shipped_runs.pretrained_names()
+    assert names and {f"models/{name}.md" for name in names} <= set(MADE)
+    card = MADE["models/sudoku9x9.md"]
+    low, high = wilson_interval(0.94, 500)
+    assert f"94.0% ({low:.1%} to {high:.1%})" in card
+    assert "\n## Limits\n" in card and "\n## Licence\n" in card

@@ -30,7 +30,8 @@ def _words(text: str) -> Iterator[str]:
 
 def _paths(page: Path) -> list[str]:
     """Paths that end in .py or begin with a folder of ours; `<placeholders>` are left out."""
-    words = {word for word in _words(page.read_text(encoding="utf-8")) if "/" in word}
+    words = {word.split("::")[0] for word in _words(page.read_text(encoding="utf-8"))}
+    words = {word for word in words if "/" in word}
     ours = {word for word in words if word.endswith(".py") or word.split("/")[0] in FOLDERS}
     return sorted(word for word in ours if not re.search(r"[<>{}]|\.\.\.", word))
 
@@ -96,6 +97,15 @@ def test_the_file_of_every_idea_exists() -> None:
     assert len(ideas) >= 30
     assert [idea for idea, _ in ideas] == list(dict.fromkeys(idea for idea, _ in ideas))
     assert [row for row in ideas if not (REPO / row[1]).is_file()] == []
+
+
+def test_the_file_and_the_test_of_every_equation_exist() -> None:
+    text = (REPO / "docs" / "reference" / "equations.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (.+) \| (.+) \| `(.+)` \| `(.+)::(.+)` \|$", text, re.MULTILINE)
+    assert len(rows) == len(re.findall(r"^\| .*`.*\|$", text, re.MULTILINE)) >= 25
+    for _, _, file, suite, test in rows:
+        assert (REPO / file).is_file(), file
+        assert f"def {test}(" in (REPO / suite).read_text(encoding="utf-8"), test
 
 
 def test_a_missing_path_and_a_missing_name_are_seen(tmp_path: Path) -> None:

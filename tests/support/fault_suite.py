@@ -8,17 +8,21 @@ promise did not hold, and prints each case.
 """
 
 import argparse
+import contextlib
 import io
+import json
 import pickle
+import shutil
 import sys
 import tempfile
 import zipfile
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from functools import partial
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cache, partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 sys.path.insert(0, str(Path(__file__).resolve().parent))
@@ -56,7 +60,11 @@ from supervised.planner.cache_manifest import claim_folder
 from supervised.planner.teacher_cache import TeacherCache
 from supervised.recipe import SupervisedRecipe
 from supervised.trainer import SupervisedTraining
+from trm.compute.jobs import Job, JobResult
+from trm.experiments import sweep_run
 from trm.experiments.records import parse_record, records_in_file
+from trm.experiments.sweep_spec import Sweep, plan_sweep
+from trm.experiments.viewing.cli import report
 from trm.runs.durable import replace_durably
 from trm.runs.files import json_bytes, read_json, sha256_of
 from trm.runs.packing import pack_state
@@ -72,6 +80,7 @@ STATED = {
     ("sb3", "best.json", "deleted"),
     ("supervised", "best.json", "deleted"),
     ("record", "record.json", "flipped bit"),
+    ("sweep", "records", "flipped bit"),
     ("cache", "costs", "flipped bit"),
     ("cache", "costs", "deleted"),
 }
@@ -245,6 +254,94 @@ def check_cache(path: Path) -> None:
     TeacherCache.open(path).verify()
 
 
+@cache
+def planned_sweep() -> Sweep:
+    """Two points that differ in the seed."""
+    with tempfile.TemporaryDirectory() as name:
+        spec = Path(name) / "mine.yaml"
+        spec.write_text("envs: [sudoku4x4]\nseeds: [0, 1]\nsteps: 64\neval_num: 20\n")
+        return plan_sweep(spec)
+
+
+def run_sweep_here(path: Path) -> str:
+    """Run the sweep with its jobs in this process; what people read of it afterwards.
+
+    What trains and evaluates is left out: a run is one checkpoint, its record the same for all.
+    """
+    points = {point.name: point for point in planned_sweep().points}
+
+    def train(folder: Path, **_: Any) -> None:
+        point = points[folder.name]
+        if (folder / "run.json").exists():
+            run = Run.open(folder, write=True)
+        else:
+            settings = {"env": str(point.env), "seed": point.seed, "recipe": point.recipe}
+            run = Run.create(folder, kind="upi", **settings)
+        with run:
+            crash_points.save(run, point.finished_at)
+
+    def record(folder: Path, num: int) -> dict[str, Any]:
+        run = Run.open(folder)
+        changes = {"seed": run.info.seed, "step": run.checkpoint_steps()[-1], "num_instances": num}
+        return records_in_file(SHIPPED_RECORD)[0] | changes
+
+    def run_jobs(
+        jobs: Sequence[Job], *, report: Callable[[JobResult], None] = lambda _: None
+    ) -> list[JobResult]:
+        results = []
+        for job in jobs:
+            there = job.output.exists()
+            if not there:
+                assert callable(job.work)
+                job.work()
+            result = JobResult(key=job.key, state="skipped" if there else "done", log=job.log)
+            results.append(result)
+            report(result)
+        return results
+
+    command = replace(planned_sweep().command, make_record=record)
+    sweep = replace(planned_sweep(), out=path, command=command)
+    with (
+        mock.patch.object(sweep_run, "map_jobs", run_jobs),
+        mock.patch.object(sweep_run, "_train", train),
+    ):
+        states = sweep_run.run_sweep(sweep)
+    manifest = json.loads((path / "manifest.json").read_bytes())
+    records = [json.loads(file.read_bytes()) for file in sorted((path / "records").iterdir())]
+    lines = [(point["name"], point["state"], point["success_rate"]) for point in manifest["points"]]
+    return repr((states, lines, [repr(parse_record(one, source="here")) for one in records]))
+
+
+def check_sweep(path: Path) -> None:
+    found = run_sweep_here(path)
+    assert found.count("'finished'") == 4, found
+    assert len(list((path / "records").iterdir())) == 2
+
+
+SHIPPED_RECORD = ROOT / "trm/experiments/pretrained/sudoku4x4/eval.json"
+
+
+def prepare_report(run: Path, path: Path) -> None:
+    """A run, and a page from before."""
+    path.mkdir()
+    shutil.copytree(run, path / "run")
+    write_report(path)
+    (path / "run" / "eval.json").unlink()
+
+
+def write_report(path: Path) -> None:
+    words = [str(path / "run"), "--out", str(path / "page.html"), "--replays", "0", "--num", "4"]
+    with contextlib.redirect_stdout(io.StringIO()):
+        report.main(words, standalone_mode=False)
+
+
+def check_report(path: Path) -> None:
+    before = (path / "page.html").read_bytes()
+    write_report(path)
+    assert (path / "page.html").read_bytes() == before
+    assert {file.name for file in path.iterdir()} == {"run", "page.html"}
+
+
 OLD, NEW = b'{"old": 1}\n' * 99, b'{"new": 2}\n' * 99
 
 
@@ -346,6 +443,11 @@ def writers(runs: dict[str, Path], counted: Path) -> dict[str, tuple[Writer, int
             1,
         ),
     }
+    found["sweep"] = (Writer("sweep", again, nothing, run_sweep_here, check_sweep), 61, 4)
+    if "upi" in runs:
+        whole_page = "the old page or the new one, and the same command writes it"
+        prepare = partial(prepare_report, runs["upi"])
+        found["report"] = (Writer("report", whole_page, prepare, write_report, check_report), 23, 5)
     for name, path in runs.items():
         go_on = partial(train_on, *LEARNERS[name])
         check = partial(weights_equal, whole=weights_in(path), go_on=go_on)
@@ -370,6 +472,8 @@ class Folder:
     """What is read, as something that can be compared."""
     forge: Callable[[Path], list[tuple[str, bytes]]] = lambda _: []
     """Contents of a state.pt that a manifest's hash fits, but no trainer wrote."""
+    files: tuple[str, ...] = ("**/*",)
+    """Patterns of those that are damaged."""
 
 
 def read_run(kind: str, path: Path) -> Any:
@@ -434,9 +538,7 @@ def read_cache(path: Path) -> Any:
 
 def write_record(path: Path) -> None:
     path.mkdir()
-    (path / "record.json").write_bytes(
-        (ROOT / "trm/experiments/pretrained/sudoku4x4/eval.json").read_bytes()
-    )
+    (path / "record.json").write_bytes(SHIPPED_RECORD.read_bytes())
 
 
 def read_record(path: Path) -> Any:
@@ -489,13 +591,19 @@ FOLDERS = [
         name="set", make=prepare_set, read=lambda path: repr(InstanceSet.load(path / "set.npz"))
     ),
     Folder(name="record", make=write_record, read=read_record),
+    Folder(
+        name="sweep",
+        make=run_sweep_here,
+        read=run_sweep_here,
+        files=("manifest.json", "records/*"),
+    ),
 ]
 
 
 def damage_all(folder: Folder, path: Path, tally: Tally, *, flips: int) -> None:
     """Damage each file of a folder in every way and read the folder."""
     expected = folder.read(path)
-    for file in sorted(path.rglob("*")):
+    for file in sorted(file for pattern in folder.files for file in path.glob(pattern)):
         name = str(file.relative_to(path))
         if not file.is_file() or "tensorboard" in name or file.name == ".lock":
             continue
@@ -503,7 +611,8 @@ def damage_all(folder: Folder, path: Path, tally: Tally, *, flips: int) -> None:
         for number, (kind, damaged) in enumerate(damages(data, flips=flips, seed=len(data))):
             file.unlink() if damaged is None else file.write_bytes(damaged)
             problem = problem_of(lambda: folder.read(path), expected)
-            stated = (folder.name, file.name if file.parent.name != "costs" else "costs", kind)
+            many = file.parent.name in ("costs", "records")
+            stated = (folder.name, file.parent.name if many else file.name, kind)
             if problem == "accepted without a word" and stated in STATED:
                 problem = None
             promise = f"{folder.name}: {kind}: refused in one line, or nothing that is read differs"
@@ -539,8 +648,9 @@ def main(words: list[str]) -> int:
         scratch = Path(name)
         count_on(scratch / "counted")
         made = {folder.name: scratch / folder.name for folder in FOLDERS}
+        wanted = {"report": "upi"}.get(options.only, options.only)
         for folder in FOLDERS:
-            if options.only in (None, folder.name):
+            if wanted in (None, folder.name):
                 folder.make(made[folder.name])
         runs = {learner: made[learner] for learner in LEARNERS if made[learner].exists()}
         for number, (key, (writer, part, whole)) in enumerate(

@@ -124,11 +124,23 @@ def _load(point: EntryPoint) -> click.Command:
 
 def _is_users(error: Exception) -> bool:
     """Mistakes in what the user gave us, a missing extra, troubles of the disk; else a bug."""
-    return isinstance(error, (click.ClickException, ValueError, OSError, ImportError))
+    return _is_nowhere_to_cache(error) or isinstance(
+        error, (click.ClickException, ValueError, OSError, ImportError)
+    )
+
+
+def _is_nowhere_to_cache(error: Exception) -> bool:
+    """Numba's error where it can write to none of the folders that may keep machine code."""
+    return isinstance(error, RuntimeError) and "cannot cache function" in str(error)
 
 
 def _one_line(error: Exception) -> str:
-    if isinstance(error, OSError) and error.filename is not None:
+    if _is_nowhere_to_cache(error):
+        message = (
+            "machine code can be kept neither beside the package nor in the user's cache;"
+            " set NUMBA_CACHE_DIR to a folder that can be written"
+        )
+    elif isinstance(error, OSError) and error.filename is not None:
         message = f"{error.filename}: {error.strerror}"
     else:
         message = error.format_message() if isinstance(error, click.ClickException) else str(error)

@@ -20,6 +20,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from trm.experiments.intervals import student_t_interval, wilson_interval
+from trm.experiments.milestones import Milestone, milestone_table, milestones
 from trm.experiments.records import Record
 from trm.runs.pictures import new_figure, save_figure
 
@@ -60,6 +61,8 @@ class Row:
     instances: str
     num_instances: int
     recipe_hash: str | None = None
+    milestones: tuple[Milestone, ...] = ()
+    """Edits and CPU seconds to 50, 80, 90 and 95% of the validation puzzles."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -88,11 +91,17 @@ class Comparison:
         return {"rows": [asdict(row) for row in self.rows]}
 
     def tables(self) -> list[Table]:
-        """Tables for the terminal, one for each environment and instance set."""
+        """For the terminal: results of each environment and instance set, then milestones."""
         tasks = dict.fromkeys((row.env, row.instances) for row in self.rows)
-        return [
+        found = [
             _table([row for row in self.rows if (row.env, row.instances) == task]) for task in tasks
         ]
+        for env in dict.fromkeys(row.env for row in self.rows):
+            rows = [(_name(row), row.milestones) for row in self.rows if row.env == env]
+            timed = [(name, reached) for name, reached in rows if reached]
+            if timed:
+                found.append(milestone_table(env, timed))
+        return found
 
 
 def compare_records(records: Sequence[Record]) -> Comparison:
@@ -198,6 +207,7 @@ def _row(records: Sequence[Record], label: str) -> Row:
         instances=first.instances,
         num_instances=first.num_instances,
         recipe_hash=first.recipe_hash,
+        milestones=milestones(records),
     )
 
 
@@ -220,6 +230,11 @@ def _reference_rows(record: Record) -> list[Row]:
             )
         )
     return rows
+
+
+def _name(row: Row) -> str:
+    """What a table calls a row."""
+    return f"{row.method} {_settings(row.recipe or '', row.env)}".strip()
 
 
 def _settings(recipe: str, env: str) -> str:
@@ -305,7 +320,7 @@ def _table(rows: Sequence[Row]) -> Table:
         std = "" if row.success_rate_std is None else f" ± {row.success_rate_std:.1%}"
         learned = row.recipe is not None
         table.add_row(
-            f"{row.method} {_settings(row.recipe or '', row.env)}".strip(),
+            _name(row),
             f"{row.success_rate:.1%}{std}",
             f"{100 * row.success_rate_low:.1f}-{100 * row.success_rate_high:.1f}",
             f"{row.mean_score:.2f}",

@@ -78,6 +78,8 @@ class Record:
     peak_memory_bytes: int | None
     curve: tuple[tuple[int, float], ...]
     """(edits, success rate on validation puzzles), in the order of training."""
+    curve_cpu_seconds: tuple[float | None, ...] = ()
+    """CPU seconds until each of these evaluations began; empty or None where it was not logged."""
 
 
 def make_record(run: Run, *, num: int = DEFAULT_NUM, seed: int = 0) -> dict[str, Any]:
@@ -96,6 +98,7 @@ def make_record(run: Run, *, num: int = DEFAULT_NUM, seed: int = 0) -> dict[str,
     """
     checkpoint = run.load_checkpoint()
     usage = checkpoint.state.get("usage", {})
+    evaluations = [line for line in run.read_metrics() if "success_rate" in line]
     task = task_of(run)
     policy = load_policy(run, placement=Placement(threads=1))
     instances = task.instances("test", num=num, seed=seed)
@@ -112,11 +115,8 @@ def make_record(run: Run, *, num: int = DEFAULT_NUM, seed: int = 0) -> dict[str,
         "step": checkpoint.step,
         "parameters": _num_parameters(checkpoint.weights),
         **{name: usage.get(name) for name in _USAGE},
-        "curve": [
-            [line["step"], line["success_rate"]]
-            for line in run.read_metrics()
-            if "success_rate" in line
-        ],
+        "curve": [[line["step"], line["success_rate"]] for line in evaluations],
+        "curve_cpu_seconds": [line.get("seconds_cpu") for line in evaluations],
         "command": run.info.command,
         "commit": run.info.provenance.get("git"),
     }
@@ -181,11 +181,13 @@ def parse_record(record: Mapping[str, Any], *, source: str) -> Record:
     for name, report in found["reference"].items():
         _fields(report, _REPORT, f"{source}: reference.{name}")
     run = str(record.get("run", "run"))
+    curve = _curve_in(record, source)
     return Record(
         **found,
         method=str(record.get("method", "learned")),
         recipe=str(record.get("recipe", label_of(Path(run)))),
-        curve=_curve_in(record, source),
+        curve=curve,
+        curve_cpu_seconds=_curve_seconds_in(record, len(curve), source),
     )
 
 
@@ -227,6 +229,22 @@ def _curve_in(record: Mapping[str, Any], source: str) -> tuple[tuple[int, float]
         return tuple((int(step), float(rate)) for step, rate in record.get("curve", ()))
     except (TypeError, ValueError, OverflowError):
         raise ValueError(f"{source}: curve is no list of pairs of numbers") from None
+
+
+def _curve_seconds_in(
+    record: Mapping[str, Any], points: int, source: str
+) -> tuple[float | None, ...]:
+    try:
+        found = tuple(
+            None if value is None else float(value) for value in record.get("curve_cpu_seconds", ())
+        )
+    except (TypeError, ValueError, OverflowError):
+        raise ValueError(f"{source}: curve_cpu_seconds is no list of numbers") from None
+    if found and len(found) != points:
+        raise ValueError(
+            f"{source}: curve_cpu_seconds has {len(found)} numbers for {points} points of the curve"
+        )
+    return found
 
 
 def _is_current(record: Mapping[str, Any], run: Run, num: int | None) -> bool:

@@ -381,7 +381,10 @@ class _Loop:
         figures = trainee.figures() if spent or due(trainee.log_every) else {}
         if figures or due(schedule.evaluate_every):
             self._check_finite(figures)
-        evaluation = trainee.evaluate() if spent or due(schedule.evaluate_every) else {}
+        evaluation: dict[str, float] = {}
+        if spent or due(schedule.evaluate_every):
+            cost = {"seconds_cpu": self.meter.state_dict()["cpu_seconds"]}
+            evaluation = trainee.evaluate() | cost
         metrics, tag = figures | evaluation, None
         if metrics and self.workers.is_main:
             self.run.log(trainee.done, metrics)

@@ -14,7 +14,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from trm.nn.group_ops import group_context, group_sums, run_max
+from trm.nn.group_linear import GroupRows, group_linear
+from trm.nn.group_ops import group_sums, run_max
 
 
 class GroupStructure(nn.Module):
@@ -30,6 +31,8 @@ class GroupStructure(nn.Module):
     labels: Tensor
     sizes: Tensor
     group_sizes: Tensor
+    slots: Tensor
+    members: Tensor
 
     def __init__(self, groups: Mapping[str, Sequence[int] | Tensor], num_variables: int) -> None:
         """Build from `name -> label of each variable`, each of length `num_variables`."""
@@ -59,6 +62,11 @@ class GroupStructure(nn.Module):
         self.register_buffer("group_sizes", group_sizes, persistent=False)
         self.uniform = [bool((size == size[0]).all()) for size in sizes]
         self.register_buffer("sizes", torch.stack(sizes) if sizes else empty, persistent=False)
+        # Of every variable, as rows: its group among those of all kinds, and members of each.
+        first = torch.tensor([0, *self.num_groups]).cumsum(0)[:-1]
+        slots = (self.labels + first[:, None]).T.int().contiguous()
+        self.register_buffer("slots", slots, persistent=False)
+        self.register_buffer("members", self.sizes.T.contiguous(), persistent=False)
 
     def __len__(self) -> int:
         """Number of kinds of groups."""
@@ -92,10 +100,8 @@ class VariableBatch:
     """State that a row belongs to, ascending."""
     variable: Int[Tensor, " row"]
     """Index of the variable, cell * num_values + value - 1."""
-    group: Int[Tensor, "kind row"]
-    """Index of the row's group among all groups of the batch, for each kind."""
-    num_groups: tuple[int, ...]
-    """Groups of the whole batch, for each kind."""
+    groups: GroupRows
+    """Which rows share a constraint group."""
 
     @staticmethod
     def select(
@@ -115,22 +121,24 @@ class VariableBatch:
     ) -> "VariableBatch":
         """The given variables; `state` must ascend."""
         per_state = torch.tensor(structure.num_groups, device=state.device, dtype=torch.long)
-        return VariableBatch(
-            batch=batch,
-            state=state,
-            variable=variable,
+        groups = GroupRows(
+            ends=torch.searchsorted(state, torch.arange(1, batch + 1, device=state.device)),
+            slots=structure.slots[variable],
+            num_slots=sum(structure.num_groups),
+            scale=structure.members[variable].rsqrt(),
             group=structure.labels[:, variable] + per_state[:, None] * state,
             num_groups=tuple(n * batch for n in structure.num_groups),
         )
+        return VariableBatch(batch=batch, state=state, variable=variable, groups=groups)
 
     def group_sums(self, rows: Float[Tensor, "row channel"]) -> tuple[Tensor, ...]:
         """Sums of the present members of each group: [group, channel] for each kind."""
-        return group_sums(rows, self.group, self.num_groups)
+        return group_sums(rows, self.groups.group, self.groups.num_groups)
 
     def shares(self) -> Float[Tensor, "kind row"]:
         """1 / (present members of the row's group), for each kind: 1 where a row stands alone."""
         ones = torch.ones(len(self.state), 1, device=self.state.device)
-        totals = zip(self.group_sums(ones), self.group, strict=True)
+        totals = zip(self.group_sums(ones), self.groups.group, strict=True)
         return torch.stack([total[index, 0].reciprocal() for total, index in totals])
 
     def state_sum(self, rows: Float[Tensor, "row channel"]) -> Float[Tensor, "batch channel"]:
@@ -177,22 +185,29 @@ class GroupLinear(nn.Module):
         self.register_buffer("classes", used, persistent=False)
 
     def forward(
-        self, rows: Float[Tensor, "row channel"], variables: VariableBatch
+        self,
+        rows: Float[Tensor, "row channel"],
+        variables: VariableBatch,
+        *,
+        injection: Float[Tensor, "row out"] | None = None,
+        rectify: bool = False,
+        radius: float | None = None,
     ) -> Float[Tensor, "row out"]:
-        """Mix the rows of a batch."""
-        weight: Tensor = self.own
-        if self.weight_of_kind:
-            weight = torch.cat([weight, self.grouped.flatten(0, 1)])
-            structure = self.structure
-            rows = group_context(
-                rows,
-                variables.state,
-                variables.variable,
-                labels=structure.labels,
-                scale=structure.sizes.to(rows.dtype).rsqrt(),
-                classes=self.classes,
-            )
-        return rows @ weight if self.bias is None else torch.addmm(self.bias, rows, weight)
+        """Mix the rows of a batch; add the injection, take relu and project onto a ball."""
+        added = injection
+        if added is None:
+            added = self.own.new_zeros(1, self.own.shape[1])
+        if self.bias is not None:
+            added = added + self.bias
+        return group_linear(
+            rows,
+            added,
+            torch.cat([self.own[None], self.grouped]),
+            variables.groups,
+            classes=self.classes,
+            rectify=rectify,
+            radius=radius,
+        )
 
     def over_classes(self, values: Float[Tensor, "kind row"]) -> Float[Tensor, "row feature"]:
         """Mean and maximum over the kinds that share a weight: blind to which of them is which."""
@@ -294,9 +309,12 @@ class RelationalMap(nn.Module):
         z: Float[Tensor, "row channel"],
         injection: Float[Tensor, "row channel"],
         variables: VariableBatch,
+        *,
+        radius: float | None = None,
     ) -> Float[Tensor, "row channel"]:
-        """One latent update."""
-        return torch.relu(self.mix(z, variables) + injection)
+        """One latent update, projected onto the ball of a radius where one is given."""
+        out: Tensor = self.mix(z, variables, injection=injection, rectify=True, radius=radius)
+        return out
 
 
 class MLPMap(nn.Module):

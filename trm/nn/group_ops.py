@@ -1,16 +1,14 @@
-"""Sums over groups of rows and their adjoint, and maxima over rows: where the time goes.
+"""Sums over groups of rows and their adjoint, and maxima over rows.
 
-The relational map mixes ragged rows over constraint groups at every unroll: `group_context` is what
-each row hears of its groups, one state at a time in a buffer that stays in the cache. The sum and
-the spread are each other's gradient. On the CPU they run as numba kernels without temporaries; on
-other devices, and in other precisions than float32 and float64, as torch operations.
+The sum and the spread are each other's gradient. On the CPU they run as numba kernels without
+temporaries; on other devices, and in other precisions than float32 and float64, as torch
+operations. `group_linear` fuses sums with what a layer does around them.
 """
 
 from collections.abc import Callable, Sequence
 from typing import Any, no_type_check
 
 import numba
-import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -42,51 +40,6 @@ def group_spread(
         *totals,
     )
     return spread
-
-
-def group_context(
-    rows: Float[Tensor, "row channel"],
-    state: Int[Tensor, " row"],
-    variable: Int[Tensor, " row"],
-    *,
-    labels: Int[Tensor, "kind variable"],
-    scale: Float[Tensor, "kind variable"],
-    classes: Int[Tensor, " kind"],
-) -> Float[Tensor, "row feature"]:
-    """Every row beside what its groups hold: [row, sum over class 0, sum over class 1, ...].
-
-    The part of class j is sum over its kinds k of scale[k, v] times the sum of the rows of the same
-    state that share the row's label of kind k; v is the row's variable. Differentiable.
-
-    Args:
-        rows: one a variable that is present.
-        state: that a row belongs to, ascending.
-        variable: of each row; no two rows of a state share it.
-        labels: group of each variable, for each kind.
-        scale: equal within a group.
-        classes: of each kind, 0, 1, ... in the order of first use.
-    """
-    if has_kernel(rows):
-        tables = (state, variable, labels, scale, classes)
-        (out,) = _linear(
-            lambda values: (_context(values, tables, adjoint=False),),
-            lambda gradient: (_context(gradient, tables, adjoint=True),),
-            rows,
-        )
-        return out
-    num_states = int(state[-1]) + 1 if len(state) else 0
-    label, weight = labels[:, variable], scale[:, variable].to(rows.dtype)
-    parts: list[Tensor] = [rows]
-    for kind, index in enumerate(classes.tolist()):
-        count = int(labels[kind].max()) + 1
-        group = label[kind] + count * state
-        (total,) = group_sums(rows, group[None], [count * num_states])
-        heard = weight[kind, :, None] * group_spread([total], group[None])
-        if index + 1 < len(parts):
-            parts[index + 1] = parts[index + 1] + heard
-        else:
-            parts.append(heard)
-    return torch.cat(parts, dim=1)
 
 
 def run_max(
@@ -145,16 +98,6 @@ def _spread(totals: Sequence[Tensor], group: Tensor) -> Tensor:
             _spread_kernel(_array(total), index.numpy(), out.numpy())
         else:
             out += total[index]
-    return out
-
-
-def _context(values: Tensor, tables: Sequence[Tensor], *, adjoint: bool) -> Tensor:
-    """`group_context` of rows, or the gradient at the rows for one at the context."""
-    parts = 2 + int(tables[-1].max())
-    width = values.shape[1] // parts if adjoint else values.shape[1] * parts
-    out = values.new_empty(len(values), width)
-    kernel = _context_adjoint if adjoint else _context_forward
-    kernel(_array(values), *(_array(table) for table in tables), out.numpy())
     return out
 
 
@@ -244,48 +187,3 @@ def _scatter_kernel(gradient, source, out):
         for c in range(channels):
             if source[t, c] >= 0:
                 out[source[t, c], c] += gradient[t, c]
-
-
-@no_type_check
-def _context_kernel(adjoint):
-    """The kernel of `group_context`, or of its gradient; two, since a flag in one costs 40%."""
-
-    @numba.njit(cache=True)
-    def kernel(values, state, variable, labels, scale, classes, out):
-        channels = min(values.shape[1], out.shape[1])
-        count = len(values)
-        buffer = np.empty((labels.max() + 1, channels), values.dtype)
-        start = 0
-        while start < count:
-            end = start
-            while end < count and state[end] == state[start]:
-                for c in range(channels):
-                    out[end, c] = values[end, c]
-                end += 1
-            for k in range(len(classes)):
-                first = not adjoint and (k == 0 or classes[k] > classes[:k].max())
-                offset = (classes[k] + 1) * channels
-                read = offset if adjoint else 0
-                write = 0 if adjoint else offset
-                for t in range(start, end):
-                    g = labels[k, variable[t]]
-                    for c in range(channels):
-                        buffer[g, c] = 0
-                for t in range(start, end):
-                    g = labels[k, variable[t]]
-                    for c in range(channels):
-                        buffer[g, c] += values[t, read + c]
-                for t in range(start, end):
-                    g, w = labels[k, variable[t]], scale[k, variable[t]]
-                    if first:
-                        for c in range(channels):
-                            out[t, write + c] = w * buffer[g, c]
-                    else:
-                        for c in range(channels):
-                            out[t, write + c] += w * buffer[g, c]
-            start = end
-
-    return kernel
-
-
-_context_forward, _context_adjoint = _context_kernel(False), _context_kernel(True)

@@ -26,11 +26,11 @@ from trm.nn.blocks import (
 from trm.nn.cells import AttentionMap, CellReader, MixerMap, NeighbourMap, cell_pools
 from trm.nn.cells import linear as _linear
 from trm.nn.group_ops import group_spread, group_sums
-from trm.nn.recursion import unroll
+from trm.nn.recursion import project_ball, unroll
 from trm.ranges import check_at_least, check_positive
 
 Step = Callable[["TinyRecursiveModel", Tensor, "Encoding"], Tensor]
-"""One latent update f(z, u) of a model, before projection."""
+"""One latent update Pi_R(f(z, u)) of a model."""
 
 _ATTENTION_HEADS = 4
 
@@ -62,6 +62,15 @@ class ModelShape:
     """Boards of `num_cells` that an instance holds."""
     num_instance_values: int = 0
     """Largest integer of an instance; 0 stands for `num_values`."""
+
+
+def _columns(shape: ModelShape) -> Int[Tensor, " action"]:
+    """Which logit of its cell an edit has: writes by kind and value, then the others by kind."""
+    kind, value = shape.action_kind.long(), shape.action_value.long()
+    writes = (shape.action_cell >= 0) & (value > 0)
+    kinds = kind[writes].unique()
+    of_write = torch.searchsorted(kinds, kind) * shape.num_values + value - 1
+    return torch.where(writes, of_write, len(kinds) * shape.num_values + kind)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,6 +184,7 @@ class TinyRecursiveModel(nn.Module):
     action_variable: Tensor
     action_cell: Tensor
     action_kind: Tensor
+    action_column: Tensor
     variable_cell: Tensor
     variable_value: Tensor
 
@@ -254,14 +264,17 @@ class TinyRecursiveModel(nn.Module):
             self.update = self._cell_map(generator)
             self.value_hidden = _linear(4 * width, hidden, generator)
             self.edit_hidden = _linear(width, hidden, generator)
-            # Of every cell: one logit for each value that it may take, then one for each kind.
-            self.edit_out = _linear(hidden, shape.num_values + num_kinds, generator, gain=0.1)
+            # Of every cell: for each kind of writes a logit for each value, then one for each kind.
+            self.register_buffer("action_column", _columns(shape), persistent=False)
+            kinds = len(shape.action_kind[writes].unique())
+            outputs = kinds * shape.num_values + num_kinds
+            self.edit_out = _linear(hidden, outputs, generator, gain=0.1)
             if bool((cell < 0).any()):
                 self.pool_hidden = _linear(4 * width, hidden, generator)
                 self.pool_out = _linear(hidden, int((cell < 0).sum()), generator, gain=0.1)
         self.value_out = _linear(hidden, 1, generator, gain=0.1)
         # Not bound to this model, so that a deep copy steps with its own weights.
-        self._step: Step = TinyRecursiveModel.step
+        self._step: Step = TinyRecursiveModel.projected_step
 
     def _cell_map(self, generator: torch.Generator) -> NeighbourMap | MixerMap | AttentionMap:
         shape, config = self.shape, self.config
@@ -344,9 +357,9 @@ class TinyRecursiveModel(nn.Module):
         # How constrained a variable is: its share of each of its groups, 1 where it stands alone.
         shares = self.embed.over_classes(variables.shares())
         features = torch.cat([flags, shares], dim=1)
-        hidden = torch.relu(self.embed(features, variables))
+        hidden = self.embed(features, variables, rectify=True)
         for layer in self.deeper:
-            hidden = hidden + torch.relu(layer(hidden, variables))
+            hidden = hidden + layer(hidden, variables, rectify=True)
         state, set_cell = states.plan.nonzero(as_tuple=True)
         set_variable = set_cell * self.shape.num_values + states.plan[state, set_cell].long() - 1
         return Encoding(
@@ -366,9 +379,20 @@ class TinyRecursiveModel(nn.Module):
             out = self.update(z, encoding.injection)
         return out
 
+    def projected_step(
+        self, z: Float[Tensor, "row channel"], encoding: Encoding
+    ) -> Float[Tensor, "row channel"]:
+        """One latent update Pi_R(f(z, u))."""
+        if isinstance(self.update, RelationalMap):
+            out: Tensor = self.update(
+                z, encoding.injection, encoding.variables, radius=self.config.radius
+            )
+            return out
+        return project_ball(self.step(z, encoding), self.config.radius)
+
     def compile_step(self, compiled: Callable[[Step], Step]) -> None:
         """Let `compiled` (a `Placement.compiled`) wrap the latent update that `recur` iterates."""
-        self._step = compiled(TinyRecursiveModel.step)
+        self._step = compiled(TinyRecursiveModel.projected_step)
 
     def recur(
         self, encoding: Encoding, *, depth: int | None = None
@@ -382,7 +406,6 @@ class TinyRecursiveModel(nn.Module):
             lambda z: self._step(self, z, encoding),
             self._start(encoding),
             depth=self.config.depth if depth is None else depth,
-            radius=self.config.radius,
         )
 
     def _start(self, encoding: Encoding) -> Float[Tensor, "row channel"]:
@@ -430,13 +453,8 @@ class TinyRecursiveModel(nn.Module):
         batch, shape = len(editable), self.shape
         of_cell: Tensor = self.edit_out(torch.relu(self.edit_hidden(z)))
         logits = z.new_zeros(batch, shape.num_actions)
-        column = torch.where(
-            self.action_variable >= 0,
-            self.action_variable % shape.num_values,
-            shape.num_values + self.action_kind,
-        )
         on_cell = self.action_cell >= 0
-        place = (self.action_cell * of_cell.shape[1] + column)[on_cell]
+        place = (self.action_cell * of_cell.shape[1] + self.action_column)[on_cell]
         logits = logits.index_copy(
             1, on_cell.nonzero().flatten(), of_cell.view(batch, -1)[:, place]
         )

@@ -18,7 +18,7 @@ from torch import Tensor
 from trm.ranges import check_at_least
 
 Step = Callable[[Tensor], Tensor]
-"""One latent update z -> f(z), the injection already bound."""
+"""One latent update z -> Pi_R(f(z)), the injection already bound."""
 
 
 def project_ball(
@@ -40,15 +40,14 @@ def unroll(
     start: Float[Tensor, "row channel"],
     *,
     depth: int,
-    radius: float | None = None,
 ) -> Float[Tensor, "row channel"]:
-    """z^(n) after `depth` = n projected updates; depth 0 returns the start.
+    """z^(n) after `depth` = n updates; depth 0 returns the start.
 
     Gradient flows through all updates.
     """
     z = start
     for _ in range(depth):
-        z = project_ball(step(z), radius)
+        z = step(z)
     return z
 
 
@@ -84,7 +83,6 @@ def unroll_until(
     batch: int,
     depth: int,
     tolerance: float | None,
-    radius: float | None = None,
 ) -> Unrolled:
     """Unroll until ||z^(t+1) - z^(t)|| <= tolerance, at most `depth` times, each state for itself.
 
@@ -99,14 +97,13 @@ def unroll_until(
         batch: number of states.
         depth: n, the most updates.
         tolerance: None = always `depth` updates, as `unroll`.
-        radius: R of the projection after each update.
     """
     z = start
     going = torch.ones(batch, dtype=torch.bool, device=start.device)
     unrolls = torch.zeros(batch, dtype=torch.long, device=start.device)
     last_step = torch.zeros(batch, dtype=start.dtype, device=start.device)
     for _ in range(depth):
-        after = project_ball(step(z), radius)
+        after = step(z)
         with torch.no_grad():
             moved = step_size(after, z, row_state=row_state, like=last_step)
             last_step = torch.where(going, moved, last_step)

@@ -18,7 +18,6 @@ from torch import Tensor
 
 from trm.nn.blocks import GroupStructure
 from trm.nn.model import Encoding, StateBatch, TinyRecursiveModel
-from trm.nn.recursion import project_ball
 from upi_trm.contraction import NotContractive, certificate, spectral_norm
 from upi_trm.evaluator import shaped_value
 
@@ -49,7 +48,7 @@ def update_latent(
     model: TinyRecursiveModel, encoding: Encoding, z: Float[Tensor, "row channel"]
 ) -> Float[Tensor, "row channel"]:
     """One update z -> Pi_R(f(z, u)), as the recursion makes it."""
-    return project_ball(model.step(z, encoding), model.config.radius)
+    return model.projected_step(z, encoding)
 
 
 @torch.no_grad()

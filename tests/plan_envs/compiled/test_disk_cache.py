@@ -1,6 +1,9 @@
 """Whether numba keeps machine code on the disk, asked of the kernels themselves."""
 
 import importlib.util
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -42,3 +45,46 @@ def test_the_first_use_on_a_machine_is_announced(
     monkeypatch.setattr(disk_cache, "in_disk_cache", lambda: False)
     disk_cache.announce_compilation()
     assert "compiling the environments' kernels" in capsys.readouterr().err
+
+
+KEYS = "import numpy as np; from plan_envs.instances import content_keys; "
+KEYS += "print(content_keys(np.zeros((1, 16), np.int8))[0])"
+NOWHERE = """
+import tempfile
+
+def refuse(*_, **__):
+    raise PermissionError(13, "Permission denied")
+
+tempfile.TemporaryFile = refuse  # what numba tries a folder with
+"""
+
+
+def start(code: str, cache: str) -> subprocess.Popen[str]:
+    places = {"NUMBA_CACHE_DIR": cache, "PYTHONPATH": os.pathsep.join(sys.path)}
+    return subprocess.Popen(
+        [sys.executable, "-c", code],
+        env=os.environ | places,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def test_two_processes_that_compile_the_same_kernels_at_once_both_get_them_right(
+    tmp_path: Path,
+) -> None:
+    for process in [start(KEYS, str(tmp_path)) for _ in range(2)]:
+        out, err = process.communicate()
+        assert out == "13908203925316237456\n", err
+    kept = [file.name for file in tmp_path.rglob("*.*") if file.is_file()]
+    assert any(name.startswith("instances.hash_rows-") for name in kept)
+    assert {name.rpartition(".")[2] for name in kept} == {"nbi", "nbc"}  # nothing half written
+
+
+def test_where_machine_code_can_be_kept_nowhere_a_command_says_so_in_one_line() -> None:
+    command = "from trm.experiments.cli import main; main(['envs'])"
+    process = start(NOWHERE + command, os.devnull)
+    out, err = process.communicate()
+    assert (process.returncode, out) == (2, "")
+    assert err.startswith("error: machine code can be kept neither beside the package nor")
+    assert err.count("\n") == 1

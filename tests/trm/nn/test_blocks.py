@@ -54,7 +54,7 @@ def scaled_sums(structure: GroupStructure, kind: int) -> Tensor:
     variables = full_batch(structure)
     rows = torch.eye(structure.num_variables, dtype=torch.float64)
     total = structure.scaled_product(variables.group_sums(rows)[kind], rows, kind)
-    return total[variables.group[kind]]
+    return total[variables.groups.group[kind]]
 
 
 # --- Ragged batches
@@ -75,9 +75,9 @@ def test_rows_share_a_group_exactly_when_state_and_label_agree(seed: int) -> Non
     for kind in range(len(structure)):
         label = structure.labels[kind][variables.variable]
         same_label = (label[:, None] == label) & (variables.state[:, None] == variables.state)
-        group = variables.group[kind]
+        group = variables.groups.group[kind]
         assert torch.equal(group[:, None] == group, same_label)
-        assert int(group.max()) < variables.num_groups[kind]
+        assert int(group.max()) < variables.groups.num_groups[kind]
 
 
 @given(seed=SEEDS)
@@ -88,7 +88,7 @@ def test_group_sums_match_a_loop_over_the_members(seed: int) -> None:
     dense[active] = rows
     for kind in range(len(structure)):
         label = structure.labels[kind].tolist()
-        got = variables.group_sums(rows)[kind][variables.group[kind]]
+        got = variables.group_sums(rows)[kind][variables.groups.group[kind]]
         for row, (state, variable) in enumerate(active.nonzero().tolist()):
             members = [v for v in range(12) if label[v] == label[variable]]
             wanted = sum((dense[state, v] for v in members), torch.zeros(3))

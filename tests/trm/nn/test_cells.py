@@ -70,9 +70,9 @@ def test_a_wave_reaches_one_cell_further_with_each_unroll() -> None:
 
 
 @pytest.mark.parametrize("update_map", MAPS)
-@pytest.mark.parametrize("name", ["maze10", "nqueens8", "sudoku4x4"])
+@pytest.mark.parametrize("name", ["maze10", "nqueens8", "sudoku4x4", "repair-tiny"])
 def test_every_domain_gets_values_and_masked_logits(name: str, update_map: str) -> None:
-    if name == "nqueens8" and update_map == "neighbour":
+    if name in ("nqueens8", "repair-tiny") and update_map == "neighbour":
         with pytest.raises(ValueError, match="needs a domain with neighbours"):
             model_of(name, update_map)
         return
@@ -85,6 +85,19 @@ def test_every_domain_gets_values_and_masked_logits(name: str, update_map: str) 
     assert bool((logits[states.mask == 0] == ILLEGAL_LOGIT).all())
     assert bool((logits[states.mask == 1].abs() < 100).all())
     assert logits[states.mask == 1].unique().numel() > 5
+
+
+def test_writes_of_several_kinds_have_logits_of_their_own() -> None:
+    """To replace a token and to insert it are two edits of one cell and value."""
+    states, _ = states_of("repair-tiny")
+    spec = resolve_task("repair-tiny").domain.spec
+    model = model_of("repair-tiny", "attention")
+    every = StateBatch(
+        instance=states.instance, plan=states.plan, mask=torch.ones_like(states.mask)
+    )
+    logits = model(every)[1]
+    assert all(len(row.unique()) == spec.num_actions for row in logits)
+    assert len(model.action_column[:-1].unique()) == 2 * spec.num_values + 1  # and one for deleting
 
 
 @pytest.mark.parametrize("update_map", ["mixer", "attention"])

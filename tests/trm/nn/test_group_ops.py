@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from learner_cases import generator
 from torch import Tensor
 
-from trm.nn.group_ops import group_context, group_spread, group_sums, run_max
+from trm.nn.group_ops import group_spread, group_sums, run_max
 
 SEEDS = st.integers(0, 10_000)
 KERNELS = (torch.float32, torch.float64)
@@ -96,38 +96,3 @@ def test_rows_that_are_views_are_read_in_their_own_order() -> None:
     wanted = torch.stack([wide.T[[0, 2]].sum(dim=0), wide.T[[1, 3]].sum(dim=0)])
     torch.testing.assert_close(group_sums(wide.T, group, (2,))[0], wanted)
     torch.testing.assert_close(group_spread([wide.T], group), wide.T[group[0]])
-
-
-def context_case(seed: int, dtype: torch.dtype = torch.float64) -> tuple[Tensor, dict[str, Tensor]]:
-    """Rows of three states (some empty) over 12 variables, in three kinds of two classes."""
-    draws = generator(seed)
-    present = torch.rand(3, 12, generator=draws) < 0.6
-    state, variable = present.nonzero(as_tuple=True)
-    labels = torch.stack([torch.arange(12) // 3, torch.arange(12) % 3, torch.arange(12) % 4])
-    weight = torch.rand(3, 4, generator=draws, dtype=torch.float64)
-    scale = torch.stack([weight[kind, labels[kind]] for kind in range(3)]).to(dtype)
-    rows = torch.randn(len(state), 2, generator=draws, dtype=torch.float64).to(dtype)
-    tables = {"labels": labels, "scale": scale, "classes": torch.tensor([0, 1, 0])}
-    return rows, {"state": state, "variable": variable, **tables}
-
-
-@DTYPES
-@given(seed=SEEDS)
-def test_context_is_the_row_and_its_scaled_group_sums(dtype: torch.dtype, seed: int) -> None:
-    rows, case = context_case(seed, dtype)
-    found = group_context(rows, **case)
-    assert (found.dtype, found.shape) == (dtype, (len(rows), 6))
-    wanted = torch.zeros(len(rows), 6, dtype=torch.float64)
-    wanted[:, :2] = rows.double()
-    for t in range(len(rows)):
-        for kind, index in enumerate(case["classes"].tolist()):
-            label = case["labels"][kind][case["variable"]]
-            same = (case["state"] == case["state"][t]) & (label == label[t])
-            weight = case["scale"][kind, case["variable"][t]].double()
-            wanted[t, 2 + 2 * index : 4 + 2 * index] += weight * rows[same].double().sum(dim=0)
-    torch.testing.assert_close(found.double(), wanted, atol=tolerance(dtype), rtol=0)
-
-
-def test_gradient_of_the_context() -> None:
-    rows, case = context_case(0)
-    assert torch.autograd.gradcheck(lambda rows: group_context(rows, **case), rows.requires_grad_())

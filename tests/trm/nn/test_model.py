@@ -239,7 +239,9 @@ def test_depth_given_to_a_call_equals_depth_of_the_recipe(config: dict[str, obje
 def test_unroll_applies_the_step_depth_times_and_projects_after_each() -> None:
     # z -> 2z from 1 inside the ball of radius 5: 1, 2, 4, then 8 is pulled back to 5, and so on.
     start = torch.tensor([[1.0, 0.0]])
-    reached = [float(unroll(lambda z: 2 * z, start, depth=n, radius=5.0)[0, 0]) for n in range(6)]
+    reached = [
+        float(unroll(lambda z: project_ball(2 * z, 5.0), start, depth=n)[0, 0]) for n in range(6)
+    ]
     assert reached == [1.0, 2.0, 4.0, 5.0, 5.0, 5.0]
     assert float(unroll(lambda z: 2 * z, start, depth=5)[0, 0]) == 32.0
 

@@ -46,13 +46,12 @@ def counted(model: TinyRecursiveModel, states: StateBatch, tolerance: float | No
     """The recursion of a model from 0, each state until it rests."""
     encoding = model.encode(states)
     return unroll_until(
-        lambda z: model.step(z, encoding),
+        lambda z: model.projected_step(z, encoding),
         torch.zeros_like(encoding.injection),
         row_state=encoding.row_state,
         batch=encoding.batch,
         depth=model.config.depth,
         tolerance=tolerance,
-        radius=model.config.radius,
     )
 
 
@@ -98,7 +97,7 @@ def test_each_state_stops_for_itself_and_within_the_a_posteriori_bound(
     with torch.no_grad():
         encoding = model.encode(states)
         found = counted(model, states, tolerance)
-        fixed = unroll(lambda z: model.step(z, encoding), found.z, depth=300)
+        fixed = unroll(lambda z: model.projected_step(z, encoding), found.z, depth=300)
         missing = state_norms(found.z - fixed, encoding)
         first = state_norms(model.recur(encoding, depth=1), encoding)
     for row, (n, last) in enumerate(

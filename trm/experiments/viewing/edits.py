@@ -1,5 +1,7 @@
 """Edits in words, for people: "7 at row 2, column 5"."""
 
+import numpy as np
+
 from plan_envs.domain import DomainSpec
 
 
@@ -11,7 +13,8 @@ def edit_name(spec: DomainSpec, action: int) -> str:
         return f"{kind} {value}" if value else kind
     row, column = divmod(cell, spec.grid_shape[1])
     place = f"row {row + 1}, column {column + 1}"
-    if value and spec.num_values > 1 and spec.neighbours is None:
+    writing = np.unique(spec.action_kind[(spec.action_cell >= 0) & (spec.action_value > 0)])
+    if value and spec.num_values > 1 and spec.neighbours is None and len(writing) == 1:
         return f"{spec.symbols[value]} at {place}"
     if value and (spec.action_cell == cell).sum() > 1:
         return f"{kind} {spec.symbols[value]} at {place}"

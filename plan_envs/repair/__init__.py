@@ -1,0 +1,1 @@
+"""Repair: edit a small program until it passes its unit tests."""
