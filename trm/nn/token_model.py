@@ -393,7 +393,8 @@ class _RelationalNetwork(nn.Module):
         )
 
     def forward(self, z: Tensor, injection: Tensor, variables: VariableBatch) -> Tensor:
-        return project_ball(self.map(z[0], injection[0], variables), self.radius)[None]
+        out: Tensor = self.map(z[0], injection[0], variables, radius=self.radius)
+        return out[None]
 
 
 class _NeighbourNetwork(nn.Module):
