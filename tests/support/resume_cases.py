@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from trm.runs.run import Run
+
 
 class KilledError(Exception):
     """Stands for a SIGKILL: nothing is saved on the way out."""
@@ -18,6 +20,14 @@ def kill() -> None:
 
 def terminate() -> None:
     os.kill(os.getpid(), signal.SIGTERM)
+
+
+def metrics_without_clocks(run: Run) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl but for the times in them, which differ from run to run."""
+    return [
+        {name: value for name, value in line.items() if not name.startswith("seconds_")}
+        for line in run.read_metrics()
+    ]
 
 
 def assert_same(first: Any, second: Any, place: str = "state") -> None:
