@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from baselines.masked_sb3 import dueling_values
 from baselines.recipe import BaselineRecipe
@@ -21,6 +21,7 @@ from trm.experiments.states import (
     Boards,
     Deepening,
     all_edit_logits,
+    edit_logits,
     policy_probabilities,
     readings_by_depth,
 )
@@ -42,6 +43,21 @@ class Sb3Insight:
         if self.recipe.dqn is None:
             return frozenset({"probabilities", "values", "deepen"})
         return frozenset({"edit_values", *({"values"} if self.recipe.dqn.dueling else ())})
+
+    @property
+    def modules(self) -> tuple[nn.Module, ...]:
+        """Policy and critic."""
+        return self.networks.policy, self.networks.evaluator
+
+    def readings(self, states: StateBatch) -> dict[str, Tensor]:
+        """pi(a | s) and V(s) of an actor-critic; Q(s, a) of DQN, and V(s) if it is dueling."""
+        found = {"values": self._values(states)} if "values" in self.quantities else {}
+        logits, legal = edit_logits(self.networks.policy, states), states.mask > 0
+        if self.recipe.dqn is None:
+            return {"probabilities": torch.softmax(logits, dim=1), **found}
+        if self.recipe.dqn.dueling:
+            logits = dueling_values(found["values"][:, None], logits, legal)
+        return {**found, "edit_values": logits.masked_fill(~legal, torch.nan)}
 
     def probabilities(self, states: StateBatch) -> Float[Tensor, "batch action"]:
         """pi(a | s)."""

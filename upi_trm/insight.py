@@ -6,20 +6,22 @@ read with the parts that `UpiLearner` makes of the recipe.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from plan_envs.domain import PlanDomain
 from trm.compute.device import Placement
-from trm.experiments.states import Boards, Deepening, readings_by_depth
+from trm.experiments.states import Boards, Deepening, edit_logits, readings_by_depth
 from trm.nn.model import StateBatch, TinyRecursiveModel
 from trm.runs.checkpoints import part_of
 from upi_trm.advantage import PerEdit
 from upi_trm.chain import MixturePolicy
-from upi_trm.deployment import edit_policy, load_deployed
+from upi_trm.deployment import deployed_part, edit_policy, load_deployed
+from upi_trm.edit_values import corrected_values, state_edit_value
 from upi_trm.evaluator import shaped_value
 from upi_trm.learner import LearnerConfig, UpiLearner
 from upi_trm.rollout import Visits
@@ -45,7 +47,10 @@ class UpiInsight:
         learner = UpiLearner.to_study(domain, config, placement.torch_device)
         learner.evaluator.load_state_dict(part_of(weights, "evaluator"))
         learner.evaluator.eval()
-        policy = load_deployed(domain, config, weights, placement)
+        if deployed_part(config) == "evaluator":
+            policy: TinyRecursiveModel | MixturePolicy = learner.evaluator
+        else:
+            policy = load_deployed(domain, config, weights, placement)
         return UpiInsight(learner=learner, policy=policy, placement=placement)
 
     @property
@@ -65,6 +70,36 @@ class UpiInsight:
             return frozenset()
         single = {"deepen"} if isinstance(self.policy, TinyRecursiveModel) else set()
         return frozenset({"probabilities", "values", "edit_values", *single})
+
+    @property
+    def modules(self) -> tuple[nn.Module, ...]:
+        """The deployed policy and the evaluator."""
+        return self.policy, self.learner.evaluator
+
+    def readings(self, states: StateBatch) -> dict[str, Tensor]:
+        """pi(a | s), what the value head says, and Q where the edit head says it by itself."""
+        evaluator, config = self.learner.evaluator, self.config.evaluator
+        encoding = evaluator.encode(states)
+        z = evaluator.recur(encoding)
+        raw, head = evaluator.value(z, encoding), evaluator.edit_logits(z, encoding, states)
+        no_phi = torch.zeros_like(raw)
+        value = shaped_value(raw, no_phi, value=config.value)
+        if isinstance(self.policy, MixturePolicy):
+            pi = _sum_of_shares(self.policy, states)
+        else:
+            own = self.policy is evaluator
+            pi = torch.softmax(head if own else edit_logits(self.policy, states), dim=1)
+        found = {"probabilities": pi, "values": value}
+        if config.edit_values == "certified":
+            found["edit_values"] = torch.sigmoid(head)
+        elif config.edit_values == "state":
+            base = state_edit_value(value, no_phi, config)[:, None].expand_as(head)
+            found["edit_values"] = corrected_values(base, head, no_phi[:, None], config)
+        illegal = states.mask == 0
+        return {
+            name: one.masked_fill(illegal, torch.nan) if name == "edit_values" else one
+            for name, one in found.items()
+        }
 
     def probabilities(self, states: StateBatch) -> PerEdit:
         """pi(a | s) of the deployed policy."""
@@ -122,6 +157,15 @@ class UpiInsight:
     def _modulus(self) -> float | None:
         bound = self.learner.certificates[0].bound() if self.learner.certificates else 1.0
         return bound if bound < 1 else None
+
+
+def _sum_of_shares(policy: MixturePolicy, states: StateBatch) -> PerEdit:
+    """`MixturePolicy.probabilities` as operations on tensors alone."""
+    parts = [
+        policy.shares[j] * torch.softmax(edit_logits(cast(TinyRecursiveModel, network), states), 1)
+        for j, network in enumerate(policy.networks)
+    ]
+    return torch.stack(parts).sum(dim=0)
 
 
 def _array(tensor: Tensor) -> NDArray[np.float32]:

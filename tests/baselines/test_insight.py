@@ -1,6 +1,7 @@
 """What a baseline says of states: the algorithm's own quantities, and no others."""
 
 import numpy as np
+import pytest
 import torch
 from baselines_cases import TINY
 
@@ -64,3 +65,20 @@ def test_without_dueling_the_edit_head_is_q_and_there_is_no_value() -> None:
     q = insight.edit_values(boards)
     legal = states.mask.numpy() > 0
     np.testing.assert_array_equal(q[legal], logits[legal])
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "quantities"),
+    [("ppo", {"probabilities", "values"}), ("dqn", {"values", "edit_values"})],
+)
+def test_readings_are_the_same_figures_as_tensors(algorithm: str, quantities: set[str]) -> None:
+    insight, boards = _insight(read_recipe(None, algorithm=algorithm))
+    states = boards.batch(TASK.domain, torch.device("cpu"))
+    with torch.no_grad():
+        found = insight.readings(states)
+    assert set(found) == quantities
+    np.testing.assert_allclose(found["values"], insight.values(boards), atol=1e-6)
+    if algorithm == "ppo":
+        torch.testing.assert_close(found["probabilities"], insight.probabilities(states))
+    else:
+        np.testing.assert_allclose(found["edit_values"], insight.edit_values(boards), atol=1e-6)

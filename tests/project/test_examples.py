@@ -42,8 +42,24 @@ for file in files:
 def test_each_example_is_in_the_table_of_its_page_and_is_tested() -> None:
     files = sorted(file.stem for file in FOLDER.glob("*.py"))
     page = (FOLDER / "README.md").read_text(encoding="utf-8")
-    assert files == sorted(SAYS)
+    assert files == sorted([*SAYS, "export_onnx"])  # which tests/trm/experiments/trained runs
     assert all(f"`examples/{name}.py`" in page for name in files)
+
+
+def test_the_notebook_holds_no_outputs_and_runs() -> None:
+    missing = "the notebook needs nbclient and ipykernel"
+    nbformat = pytest.importorskip("nbformat", reason=missing)
+    nbclient = pytest.importorskip("nbclient", reason=missing)
+    pytest.importorskip("ipykernel", reason=missing)
+    notebook = nbformat.read(FOLDER / "first_look.ipynb", as_version=4)
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert not any(cell.outputs or cell.execution_count for cell in code)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(REPO))
+        patch.setenv("MPLBACKEND", "module://matplotlib_inline.backend_inline")
+        nbclient.NotebookClient(notebook, timeout=None, kernel_name="python3").execute()
+    said = str([cell.outputs for cell in code])
+    assert "solved in " in said and said.count("image/png") == 2
 
 
 @pytest.fixture(scope="module")

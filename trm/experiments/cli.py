@@ -22,6 +22,7 @@ from trm.experiments.options import EXIT_INTERRUPTED
 from trm.experiments.play_cli import play
 from trm.experiments.shipped_runs import FOLDER, PREFIX
 from trm.experiments.sweep_cli import compare, sweep
+from trm.experiments.trained.cli import export
 from trm.experiments.use_cli import evaluate, solve
 from trm.experiments.viewing.cli import report
 
@@ -30,7 +31,7 @@ PLUGIN_GROUP = "upi_trm.commands"
 
 _SECTIONS = {
     "Learn": ["train", "sweep"],
-    "Measure and use": ["eval", "solve", "compare", "report", "drift", "bounds"],
+    "Measure and use": ["eval", "solve", "compare", "report", "export", "drift", "bounds"],
     "Look around": ["envs", "recipes", "runs", "play"],
 }
 
@@ -103,7 +104,7 @@ def cli(settings: Any, debug: bool) -> None:
         settings.shown = True
 
 
-for _command in (sweep, evaluate, solve, compare, report, envs, recipes, runs, play):
+for _command in (sweep, evaluate, solve, compare, report, export, envs, recipes, runs, play):
     cli.add_command(_command)
 
 

@@ -17,7 +17,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Float
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from plan_envs.catalogue import TASKS, Task, resolve_task
 from plan_envs.domain import Int8Array, PlanDomain
@@ -94,6 +94,17 @@ class Insight(Protocol):
     @property
     def quantities(self) -> frozenset[str]:
         """Of "probabilities", "values", "edit_values" and "deepen" those that the run has."""
+
+    @property
+    def modules(self) -> Sequence[nn.Module]:
+        """The networks that `readings` reads."""
+
+    def readings(self, states: StateBatch) -> dict[str, Tensor]:
+        """What the networks alone say of states, by quantity; of it `export` makes a graph.
+
+        Nothing here asks the checker, so that a head which means a chance to be solved is given as
+        that: V(s) + Phi(s), and Q(s, a) + Phi(s) of undecided edits. Other heads give V and Q.
+        """
 
     def probabilities(self, states: StateBatch) -> Float[Tensor, "batch action"]:
         """pi(a | s), 0 at illegal edits (an `EditPolicy`)."""

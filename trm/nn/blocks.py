@@ -87,7 +87,7 @@ class GroupStructure(nn.Module):
         scale = self.group_sizes[kind, :count].rsqrt()
         if self.uniform[kind]:
             return totals @ (weight * scale[0])
-        return (totals * scale.repeat(len(totals) // count)[:, None]) @ weight
+        return (totals.view(-1, count, totals.shape[1]) * scale[:, None]).view_as(totals) @ weight
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -109,7 +109,7 @@ class VariableBatch:
     ) -> "VariableBatch":
         """The rows of the variables where `active` is True."""
         state, variable = active.nonzero(as_tuple=True)
-        return VariableBatch.of(structure, state, variable, batch=len(active))
+        return VariableBatch.of(structure, state, variable, batch=active.shape[0])
 
     @staticmethod
     def of(
@@ -137,7 +137,7 @@ class VariableBatch:
 
     def shares(self) -> Float[Tensor, "kind row"]:
         """1 / (present members of the row's group), for each kind: 1 where a row stands alone."""
-        ones = torch.ones(len(self.state), 1, device=self.state.device)
+        ones = torch.ones(self.state.shape[0], 1, device=self.state.device)
         totals = zip(self.group_sums(ones), self.groups.group, strict=True)
         return torch.stack([total[index, 0].reciprocal() for total, index in totals])
 
@@ -156,8 +156,6 @@ class GroupLinear(nn.Module):
     Each set of `tied` names kinds of groups that share one weight (rows and columns of Sudoku: then
     the map commutes with transposition too; of N-Queens also both diagonals).
     """
-
-    classes: Tensor
 
     def __init__(
         self,
@@ -181,8 +179,6 @@ class GroupLinear(nn.Module):
             torch.randn(classes, in_channels, out_channels, generator=generator) * scale
         )
         self.bias = nn.Parameter(torch.zeros(out_channels)) if bias else None
-        used = torch.tensor(self.weight_of_kind, dtype=torch.long)
-        self.register_buffer("classes", used, persistent=False)
 
     def forward(
         self,
@@ -204,7 +200,7 @@ class GroupLinear(nn.Module):
             added,
             torch.cat([self.own[None], self.grouped]),
             variables.groups,
-            classes=self.classes,
+            classes=self.weight_of_kind,
             rectify=rectify,
             radius=radius,
         )
@@ -257,8 +253,8 @@ class GroupReadout(nn.Module):
         classes = len(self.weight)
         means: list[list[Tensor]] = [[] for _ in range(classes)]
         maxima: list[list[Tensor]] = [[] for _ in range(classes)]
-        counted = torch.cat([rows, rows.new_ones(len(rows), 1)], dim=1)
-        one = rows.new_ones(len(placed.state), 1)
+        counted = torch.cat([rows, rows.new_ones(rows.shape[0], 1)], dim=1)
+        one = rows.new_ones(placed.state.shape[0], 1)
         sums = (variables.group_sums(counted), placed.group_sums(one), self.weight_of_kind)
         for kind, (total, number_set, index) in enumerate(zip(*sums, strict=True)):
             weight = self.weight[index]

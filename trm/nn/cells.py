@@ -88,7 +88,7 @@ class CellReader(nn.Module):
 
     def editable(self, mask: Int[Tensor, "batch action"]) -> Bool[Tensor, "batch cell"]:
         """The cells that some legal edit writes."""
-        count = torch.zeros(len(mask), self.num_cells, device=mask.device)
+        count = torch.zeros(mask.shape[0], self.num_cells, device=mask.device)
         legal = mask[:, self.writers].to(count.dtype)
         return count.index_add_(1, self.written, legal) > 0
 
@@ -99,11 +99,14 @@ class CellReader(nn.Module):
         editable: Bool[Tensor, "batch cell"],
     ) -> Float[Tensor, "row channel"]:
         """The injection, one row a cell."""
-        batch = len(plan)
+        batch = plan.shape[0]
         boards = instance.view(batch, self.instance_layers, self.num_cells).transpose(1, 2)
         seen = torch.cat([plan[:, :, None].long(), editable[:, :, None].long(), boards.long()], 2)
         index = (seen + self.offsets).flatten(0, 1)
-        features = nn.functional.embedding_bag(index, self.embed, mode="sum")
+        if torch.compiler.is_exporting():  # ONNX has no bags, and makes loops of them
+            features = self.embed[index].sum(dim=1)
+        else:
+            features = nn.functional.embedding_bag(index, self.embed, mode="sum")
         if self.place is not None:
             features = features + self.place.repeat(batch, 1)
         out: Tensor = self.inject(torch.relu(self.hidden(torch.relu(features))))
@@ -288,7 +291,7 @@ def neighbour_max(
     """
     if has_kernel(rows):
         return maxima(_neighbour_kernel, rows, neighbours, len(rows))
-    cells = rows.view(-1, len(neighbours), rows.shape[1])
+    cells = rows.view(-1, neighbours.shape[0], rows.shape[1])
     gathered = cells[:, neighbours.clamp_min(0)]
     absent = (neighbours < 0)[None, :, :, None]
     out = gathered.masked_fill(absent, float("-inf")).amax(dim=2)

@@ -8,6 +8,7 @@ the CPU one numba kernel does it all and another its gradient; elsewhere, and un
 is torch operations. `blocks` calls it, with parameters and batches that it prepares.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, no_type_check
 
@@ -57,7 +58,7 @@ def group_linear(
     weight: Float[Tensor, "part inputs channel"],
     groups: GroupRows,
     *,
-    classes: Int[Tensor, " kind"],
+    classes: Sequence[int],
     rectify: bool = False,
     radius: float | None = None,
 ) -> Float[Tensor, "row channel"]:
@@ -81,7 +82,7 @@ def group_linear(
     if narrow and rows.requires_grad:
         rows = nn.functional.pad(rows, (0, narrow))
         weight = nn.functional.pad(weight, (0, 0, 0, narrow))
-    tables = (groups.ends, groups.slots, groups.scale.to(rows.dtype), classes)
+    tables = (groups.ends, groups.slots, groups.scale.to(rows.dtype), torch.tensor(classes))
     out: Tensor = _GroupLinear.apply(  # type: ignore[no-untyped-call]
         rows, added, weight, tables, groups.num_slots, rectify, radius or 0.0
     )
@@ -93,14 +94,14 @@ def _in_torch(
     added: Tensor,
     weight: Tensor,
     groups: GroupRows,
-    classes: Tensor,
+    classes: Sequence[int],
     *,
     rectify: bool,
     radius: float | None,
 ) -> Tensor:
     """The sums come first here: they are over fewer numbers, and one product follows."""
     parts: list[Tensor] = [rows]
-    for kind, used in enumerate(classes.tolist()):
+    for kind, used in enumerate(classes):
         group = groups.group[kind : kind + 1]
         (sums,) = group_sums(rows, group, groups.num_groups[kind : kind + 1])
         heard = groups.scale[:, kind, None].to(rows.dtype) * group_spread([sums], group)

@@ -33,7 +33,7 @@ def group_spread(
     totals: Sequence[Float[Tensor, "_ channel"]], group: Int[Tensor, "kind row"]
 ) -> Float[Tensor, "row channel"]:
     """out[t] = sum over kinds k of totals[k][group[k, t]]; differentiable."""
-    num_groups = [len(total) for total in totals]
+    num_groups = [total.shape[0] for total in totals]
     (spread,) = _linear(
         lambda *values: (_spread(values, group),),
         lambda gradient: _sums(gradient, group, num_groups),
@@ -76,8 +76,9 @@ def maxima(
 
 
 def has_kernel(values: Tensor) -> bool:
-    """Whether the numba kernels can compute with these numbers."""
-    return values.device.type == "cpu" and values.dtype in (torch.float32, torch.float64)
+    """Whether the numba kernels can compute with these numbers; an exported graph has none."""
+    on_cpu = values.device.type == "cpu" and values.dtype in (torch.float32, torch.float64)
+    return on_cpu and not torch.compiler.is_exporting()
 
 
 def _sums(rows: Tensor, group: Tensor, num_groups: Sequence[int]) -> tuple[Tensor, ...]:

@@ -187,6 +187,9 @@ class TinyRecursiveModel(nn.Module):
     action_column: Tensor
     variable_cell: Tensor
     variable_value: Tensor
+    on_cell: Tensor
+    beside_values: Tensor
+    overall: Tensor
 
     def __init__(
         self, shape: ModelShape, config: ModelConfig, *, generator: torch.Generator
@@ -213,6 +216,9 @@ class TinyRecursiveModel(nn.Module):
             "action_kind": shape.action_kind.long(),
             "variable_cell": torch.arange(num_variables) // shape.num_values,
             "variable_value": torch.arange(num_variables) % shape.num_values + 1,
+            "on_cell": (cell >= 0).nonzero().flatten(),
+            "beside_values": ((cell >= 0) & ~writes).nonzero().flatten(),
+            "overall": (cell < 0).nonzero().flatten(),
         }
         for name, table in tables.items():
             self.register_buffer(name, table, persistent=False)
@@ -269,9 +275,9 @@ class TinyRecursiveModel(nn.Module):
             kinds = len(shape.action_kind[writes].unique())
             outputs = kinds * shape.num_values + num_kinds
             self.edit_out = _linear(hidden, outputs, generator, gain=0.1)
-            if bool((cell < 0).any()):
+            if len(self.overall):
                 self.pool_hidden = _linear(4 * width, hidden, generator)
-                self.pool_out = _linear(hidden, int((cell < 0).sum()), generator, gain=0.1)
+                self.pool_out = _linear(hidden, len(self.overall), generator, gain=0.1)
         self.value_out = _linear(hidden, 1, generator, gain=0.1)
         # Not bound to this model, so that a deep copy steps with its own weights.
         self._step: Step = TinyRecursiveModel.projected_step
@@ -326,17 +332,19 @@ class TinyRecursiveModel(nn.Module):
                     self.get_parameter(name).copy_(weight)
 
     def _encode(self, states: StateBatch) -> Encoding:
+        # Shapes are read by `.shape`: `len` would be a constant of an exported graph.
+        batch = states.plan.shape[0]
         if self.config.update_map == "mlp":
             boards = ((states.instance, self.most), (states.plan, self.shape.num_values))
             one_hot = [
                 nn.functional.one_hot(board.long(), most + 1).flatten(1) for board, most in boards
             ]
             flat = torch.cat(one_hot, dim=1).to(self.embed_flat.weight.dtype)
-            return Encoding(injection=self.embed_flat(flat), batch=len(states))
+            return Encoding(injection=self.embed_flat(flat), batch=batch)
         if self.config.update_map != "relational":
             editable = self.reader.editable(states.mask)
             injection = self.reader(states.instance, states.plan, editable)
-            return Encoding(injection=injection, batch=len(states), editable=editable)
+            return Encoding(injection=injection, batch=batch, editable=editable)
         padded = nn.functional.pad(states.mask, (0, 1))
         legal = padded[:, self.write_action].bool()
         active = legal
@@ -360,13 +368,13 @@ class TinyRecursiveModel(nn.Module):
         hidden = self.embed(features, variables, rectify=True)
         for layer in self.deeper:
             hidden = hidden + layer(hidden, variables, rectify=True)
-        state, set_cell = states.plan.nonzero(as_tuple=True)
+        state, set_cell = (states.plan > 0).nonzero(as_tuple=True)
         set_variable = set_cell * self.shape.num_values + states.plan[state, set_cell].long() - 1
         return Encoding(
             injection=self.inject(hidden, variables),
             variables=variables,
-            placed=VariableBatch.of(self.structure, state, set_variable, batch=len(states)),
-            batch=len(states),
+            placed=VariableBatch.of(self.structure, state, set_variable, batch=batch),
+            batch=batch,
         )
 
     def step(
@@ -450,18 +458,14 @@ class TinyRecursiveModel(nn.Module):
         self, z: Float[Tensor, "row channel"], editable: Bool[Tensor, "batch cell"]
     ) -> Float[Tensor, "batch action"]:
         """Edits of a cell read its latent, other edits the pool."""
-        batch, shape = len(editable), self.shape
+        batch, shape = editable.shape[0], self.shape
         of_cell: Tensor = self.edit_out(torch.relu(self.edit_hidden(z)))
         logits = z.new_zeros(batch, shape.num_actions)
-        on_cell = self.action_cell >= 0
-        place = (self.action_cell * of_cell.shape[1] + self.action_column)[on_cell]
-        logits = logits.index_copy(
-            1, on_cell.nonzero().flatten(), of_cell.view(batch, -1)[:, place]
-        )
-        if not bool(on_cell.all()):
+        place = (self.action_cell * of_cell.shape[1] + self.action_column)[self.on_cell]
+        logits = logits.index_copy(1, self.on_cell, of_cell.view(batch, -1)[:, place])
+        if len(self.overall):
             pooled = torch.relu(self.pool_hidden(cell_pools(z, editable)))
-            index = (~on_cell).nonzero().flatten()
-            logits = logits.index_copy(1, index, self.pool_out(pooled))
+            logits = logits.index_copy(1, self.overall, self.pool_out(pooled))
         return logits
 
     def _relational_logits(
@@ -482,17 +486,15 @@ class TinyRecursiveModel(nn.Module):
         kind = self.action_kind[action.clamp_max(shape.num_actions - 1)]
         chosen = row_logit.gather(1, kind[:, None]).squeeze(1)
         logits = logits.index_put((variables.state, action), chosen)[:, :-1]
-        per_cell = (self.action_variable < 0) & (self.action_cell >= 0)
-        if bool(per_cell.any()):
+        if len(self.beside_values):
+            index = self.beside_values
             hidden = of_cell.view(batch, shape.num_cells, -1) + of_pool[:, None]
             cell_logit = self.edit_out(torch.relu(hidden))
-            index = per_cell.nonzero().flatten()
             logits = logits.index_copy(
                 1, index, cell_logit[:, self.action_cell[index], self.action_kind[index]]
             )
-        overall = self.action_cell < 0
-        if bool(overall.any()):
-            index = overall.nonzero().flatten()
+        if len(self.overall):
+            index = self.overall
             pool_logit = self.edit_out(torch.relu(of_pool))
             logits = logits.index_copy(1, index, pool_logit[:, self.action_kind[index]])
         return logits

@@ -13,7 +13,7 @@ from trm.nn.group_linear import GroupRows, group_linear
 
 LABELS = torch.stack([torch.arange(12) // 3, torch.arange(12) % 3, torch.arange(12) % 4])
 NUM_GROUPS = (4, 3, 4)
-CLASSES = torch.tensor([0, 1, 0])
+CLASSES = [0, 1, 0]
 FINISHES: list[dict[str, Any]] = [
     {},
     {"rectify": True},
@@ -60,7 +60,7 @@ def dense(
 ) -> Tensor:
     """The layer by one matrix a kind of group."""
     out = added + rows @ weight[0]
-    for kind, used in enumerate(CLASSES.tolist()):
+    for kind, used in enumerate(CLASSES):
         same = groups.group[kind, :, None] == groups.group[kind]
         out = out + groups.scale[:, kind, None] * (same.double() @ rows @ weight[used + 1])
     out = out.relu() if rectify else out
