@@ -481,7 +481,7 @@ class TinyRecursiveModel(nn.Module):
         # shifts with the number of blanks.
         of_row = self.edit_hidden(z) + group_spread([of_cell], cells[None])
         row_logit = self.edit_out(torch.relu(of_row))
-        logits = z.new_zeros(batch, shape.num_actions + 1)
+        logits: Tensor = row_logit.new_zeros(batch, shape.num_actions + 1)
         action = self.write_action[variables.variable]
         kind = self.action_kind[action.clamp_max(shape.num_actions - 1)]
         chosen = row_logit.gather(1, kind[:, None]).squeeze(1)
