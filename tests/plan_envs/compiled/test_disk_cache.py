@@ -18,7 +18,8 @@ from plan_envs.sudoku.rules import Sudoku
 
 @pytest.fixture(autouse=True)
 def announced(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A command that has just begun."""
+    """A command that has just begun; one that another test called in this process stays silent."""
+    monkeypatch.setattr(disk_cache._ANNOUNCER, "said", True)
     monkeypatch.setattr(disk_cache, "_ANNOUNCER", disk_cache._Announcer())
     disk_cache.announce_compilation()
     yield
