@@ -20,7 +20,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from trm.experiments.intervals import student_t_interval, wilson_interval
-from trm.experiments.milestones import Milestone, milestone_table, milestones
+from trm.experiments.milestones import LEVELS, Milestone, milestones
 from trm.experiments.records import Record
 from trm.runs.pictures import new_figure, save_figure
 
@@ -100,7 +100,7 @@ class Comparison:
             rows = [(_name(row), row.milestones) for row in self.rows if row.env == env]
             timed = [(name, reached) for name, reached in rows if reached]
             if timed:
-                found.append(milestone_table(env, timed))
+                found.append(_milestone_table(env, timed))
         return found
 
 
@@ -305,10 +305,10 @@ def _check_sums(record: Record) -> None:
 # --- Showing
 
 
-def _table(rows: Sequence[Row]) -> Table:
-    first = rows[0]
+def _headed(title: str, *headings: str) -> Table:
+    """A table without lines: policies, then figures that do not wrap."""
     table = Table(
-        title=f"{first.env}: {first.num_instances} puzzles of {first.instances}",
+        title=title,
         title_justify="left",
         title_style="bold",
         box=SIMPLE_HEAD,
@@ -316,8 +316,26 @@ def _table(rows: Sequence[Row]) -> Table:
         collapse_padding=True,
     )
     table.add_column("policy", overflow="fold")
-    for heading in ("solved", "95%", "score", "improve-\nment", "edits", "wall", "seeds"):
+    for heading in headings:
         table.add_column(heading, justify="right", no_wrap=True)
+    return table
+
+
+def _milestone_table(env: str, rows: Sequence[tuple[str, Sequence[Milestone]]]) -> Table:
+    """Edits and CPU seconds to every level, a line a policy."""
+    title = f"{env}: edits and CPU seconds until so many are solved"
+    table = _headed(title, *(f"{level:.0%}" for level in LEVELS))
+    for label, found in rows:
+        table.add_row(label, *map(str, found))
+    return table
+
+
+def _table(rows: Sequence[Row]) -> Table:
+    first = rows[0]
+    table = _headed(
+        f"{first.env}: {first.num_instances} puzzles of {first.instances}",
+        *("solved", "95%", "score", "improve-\nment", "edits", "wall", "seeds"),
+    )
     for row in rows:
         std = "" if row.success_rate_std is None else f" ± {row.success_rate_std:.1%}"
         learned = row.recipe is not None

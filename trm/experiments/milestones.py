@@ -8,9 +8,6 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from rich.box import SIMPLE_HEAD
-from rich.table import Table
-
 from trm.experiments.records import Record
 
 LEVELS = (0.5, 0.8, 0.9, 0.95)
@@ -48,24 +45,6 @@ def milestones(records: Sequence[Record]) -> tuple[Milestone, ...]:
     if not all(record.curve for record in records):
         return ()
     return tuple(_milestone(records, level) for level in LEVELS)
-
-
-def milestone_table(env: str, rows: Sequence[tuple[str, Sequence[Milestone]]]) -> Table:
-    """Edits and CPU seconds to every level, a line a label."""
-    table = Table(
-        title=f"{env}: edits and CPU seconds until so many are solved",
-        title_justify="left",
-        title_style="bold",
-        box=SIMPLE_HEAD,
-        pad_edge=False,
-        collapse_padding=True,
-    )
-    table.add_column("policy", overflow="fold")
-    for level in LEVELS:
-        table.add_column(f"{level:.0%}", justify="right", no_wrap=True)
-    for label, found in rows:
-        table.add_row(label, *map(str, found))
-    return table
 
 
 def _milestone(records: Sequence[Record], level: float) -> Milestone:
