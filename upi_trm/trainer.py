@@ -53,8 +53,8 @@ def share_of(recipe: UpiRecipe, workers: Workers) -> UpiRecipe:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class _Other:
-    """A further environment of `instances.also`: its learner shares the networks of the first."""
+class _Environment:
+    """An environment that the weights are trained on; all learners share the networks."""
 
     task: Task
     learner: UpiLearner
@@ -93,11 +93,10 @@ class UpiTraining(Trainee):
         self.streams = named_streams(setting.seed, member=workers.rank)
         # The same weights everywhere to begin with; all other draws are a process's own.
         init = self.streams if workers.is_main else named_streams(setting.seed)
-        (self.task, instances), *others = recipe.instances.tasks(setting.env)
-        self.validation = self._validation(self.task)
-        pool = instances.pool(self.task, seed=setting.seed)
+        (task, instances), *others = recipe.instances.tasks(setting.env)
+        pool = instances.pool(task, seed=setting.seed)
         self.learner = UpiLearner(
-            self.task.domain,
+            task.domain,
             mine,
             dead_end="absorb",
             device=placement.torch_device,
@@ -107,28 +106,33 @@ class UpiTraining(Trainee):
             lessons=self.streams.numpy("noise"),
             workers=workers,
         )
-        self.roller = self._roller(mine, self.task, self.learner, pool)
-        self.others = [
-            self._other(mine, task, one.pool(task, seed=setting.seed)) for task, one in others
-        ]
-        for learner in [self.learner, *(one.learner for one in self.others)]:
-            learner.compile_steps(placement)
+        self.environments = [self._environment(mine, task, self.learner, pool)]
+        for task, further in others:
+            pool = further.pool(task, seed=setting.seed)
+            self.environments.append(self._environment(mine, task, self._beside(task), pool))
+        for one in self.environments:
+            one.learner.compile_steps(placement)
 
     @classmethod
     def pieces(cls, recipe: UpiRecipe) -> tuple[int, int]:
         """An edit of every plan, and a rollout."""
         return recipe.rollout.plans, recipe.rollout.plans * recipe.rollout.steps
 
-    def _validation(self, task: Task) -> InstanceSet:
-        return task.instances("validation", num=self.recipe.schedule.evaluate_num)
-
-    def _other(self, mine: UpiRecipe, task: Task, pool: InstanceSet) -> "_Other":
+    def _beside(self, task: Task) -> UpiLearner:
         try:
-            learner = self.learner.beside(task.domain)
+            return self.learner.beside(task.domain)
         except ValueError as error:
             raise ValueError(f"instances.also {task.name}: {error}") from error
-        roller = self._roller(mine, task, learner, pool)
-        return _Other(task=task, learner=learner, roller=roller, validation=self._validation(task))
+
+    def _environment(
+        self, mine: UpiRecipe, task: Task, learner: UpiLearner, pool: InstanceSet
+    ) -> _Environment:
+        return _Environment(
+            task=task,
+            learner=learner,
+            roller=self._roller(mine, task, learner, pool),
+            validation=task.instances("validation", num=self.recipe.schedule.evaluate_num),
+        )
 
     def _roller(
         self, mine: UpiRecipe, task: Task, learner: UpiLearner, pool: InstanceSet
@@ -155,8 +159,7 @@ class UpiTraining(Trainee):
 
     def _leads(self) -> bool:
         """Whether the networks have learned anything that can lead a search, of any size."""
-        learners = [self.learner, *(one.learner for one in self.others)]
-        return any(learner.parts.edit_values.ready for learner in learners)
+        return any(one.learner.parts.edit_values.ready for one in self.environments)
 
     def spent(self, budget: int) -> bool:
         """Whether the budget has no edit left for every plan."""
@@ -167,11 +170,12 @@ class UpiTraining(Trainee):
         plans, final = self.recipe.rollout.plans, self.recipe.schedule.final_learning_rate
         steps = min(self.recipe.rollout.steps, (budget - self.done) // plans)
         self.learner.scale_learning_rates(1.0 - (1.0 - final) * self.done / budget)
-        turns = [(self.learner, self.roller), *((one.learner, one.roller) for one in self.others)]
-        learner, roller = turns[self.done // (plans * self.recipe.rollout.steps) % len(turns)]
+        turn = self.done // (plans * self.recipe.rollout.steps) % len(self.environments)
+        one = self.environments[turn]
         self.done += steps * plans
         with self.setting.placement.autocast():
-            self.metrics = learner.iterate(roller, steps=steps) | roller.figures()
+            metrics = one.learner.iterate(one.roller, steps=steps)
+        self.metrics = metrics | one.roller.figures()
 
     def figures(self) -> dict[str, float]:
         """Metrics of the last iteration."""
@@ -181,20 +185,19 @@ class UpiTraining(Trainee):
         """Greedy success on validation puzzles; the mean over the environments, where several."""
         found = None
         if self.setting.workers.is_main:
-            found = self._played(self.task, self.learner, self.validation)
-            if self.others:
-                rates = {self.task.name: found["success_rate"]}
-                for one in self.others:
-                    played = self._played(one.task, one.learner, one.validation)
-                    rates[one.task.name] = played["success_rate"]
-                found["success_rate"] = sum(rates.values()) / len(rates)
-                found |= {f"success_rate_{name}": rate for name, rate in rates.items()}
+            found, *further = [self._played(one) for one in self.environments]
+            if further:
+                rates = [played["success_rate"] for played in (found, *further)]
+                found["success_rate"] = sum(rates) / len(rates)
+                for one, rate in zip(self.environments, rates, strict=True):
+                    found[f"success_rate_{one.task.name}"] = rate
         figures: dict[str, float] = self.setting.workers.from_main(found)
         return figures
 
-    def _played(self, task: Task, learner: UpiLearner, validation: InstanceSet) -> dict[str, float]:
-        policy = greedy_policy(learner.deployed, task.domain, self.setting.placement)
-        return training.play_validation(policy, task, validation)
+    def _played(self, one: _Environment) -> dict[str, float]:
+        domain = one.task.domain
+        policy = greedy_policy(one.learner.deployed, domain, self.setting.placement)
+        return training.play_validation(policy, one.task, one.validation)
 
     def weights(self) -> dict[str, torch.Tensor]:
         """Of every network."""
@@ -213,10 +216,10 @@ class UpiTraining(Trainee):
         mine = {
             "edits": self.done,
             "learner": self.learner.state(),
-            "roller": self.roller.state(),
+            "roller": self.environments[0].roller.state(),
             "also": {
                 one.task.name: {"learner": one.learner.memory(), "roller": one.roller.state()}
-                for one in self.others
+                for one in self.environments[1:]
             },
             "streams": self.streams.state_dict(),
         }
@@ -231,8 +234,8 @@ class UpiTraining(Trainee):
         self.done = state["edits"]
         self.learner.load_weights(checkpoint.weights)
         self.learner.load_state(state["learner"])
-        self.roller.load_state(state["roller"])
-        for one in self.others:
+        self.environments[0].roller.load_state(state["roller"])
+        for one in self.environments[1:]:
             kept = state["also"][one.task.name]
             one.learner.load_memory(kept["learner"])
             one.roller.load_state(kept["roller"])
