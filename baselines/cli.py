@@ -9,9 +9,9 @@ from typing import Any
 
 import click
 
+from baselines.shipped import RECIPES
 from trm.experiments import options
 from trm.experiments.use_cli import show_scoreboard
-from trm.runs.shipped import ShippedFiles
 
 
 @click.group()
@@ -23,7 +23,7 @@ def baselines() -> None:
 @click.option("--algo", help="ppo, a2c, dqn or maskable-ppo.  [default: that of the recipe]")
 @options.env_option
 @options.recipe_option(
-    ShippedFiles(Path(__file__).resolve().parent, "baselines"),
+    RECIPES,
     "Name of a shipped recipe, or a YAML file.  [default: ALGO-ENV, or the algorithm's defaults]",
 )
 @options.any_recipe_option
@@ -146,7 +146,7 @@ def find_recipe(recipe: str | None, *, algorithm: str | None, env: str) -> Path 
     Raises:
         ValueError: an unknown algorithm, environment or recipe.
     """
-    from baselines.recipe import RECIPES, check_algorithm
+    from baselines.recipe import check_algorithm
     from plan_envs.catalogue import resolve_task
 
     check_algorithm(algorithm)

@@ -31,7 +31,8 @@ class Baselines:
 
     def sweep_command(self, command: str) -> SweepCommand:
         """`upi-trm baselines train`."""
-        from baselines.recipe import RECIPES, BaselineRecipe
+        from baselines.recipe import BaselineRecipe
+        from baselines.shipped import RECIPES
 
         return SweepCommand(
             recipe=BaselineRecipe,

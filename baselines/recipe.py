@@ -1,4 +1,4 @@
-"""The recipe of a baseline run, and where the shipped ones lie.
+"""The recipe of a baseline run.
 
 One YAML file is one reported number: `configs/baselines/<algorithm>-<task>.yaml` in a checkout,
 `baselines/configs` in a wheel. `trm.runs.recipe.load_recipe` reads them into a `BaselineRecipe`.
@@ -18,7 +18,7 @@ from trm.experiments.sections import (
 )
 from trm.nn.model import ModelConfig
 from trm.runs.recipe import load_recipe
-from trm.runs.shipped import ShippedFiles, nearest_hint
+from trm.runs.shipped import nearest_hint
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,7 +125,3 @@ def check_algorithm(name: str | None) -> None:
     if name is not None and name not in METHODS:
         hint = nearest_hint(name, list(METHODS), cutoff=0.5)
         raise ValueError(f"--algo: no algorithm is called {name!r}; {hint}")
-
-
-RECIPES = ShippedFiles(Path(__file__).resolve().parent, "baselines")
-"""The shipped recipes: `<algorithm>-<task>`."""

@@ -27,7 +27,8 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from baselines.recipe import RECIPES, BaselineRecipe
+from baselines.recipe import BaselineRecipe
+from baselines.shipped import RECIPES
 from trm.bounded import one_line
 from trm.compute.jobs import Job, JobResult, map_jobs
 from trm.experiments.sections import check_at_least

@@ -27,7 +27,8 @@ from supervised.planner.cache_building import cache_jobs
 from supervised.planner.cache_manifest import CacheRecipe
 from supervised.planner.target_sensitivity import measure_sensitivity
 from supervised.planner.teacher_cache import TeacherCache
-from supervised.recipe import CACHE_RECIPES, RECIPES
+from supervised.recipe import CACHE_RECIPES
+from supervised.shipped import RECIPES
 from supervised.trainer import resume, train
 from trm.compute.device import Placement
 from trm.compute.jobs import map_jobs

@@ -21,7 +21,8 @@ from torch import nn
 
 from supervised.commands.costs import call_flops
 from supervised.objectives.losses import sample_losses
-from supervised.recipe import RECIPES, SupervisedRecipe, token_shape
+from supervised.recipe import SupervisedRecipe, token_shape
+from supervised.shipped import RECIPES
 from trm.compute.device import Placement
 from trm.nn.token_model import TokenModel
 from trm.runs.recipe import load_recipe

@@ -13,7 +13,7 @@ import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from supervised.recipe import RECIPES
+from supervised.shipped import RECIPES
 from supervised.trainer import SupervisedTraining
 from trm.compute.device import Placement
 from upi_trm.trainer import UpiTraining

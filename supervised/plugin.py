@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from supervised.measures.records import make_record
-from supervised.recipe import RECIPES, SupervisedRecipe
+from supervised.recipe import SupervisedRecipe
+from supervised.shipped import RECIPES
 from trm.compute.device import Placement
 from trm.experiments.learners import Learner, Predictor, SweepCommand
 from trm.runs.files import RunError

@@ -1,4 +1,4 @@
-"""The recipe of a supervised run, and where the shipped ones lie.
+"""The recipe of a supervised run.
 
 One YAML file is one run: `configs/supervised/<method>-<data>[-<size>].yaml` in a checkout,
 `supervised/configs` in a wheel. `trm.runs.recipe.load_recipe` reads them into a `SupervisedRecipe`.
@@ -6,7 +6,6 @@ One YAML file is one run: `configs/supervised/<method>-<data>[-<size>].yaml` in 
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -16,12 +15,12 @@ from supervised.data_sets.codecs import codec_of
 from supervised.objectives.act import ActConfig
 from supervised.objectives.dis import DisConfig
 from supervised.planner.distill import DistillConfig
+from supervised.shipped import RECIPES
 from trm.experiments.sections import check_at_least, check_positive, check_within
 from trm.nn.optim import OptimiserConfig
 from trm.nn.recursion import RecursionSchedule
 from trm.nn.token_model import TokenModelConfig, TokenShape
 from trm.runs.recipe import Retired
-from trm.runs.shipped import ShippedFiles
 
 ARC_VOCABULARY, ARC_POSITIONS = 12, 900
 """Padding, end of grid and ten colours, on a canvas of 30 x 30 (REFERENCE.md A)."""
@@ -197,9 +196,6 @@ def shape_of(domain: str, *, num_puzzles: int = 1) -> TokenShape:
         neighbours=None if spec.neighbours is None else torch.from_numpy(spec.neighbours.copy()),
     )
 
-
-RECIPES = ShippedFiles(Path(__file__).resolve().parent, "supervised")
-"""The shipped recipes of runs."""
 
 CACHE_RECIPES = replace(RECIPES, inside="caches")
 """The shipped recipes of teacher caches."""

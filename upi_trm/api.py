@@ -8,7 +8,7 @@ from trm.compute.device import Placement, Precision
 from trm.experiments.trained.model import Model
 from trm.experiments.training import Callback
 from upi_trm import trainer
-from upi_trm.recipe import RECIPES
+from upi_trm.shipped import RECIPES
 
 
 def train(

@@ -12,13 +12,13 @@ import click
 
 from trm.experiments import options
 from trm.experiments.use_cli import show_scoreboard
-from trm.runs.shipped import ShippedFiles
+from upi_trm.shipped import RECIPES
 
 
 @click.command()
 @options.env_option
 @options.recipe_option(
-    ShippedFiles(Path(__file__).resolve().parent, "upi"),
+    RECIPES,
     "Name of a shipped recipe (`upi-trm recipes`), or a YAML file.  [default: that of the env]",
 )
 @options.any_recipe_option
@@ -54,7 +54,6 @@ def train(
     placement = options.ready_placement(resumed=resume is not None, **place)
     from plan_envs.catalogue import resolve_task
     from upi_trm import trainer
-    from upi_trm.recipe import RECIPES
 
     if resume is not None:
         outcome = trainer.resume(resume, steps=steps, placement=placement)

@@ -21,7 +21,8 @@ from trm.runs.run import Run, fitting
 from upi_trm.chain import MixturePolicy
 from upi_trm.deployment import greedy_policy, load_deployed
 from upi_trm.insight import UpiInsight
-from upi_trm.recipe import RECIPES, UpiRecipe
+from upi_trm.recipe import UpiRecipe
+from upi_trm.shipped import RECIPES
 from upi_trm.theory.subjects import load_subject
 
 

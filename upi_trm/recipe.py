@@ -1,12 +1,10 @@
-"""The recipe of a UPI-TRM run, and where the shipped ones lie."""
+"""The recipe of a UPI-TRM run."""
 
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from plan_envs.catalogue import Task, resolve_task
 from trm.experiments.sections import InstancesConfig, ScheduleConfig, check_at_least
-from trm.runs.shipped import ShippedFiles
 from upi_trm.curriculum import CurriculumConfig
 from upi_trm.learner import LearnerConfig
 
@@ -64,7 +62,3 @@ class UpiRecipe(LearnerConfig):
                 f" {str(self.improvement.distil).lower()} and {self.model.latent!r}"
             )
         check_at_least(self.schedule, "schedule", plans, "edits", named="rollout.plans")
-
-
-RECIPES = ShippedFiles(Path(__file__).resolve().parent, "upi")
-"""The shipped recipes; the recipe of a task bears the task's name."""

@@ -13,6 +13,7 @@ from typing import Any
 import click
 
 from supervised.commands.options import RECIPE_HELP, placed, show_record, steps_option
+from supervised.shipped import RECIPES
 from trm.experiments.options import (
     end_unfinished,
     json_option,
@@ -25,14 +26,10 @@ from trm.experiments.options import (
     run_options,
     seed_option,
 )
-from trm.runs.shipped import ShippedFiles
-
-_RECIPES = ShippedFiles(Path(__file__).resolve().parents[1], "supervised")
-"""As `supervised.recipe.RECIPES`, without its imports."""
 
 
 @click.command()
-@recipe_option(_RECIPES, RECIPE_HELP)
+@recipe_option(RECIPES, RECIPE_HELP)
 @overrides_option
 @steps_option
 @run_options
@@ -56,7 +53,6 @@ def train(
     """
     placement = make_placement(**where, resumed=resume is not None)
     from supervised import trainer
-    from supervised.recipe import RECIPES
 
     if resume is not None:
         refuse_with_resume(ctx, ("recipe", "overrides", "seed", "out"))
@@ -70,7 +66,7 @@ def train(
 
 @click.command()
 @click.argument("teacher", metavar="TEACHER", type=click.Path(path_type=Path))
-@recipe_option(_RECIPES, RECIPE_HELP, required=True)
+@recipe_option(RECIPES, RECIPE_HELP, required=True)
 @click.option("--cache", "folder", type=click.Path(path_type=Path), help="Cache of the teacher.")
 @overrides_option
 @steps_option
@@ -90,7 +86,7 @@ def distill(
     A recipe without the section distill is a control and takes no cache. `train --resume` goes on
     with a student. `--set distill.cache=CACHE` means the same as `--cache CACHE`.
     """
-    from supervised.recipe import RECIPES, SupervisedRecipe
+    from supervised.recipe import SupervisedRecipe
     from trm.runs.recipe import load_recipe
 
     path = RECIPES.find(recipe)
@@ -112,7 +108,7 @@ def distill(
 def info(*, recipe: str, overrides: tuple[str, ...], as_json: bool) -> None:
     """Say what a RECIPE costs: parameters, forward passes, FLOPs, memory."""
     from supervised.commands.costs import costs_of
-    from supervised.recipe import RECIPES, SupervisedRecipe, token_shape
+    from supervised.recipe import SupervisedRecipe, token_shape
     from trm.runs.recipe import load_recipe
 
     loaded = load_recipe(SupervisedRecipe, RECIPES.find(recipe), overrides)
@@ -131,7 +127,7 @@ def import_checkpoint(
     """Make a run of an official CHECKPOINT, to evaluate it."""
     from supervised.commands.official import import_model
     from supervised.models import save_import
-    from supervised.recipe import RECIPES, SupervisedRecipe, token_shape
+    from supervised.recipe import SupervisedRecipe, token_shape
     from trm.runs.recipe import load_recipe
 
     path = RECIPES.find(recipe)

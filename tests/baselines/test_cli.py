@@ -12,7 +12,8 @@ from click.testing import CliRunner, Result
 
 from baselines.cli import baselines as group
 from baselines.plugin import LEARNER
-from baselines.recipe import RECIPES, read_recipe
+from baselines.recipe import read_recipe
+from baselines.shipped import RECIPES
 from trm.experiments.learners import LEARNER_GROUP, Learner
 from trm.experiments.sweep_spec import plan_sweep
 from trm.runs.run import Run

@@ -17,7 +17,8 @@ from run_cases import edit_json
 from baselines.algorithms import METHODS
 from baselines.deployment import load_networks
 from baselines.global_randomness import GlobalRandomness
-from baselines.recipe import RECIPES, BaselineRecipe, read_recipe
+from baselines.recipe import BaselineRecipe, read_recipe
+from baselines.shipped import RECIPES
 from baselines.trainer import OneRollout, resume, train
 from plan_envs.catalogue import TASKS, resolve_task
 from plan_envs.evaluation import evaluate_policy, random_legal
@@ -32,8 +33,8 @@ from trm.runs.files import RunError
 from trm.runs.packing import pack_state
 from trm.runs.recipe import dump_recipe, load_recipe
 from trm.runs.run import Run
-from upi_trm.recipe import RECIPES as UPI_RECIPES
 from upi_trm.recipe import UpiRecipe
+from upi_trm.shipped import RECIPES as UPI_RECIPES
 from upi_trm.theory.stability import measure_drift
 from upi_trm.theory.subjects import load_studied, with_dials
 

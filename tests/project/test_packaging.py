@@ -16,7 +16,7 @@ import upi_trm
 from trm.experiments.shipped_runs import pretrained_names, run_path
 from trm.experiments.sweep_spec import SWEEPS
 from trm.runs.shipped import ShippedFiles
-from upi_trm.recipe import RECIPES
+from upi_trm.shipped import RECIPES
 
 REPO = Path(__file__).resolve().parents[2]
 PACKAGES = ("plan_envs", "trm", "upi_trm", "baselines", "supervised")
@@ -85,7 +85,7 @@ def test_an_installed_wheel_finds_recipes_sweeps_and_shipped_runs_outside_the_ch
         "import json\n"
         "from trm.experiments.shipped_runs import pretrained_names, run_path\n"
         "from trm.experiments.sweep_spec import SWEEPS\n"
-        "from upi_trm.recipe import RECIPES\n"
+        "from upi_trm.shipped import RECIPES\n"
         "paths = [kind.find(name) for kind in (RECIPES, SWEEPS) for name in kind.names()]\n"
         "paths += [run_path(f'pretrained:{name}') / 'run.json' for name in pretrained_names()]\n"
         "print(json.dumps([[str(path), path.stat().st_size] for path in paths]))"

@@ -23,7 +23,8 @@ from supervised.commands.official import import_model, our_name
 from supervised.data_sets.board_plans import sudoku_plan
 from supervised.data_sets.building import build_dataset
 from supervised.models import RUN_KIND, load_model
-from supervised.recipe import RECIPES, SupervisedRecipe, token_shape
+from supervised.recipe import SupervisedRecipe, token_shape
+from supervised.shipped import RECIPES
 from supervised.trainer import resume, train
 from trm.compute.device import Placement
 from trm.experiments.training import NotFiniteError

@@ -21,7 +21,8 @@ from supervised.measures.arc_voting import vote_on_task
 from supervised.models import RUN_KIND, load_model
 from supervised.planner.cache_manifest import CacheRecipe, teacher_hash
 from supervised.planner.teacher_cache import TeacherCache
-from supervised.recipe import CACHE_RECIPES, RECIPES, SupervisedRecipe
+from supervised.recipe import CACHE_RECIPES, SupervisedRecipe
+from supervised.shipped import RECIPES
 from supervised.trainer import resume, train
 from trm.compute.device import Placement
 from trm.runs.recipe import load_recipe

@@ -33,7 +33,7 @@ from trm.experiments.training import Outcome as Trained
 from trm.runs.files import RunError
 from trm.runs.run import Run
 from upi_trm.cli import twice_about
-from upi_trm.recipe import RECIPES
+from upi_trm.shipped import RECIPES
 
 EASY_4X4 = "12.4 3412 2143 4321"
 LINE_9X9 = "..2...4..5....6......5......7......635..81.....1.7...3.9...3.612......3.6..74..9."

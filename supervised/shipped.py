@@ -1,0 +1,8 @@
+"""Where the recipes of the learner lie; light, since command lines complete their names."""
+
+from pathlib import Path
+
+from trm.runs.shipped import ShippedFiles
+
+RECIPES = ShippedFiles(Path(__file__).resolve().parent, "supervised")
+"""The shipped recipes of runs."""
